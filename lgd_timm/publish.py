@@ -1,0 +1,224 @@
+"""The published folder: a stock timm model that any timm loads, and beside it what only we know.
+
+config.json, model.safetensors   stock architecture, stock keys; with a linear projector the zero-shot classifier
+                                 is folded in, so the model IS a classifier over the vocabulary
+lgd.safetensors                  projector, text bank, visual bank, names: for embeddings and for other names
+recipe.yaml, metrics.json        how it was made, how good it is
+README.md                        the model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .card import model_card
+from .errors import WeightsError
+from .files import building, write_json
+from .recipe import Recipe, read_recipe
+from .student import Student
+from .students import stock_name
+
+FORMAT = "lgd_timm 1"
+
+
+@dataclass(frozen=True)
+class Banks:
+    """The names and what stands for them. Text and visual bank: float32 [C, D]; seen: bool [C]."""
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    text: Tensor
+    visual: Tensor | None
+    seen: Tensor | None
+    text_fingerprint: str  # of the text tower
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published folder holds, ready to embed."""
+
+    student: Student
+    banks: Banks
+    recipe: Recipe
+    metrics: dict[str, Any]
+    label_names: tuple[str, ...]
+
+
+def save(
+    out: str | Path,
+    *,
+    student: Student,
+    banks: Banks,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    name: str,
+    embedding_norm: float = 1.0,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write a published folder, whole or not at all.
+
+    `name` is `<entry>.<tag>`. `embedding_norm` is the mean length of the student's embeddings: it scales the folded
+    classifier, so that its softmax is the student's own at its temperature.
+    Raises: WeightsError when the folder exists, or when weights do not fit `dtype`.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise WeightsError(f"{out} exists and is not empty. Choose another folder, or remove it.")
+    stock = stock_model(student, banks, recipe, embedding_norm=embedding_norm)
+    for key, tensor in stock.state_dict().items():
+        if tensor.is_floating_point() and not tensor.to(dtype).isfinite().all():
+            raise WeightsError(f"{key} does not fit {dtype}: save with dtype=torch.float32.")
+    stock = stock.to(dtype=dtype, memory_format=torch.contiguous_format)
+    config: dict[str, Any] = {"architecture": stock.pretrained_cfg["architecture"]}
+    if student.projector_kind == "linear":
+        config["label_names"] = list(banks.names)
+    with building(out) as temporary:
+        timm.models.save_for_hf(stock, temporary, model_config=config, safe_serialization=True)
+        save_file(
+            _lgd_tensors(student, banks, dtype), temporary / "lgd.safetensors", metadata=_lgd_metadata(student, banks)
+        )
+        (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        write_json(temporary / "metrics.json", dict(metrics))
+        (temporary / "README.md").write_text(
+            model_card(name=name, recipe=recipe, metrics=metrics, names=banks.names), encoding="utf-8"
+        )
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+    return out
+
+
+def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_norm: float) -> Any:
+    """The student as a stock timm model; a linear projector and the text bank become its classifier.
+
+    logits_k = c_k . (W f + b) / (embedding_norm * tau_S)       up to a positive scale an image, the zero-shot logits
+    """
+    linear = isinstance(student.projector, nn.Linear)
+    architecture = stock_name(recipe.student.model)
+    preprocess = student.preprocess
+    stock = timm.create_model(
+        architecture,
+        num_classes=len(banks.names) if linear else 0,
+        pretrained_cfg_overlay={
+            "crop_pct": 1.0,
+            "interpolation": preprocess.interpolation,
+            "mean": tuple(preprocess.mean.flatten().tolist()),
+            "std": tuple(preprocess.std.flatten().tolist()),
+            "input_size": (3, preprocess.size, preprocess.size),
+            "pool_size": None,
+            "origin_url": "https://arxiv.org/abs/2406.11689",
+        },
+    )
+    missing, unexpected = stock.load_state_dict(student.backbone.state_dict(), strict=False)
+    assert not unexpected, unexpected
+    classifier = stock.get_classifier()
+    assert len(missing) == (2 if linear else 0), missing
+    if isinstance(student.projector, nn.Linear):
+        scale = 1 / (embedding_norm * float(recipe.objective.get("student_temperature", 0.2)))
+        text = banks.text.to(student.projector.weight.device)
+        with torch.no_grad():
+            classifier.weight.copy_(scale * text @ student.projector.weight)
+            classifier.bias.copy_(scale * text @ student.projector.bias)
+    return stock
+
+
+def load(folder: str | Path) -> Published:
+    """Read a published folder back. Raises: WeightsError when it is none, or was written by a newer format."""
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors", "lgd.safetensors", "recipe.yaml"):
+        if not (folder / name).is_file():
+            raise WeightsError(
+                f"{folder} lacks {name}, so it is no folder that lgd_timm published. `lgd-timm pull` or `lgd-timm save` makes one."
+            )
+    try:
+        with safe_open(folder / "lgd.safetensors", framework="pt") as file:
+            facts = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise WeightsError(f"{folder}/lgd.safetensors can't be read ({error}). Pull or save it again.") from error
+    if facts.get("lgd_format") != FORMAT:
+        raise WeightsError(
+            f"{folder}/lgd.safetensors has format {facts.get('lgd_format')!r}, this version reads {FORMAT!r}. Upgrade lgd_timm."
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    student = Student(
+        backbone,
+        embed_dim=tensors["text_bank"].shape[1],
+        projector=facts["projector"],
+        image_size=config["pretrained_cfg"]["input_size"][-1],
+    )
+    student.projector.load_state_dict(
+        {k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")}
+    )
+    banks = Banks(
+        names=tuple(json.loads(facts["names"])),
+        templates=tuple(json.loads(facts["templates"])),
+        text=tensors["text_bank"].float(),
+        visual=tensors["visual_bank"].float() if "visual_bank" in tensors else None,
+        seen=tensors.get("seen"),
+        text_fingerprint=facts["text_fingerprint"],
+    )
+    metrics = folder / "metrics.json"
+    return Published(
+        student=student.eval(),
+        banks=banks,
+        recipe=read_recipe(folder),
+        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        label_names=tuple(config.get("label_names", ())),
+    )
+
+
+def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Student:
+    """Round weights as saving will, so that what is evaluated is what is published."""
+    with torch.no_grad():
+        for tensor in student.state_dict().values():  # not the input statistics, which are no weights
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(dtype))
+    return student
+
+
+def _lgd_tensors(student: Student, banks: Banks, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = {f"projector.{key}": tensor.to(dtype) for key, tensor in student.projector.state_dict().items()}
+    tensors["text_bank"] = banks.text.float()  # the names' own bank stays exact: it is small
+    if banks.visual is not None and banks.seen is not None:
+        tensors["visual_bank"], tensors["seen"] = banks.visual.to(dtype), banks.seen
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _lgd_metadata(student: Student, banks: Banks) -> dict[str, str]:
+    return {
+        "format": "pt",
+        "lgd_format": FORMAT,
+        "projector": student.projector_kind,
+        "names": json.dumps(banks.names, ensure_ascii=False),
+        "templates": json.dumps(banks.templates, ensure_ascii=False),
+        "text_fingerprint": banks.text_fingerprint,
+    }
+
+
+def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:
+    """What the package's manifest says of a published folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    keep = ("num_classes", "input_size", "pool_size", "crop_pct", "interpolation", "mean", "std", "origin_url")
+    cfg: dict[str, Any] = {key: config["pretrained_cfg"][key] for key in keep if key in config["pretrained_cfg"]}
+    cfg["num_classes"] = config["num_classes"]
+    if "label_names" in config:
+        cfg["label_names"] = config["label_names"]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {
+        "repo_id": repo_id,
+        "commit": commit,
+        "files": dict(files),
+        "metrics": metrics.get("summary", {}),
+        "cfg": cfg,
+    }

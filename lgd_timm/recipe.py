@@ -1,0 +1,257 @@
+"""A recipe: everything that decides what a run makes, as typed data in YAML. Nothing in it can run code.
+
+`read_recipe(path, overrides)` checks every key against the dataclasses below; an unknown one is refused with the nearest
+known one. On the command line each field can be overridden: `--optimizer.lr 0.1 --student.model lgd_resnet18`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .errors import LGDError, RecipeError
+from .objectives.lgd import configure
+from .shards.views import Views
+from .teachers import KINDS, TeacherSpec
+
+
+@dataclass(frozen=True)
+class StudentRecipe:
+    """Which timm model learns, and at which size."""
+
+    model: str = "lgd_mobilenetv2"
+    projector: Literal["linear", "mlp"] = "linear"
+    image_size: int | None = None  # None: the views' size; else views are resized (bicubic) on the device
+    pretrained: bool = False  # start from the timm model's own weights
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    mean: tuple[float, float, float] | None = None  # None: the timm model's own statistics
+    std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which shards are learned from, and which are evaluated on."""
+
+    shards: str = ""
+    train_split: str = "train"
+    val_split: str | None = None
+    batch_size: int = 256  # global: shared by all ranks
+    workers: int = 0
+    max_bad: float = 0.001  # share of the split that may be unreadable
+
+
+@dataclass(frozen=True)
+class VocabularyRecipe:
+    """Which names. `source`: a list, or what `load_vocabulary` reads. `templates`: none, simple, openai, a file or a list."""
+
+    source: str | list[str] = ""
+    templates: str | list[str] = "none"
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """timm's optimizer factory: `name` is one of timm.optim.list_optimizers()."""
+
+    name: str = "sgd"
+    lr: float | None = None  # None: lr_base * batch_size / lr_base_size
+    lr_base: float = 0.03
+    lr_base_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    weight_decay_all: bool = True  # also on biases and norms, as the released code does
+    betas: tuple[float, float] | None = None
+    clip_grad: float | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """Epochs, warm-up and timm's scheduler."""
+
+    epochs: int = 90
+    name: str = "cosine"
+    warmup_epochs: float = 5
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    per_step: bool = True  # step the schedule every update; the released code does so every epoch
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """How the machine does it; none of these should change what is learned, but for rounding."""
+
+    seed: int = 0
+    device: str = "auto"  # auto: cuda, then mps, then cpu
+    amp: Literal["none", "float16", "bfloat16"] = "none"
+    channels_last: bool = True
+    compile: bool = False
+    ema_decay: float | None = None
+    checkpoint_every: int = 1  # epochs
+    evaluate_every: int = 1  # epochs
+    log_every: int = 20  # steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment."""
+
+    name: str
+    teacher: TeacherSpec
+    vocabulary: VocabularyRecipe
+    data: DataRecipe
+    student: StudentRecipe = field(default_factory=StudentRecipe)
+    views: Views | None = None  # None: those of the stored embeddings
+    objective: dict[str, Any] = field(default_factory=lambda: {"preset": "reference"})
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with `teacher.kind`; `from_dict` of it is this recipe again."""
+        plain = _plain(asdict(self))
+        kind = next(kind for kind, spec in KINDS.items() if isinstance(self.teacher, spec))
+        return {**plain, "teacher": {"kind": kind, **plain["teacher"]}}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_recipe(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a YAML recipe and apply dotted overrides such as {"optimizer.lr": 0.1}.
+
+    Raises: RecipeError for a missing or malformed file, unknown keys, and values of a wrong type.
+    """
+    path = Path(path)
+    if path.is_dir():  # a published folder carries its recipe
+        path = path / "recipe.yaml"
+    if not path.is_file():
+        near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+        raise RecipeError(
+            f"No recipe at {path}." + (f" There are: {near}." if near else " Give a YAML file or a published folder.")
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds {type(data).__name__}, not a mapping of recipe fields.")
+    data.setdefault("name", path.stem)
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    return recipe_from_dict(data)
+
+
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+    """Check and build. Raises: RecipeError naming the field."""
+    recipe = _build(Recipe, data, where="")
+    try:
+        configure(**recipe.objective)
+    except LGDError as error:
+        raise RecipeError(str(error)) from error
+    return recipe
+
+
+def _override(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"--{key}: {parent!r} holds a single value, it has no field {last!r}.")
+    data[last] = yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def _build(kind: Any, data: Any, *, where: str) -> Any:
+    """A dataclass from a mapping, checked key by key."""
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where or 'The recipe'} must be a mapping of fields, not {data!r}.")
+    hints = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {_dotted(where, near[0])!r}?" if near else f"known: {', '.join(known)}."
+            raise RecipeError(f"Unknown recipe field {_dotted(where, str(key))!r}; {hint}")
+    values = {key: _value(hints[key], value, where=_dotted(where, key)) for key, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:  # a required field is missing
+        missing = [f.name for f in fields(kind) if f.name not in values and _required(f)]
+        raise RecipeError(
+            f"{where or 'The recipe'} lacks {', '.join(_dotted(where, name) for name in missing)}."
+        ) from error
+
+
+def _required(f: Any) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _value(hint: Any, value: Any, *, where: str) -> Any:
+    if hint == TeacherSpec:
+        return _teacher(value, where=where)
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _union(options, value, where=where)
+    if is_dataclass(hint):
+        return _build(hint, value, where=where)
+    if origin is Literal:
+        if value in options:
+            return value
+        raise RecipeError(f"{where} = {value!r}; choose one of {', '.join(map(str, options))}.")
+    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(options):
+        return tuple(_value(o, v, where=where) for o, v in zip(options, value, strict=True))
+    if origin is list and isinstance(value, Sequence) and not isinstance(value, str):
+        return [_value(options[0], v, where=where) for v in value]
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise RecipeError(f"{where} = {value!r} is no {_spell(hint)}.")
+
+
+def _union(options: Sequence[Any], value: Any, *, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    rest = [option for option in options if option is not type(None)]
+    for option in rest[:-1]:
+        try:
+            return _value(option, value, where=where)
+        except RecipeError:
+            continue  # the last option's message is the one to show
+    return _value(rest[-1], value, where=where)
+
+
+def _teacher(value: Any, *, where: str) -> Any:
+    if not isinstance(value, Mapping) or value.get("kind") not in KINDS:
+        given = value.get("kind") if isinstance(value, Mapping) else value
+        raise RecipeError(f"{where}.kind = {given!r}; choose one of {', '.join(KINDS)}.")
+    rest = {key: v for key, v in value.items() if key != "kind"}
+    return _build(KINDS[value["kind"]], rest, where=where)
+
+
+def _dotted(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _spell(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if get_origin(hint) is None else str(hint)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,120 @@
+"""What a folder of shards holds: timm's `_info.json` with sha256 sums, and where each sample lies in its tar.
+
+Samples are read by position, not streamed. An epoch's order is then a pure function of (seed, epoch), the same for any
+number of workers and ranks; evaluation sees each sample exactly once; a run can go on at any step; and no shuffle
+buffer holds samples in memory. webdataset's own pipeline offers none of these (mechanics.md, part C).
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..errors import ShardError
+from ..files import fingerprint
+
+INFO = "_info.json"
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One split: its tars, their sample counts and sums."""
+
+    root: Path
+    split: str
+    filenames: tuple[str, ...]
+    lengths: tuple[int, ...]
+    sha256: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of the content: file names, counts and sums."""
+        return fingerprint(self.filenames, self.lengths, self.sha256)
+
+    def path(self, shard: int) -> Path:
+        return self.root / self.filenames[shard]
+
+
+def read_info(root: Path) -> dict:
+    """The folder's `_info.json`, or a ShardError that says what is missing."""
+    path = root / INFO
+    if not path.is_file():
+        raise ShardError(
+            f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards IMAGES {root}"
+        )
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(info["splits"], dict)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ShardError(f"{path} can't be read as timm's shard index ({error!r}). Write the shards again.") from error
+    return info
+
+
+def open_shards(root: str | Path, *, split: str) -> ShardSet:
+    """Open one split of a shard folder. Checks that every tar is there; does not read them.
+
+    Raises: ShardError when the folder, the split or a shard is missing.
+    """
+    root = Path(root)
+    info = read_info(root)
+    if split not in info["splits"]:
+        raise ShardError(f"{root} has no split {split!r}; it has {', '.join(sorted(info['splits'])) or 'none'}.")
+    entry = info["splits"][split]
+    missing = [name for name in entry["filenames"] if not (root / name).is_file()]
+    if missing:
+        raise ShardError(
+            f"{root} lacks {len(missing)} of {len(entry['filenames'])} shards of {split!r}, first {missing[0]}. Copy them, or write the shards again."
+        )
+    return ShardSet(
+        root=root,
+        split=split,
+        filenames=tuple(entry["filenames"]),
+        lengths=tuple(entry["shard_lengths"]),
+        sha256=tuple(entry.get("sha256", ())),
+        class_names=tuple(info.get("class_names", ())),
+    )
+
+
+class IndexedTar:
+    """Random access to the samples of one tar: the headers are walked once, then each field is one read.
+
+    A key is the part of the name before the first dot, as in webdataset. A tar that ends early keeps the samples that
+    are whole; `damage` then says what was wrong.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage: str | None = None
+        self.samples: dict[str, dict[str, tuple[int, int]]] = {}
+        size = path.stat().st_size
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if not member.isfile():
+                        continue
+                    if member.offset_data + member.size > size:
+                        raise tarfile.ReadError(f"{member.name} ends after the file's end")
+                    folder, _, name = member.name.rpartition("/")
+                    key, _, field = name.partition(".")
+                    key = f"{folder}/{key}" if folder else key
+                    self.samples.setdefault(key, {})[field.lower()] = (member.offset_data, member.size)
+        except (tarfile.TarError, OSError) as error:
+            self.damage = str(error)
+        self.keys = tuple(self.samples)
+        self._file = path.open("rb")
+
+    def read(self, key: str, field: str) -> bytes:
+        offset, size = self.samples[key][field]
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,220 @@
+"""Samples out of shards: permuted by epoch, split among ranks after shuffling, exactly once for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import ShardError
+from .index import IMAGE_FIELDS, IndexedTar, ShardSet
+from .stored import StoredEmbeddings
+from .views import Views, decode
+
+Item = tuple[int, int]  # (position in the split, view index)
+
+
+@dataclass
+class Batch:
+    """What one step needs. Samples that could not be read are left out and named in `bad`."""
+
+    images: Tensor  # uint8 [B, 3, S, S]
+    labels: Tensor  # int64 [B], -1 where the sample has none
+    keys: list[str]
+    embeddings: Tensor | None = None  # the teacher's, float16 [B, D]
+    bad: tuple[tuple[str, str], ...] = ()  # (key, reason)
+
+    def pin_memory(self) -> Batch:  # called by DataLoader
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, function: Any) -> Batch:
+        embeddings = None if self.embeddings is None else function(self.embeddings)
+        return replace(self, images=function(self.images), labels=function(self.labels), embeddings=embeddings)
+
+
+class ShardDataset(Dataset):
+    """Map-style dataset over (position, view index): a list of items in, a Batch out."""
+
+    def __init__(self, shards: ShardSet, *, views: Views, stored: StoredEmbeddings | None = None) -> None:
+        self.shards, self.views, self.stored = shards, views, stored
+        self._starts = np.concatenate([[0], np.cumsum(shards.lengths)])
+        self._tars: dict[int, IndexedTar] = {}
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tars": {}}  # open files stay in their process
+
+    def __getitem__(self, item: Item) -> Batch:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: Sequence[Item]) -> Batch:
+        """Read and render a batch; a bad sample costs its place, not the batch."""
+        samples, bad = [], []
+        for position, view in items:
+            shard = int(np.searchsorted(self._starts, position, side="right")) - 1
+            key = f"sample {position - int(self._starts[shard])}"
+            try:
+                tar = self._tar(shard)
+                place = position - int(self._starts[shard])
+                if place >= len(tar.keys):
+                    raise ShardError(
+                        tar.damage
+                        or f"the tar holds {len(tar.keys)} samples, its index says {self.shards.lengths[shard]}"
+                    )
+                key = tar.keys[place]
+                samples.append((key, *self._read(tar, shard, key, view)))
+            except (
+                OSError,
+                ValueError,
+                SyntaxError,
+                Image.DecompressionBombError,
+            ) as error:  # what Pillow raises for bad files
+                bad.append((f"{self.shards.filenames[shard]}/{key}", f"{type(error).__name__}: {error}"))
+        if not samples:
+            raise ShardError(
+                f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards."
+            )
+        keys, images, labels, embeddings = zip(*samples, strict=True)
+        stored = None if self.stored is None else torch.from_numpy(np.stack(embeddings))
+        return Batch(torch.stack(images), torch.tensor(labels), list(keys), stored, tuple(bad))
+
+    def _tar(self, shard: int) -> IndexedTar:
+        if shard not in self._tars:
+            self._tars[shard] = IndexedTar(self.shards.path(shard))
+        return self._tars[shard]
+
+    def _read(self, tar: IndexedTar, shard: int, key: str, view: int) -> tuple[Tensor, int, np.ndarray | None]:
+        fields = tar.samples[key]
+        field = next((f for f in IMAGE_FIELDS if f in fields), None)
+        if field is None:
+            raise ShardError(f"no image among its fields ({', '.join(fields)})")
+        image = self.views.render(decode(tar.read(key, field)), key, view)
+        label = int(tar.read(key, "cls")) if "cls" in fields else -1
+        embedding = None if self.stored is None else self.stored.read(self.shards.filenames[shard], key, view)
+        return image, label, embedding
+
+
+@dataclass(frozen=True)
+class EpochPlan(Sampler[list[Item]]):
+    """The batches of one rank, an endless walk through shuffled epochs cut to steps [start, stop).
+
+    Step s belongs to epoch s // steps_per_epoch and shows view (epoch mod views). Shards are permuted by epoch, then
+    samples within windows of `window` shards, which keeps reads near each other; the order is cut into global batches and
+    each batch into one part a rank. A last, partial global batch is left to other epochs' luck.
+    """
+
+    lengths: tuple[int, ...]
+    batch_size: int  # of one rank
+    views: int = 1
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
+    stop: int = 0
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch < 1:
+            raise ShardError(
+                f"{sum(self.lengths)} samples are too few for one global batch of {self.batch_size} x {self.world_size} ranks. "
+                "Lower data.batch_size."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return sum(self.lengths) // (self.batch_size * self.world_size)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of all samples in this epoch's order, int64 [N], equal on every rank."""
+        draw = np.random.Generator(np.random.Philox(key=(self.seed << 64) + epoch))
+        starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        shards = draw.permutation(len(self.lengths))
+        windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
+        return np.concatenate(
+            [
+                draw.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in window]))
+                for window in windows
+            ]
+        )
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        size = self.batch_size * self.world_size
+        order, current = np.empty(0, np.int64), -1
+        for step in range(self.start, self.stop):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != current:
+                order, current = self.order(epoch), epoch
+            first = place * size + self.rank * self.batch_size
+            yield [(int(i), epoch % self.views) for i in order[first : first + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class InOrder(Sampler[list[Item]]):
+    """Every sample of one rank exactly once, in stored order, each with all its views: for evaluation and teaching."""
+
+    positions: range
+    batch_size: int
+    views: int = 1
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for i in range(0, len(self.positions), self.batch_size):
+            yield [(p, view) for p in self.positions[i : i + self.batch_size] for view in range(self.views)]
+
+
+def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int = 0) -> DataLoader:
+    """A DataLoader of Batches. Workers persist for the whole walk; uint8 crosses the process border."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)  # workers are the parallelism; more threads would only fight
+
+
+class BadSamples:
+    """Counts and names the samples that could not be read; fails when they are more than a share of the split."""
+
+    def __init__(self, allowed: float, *, size: int) -> None:
+        self.limit = int(allowed * size)
+        self.allowed, self.size = allowed, size
+        self.reasons: dict[str, str] = {}
+
+    def add(self, bad: Sequence[tuple[str, str]]) -> list[str]:
+        """Record; returns one line for each sample not named before. Raises: ShardError above the limit."""
+        new = [(key, reason) for key, reason in bad if key not in self.reasons]
+        self.reasons.update(new)
+        if len(self.reasons) > self.limit:
+            first = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3])
+            raise ShardError(
+                f"{len(self.reasons)} of {self.size} samples can't be read, more than data.max_bad = {self.allowed:g} allows ({self.limit}). "
+                f"First: {first}. Repair the shards, or raise data.max_bad."
+            )
+        return [f"skipped {key}: {reason}" for key, reason in new]

@@ -1,0 +1,116 @@
+"""LGDTask: one training step as timm's TrainingTask sees it, with student, projector, objective and teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from .errors import LGDError
+from .objectives import Objective
+from .student import Student
+from .teachers import ImageTeacher
+
+
+class LGDTask(TrainingTask):
+    """Student and teacher look at the same pixels; the objective compares what they see.
+
+    Args:
+        student: backbone and projector.
+        objective: maps (student [B, D], teacher [B, D]) to a loss; owns the banks.
+        teacher: an online teacher, or None when embeddings are stored and arrive as `target`.
+
+    `forward(input, target)`: `input` are raw pixels, uint8 [B, 3, H, W] or float in 0..1, since teacher and student
+    differ in statistics and size and each prepares its own; `target` are stored teacher embeddings [B, D], or None.
+    The teacher is frozen, in eval and inference mode, and in no state_dict.
+    """
+
+    trainable_module: nn.Module
+
+    def __init__(
+        self,
+        student: Student,
+        objective: Objective,
+        teacher: ImageTeacher | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.trainable_module = student.to(self.device)
+        self.objective = objective.to(self.device)
+        # In a list, so that the teacher is no submodule: not in checkpoints, not in .train(), not among the parameters.
+        self._teacher = [] if teacher is None else [teacher.freeze().to(self.device)]
+        self._compiled: Any = None
+
+    @property
+    def student(self) -> Student:
+        module = unwrap_model(self.trainable_module)
+        assert isinstance(module, Student)
+        return module
+
+    @property
+    def teacher(self) -> ImageTeacher | None:
+        return self._teacher[0] if self._teacher else None
+
+    def forward(self, input: Tensor, target: Tensor | None = None) -> dict[str, Tensor]:
+        """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's."""
+        embeddings = self.teach(input) if target is None else target
+        output = (self._compiled or self.trainable_module)(input)
+        return {**self.objective(output, embeddings), "output": output, "teacher": embeddings}
+
+    def teach(self, input: Tensor) -> Tensor:
+        """The online teacher's embeddings [B, D] of raw pixels."""
+        if self.teacher is None:
+            raise LGDError(
+                "The task has no teacher and was given no stored embeddings. Pass `target`, or build it with a teacher."
+            )
+        return self.teacher(input).clone()  # a clone leaves inference mode, so that autograd accepts it
+
+    def update(self, teacher: Tensor) -> None:
+        """After the optimizer's step: let the objective take the batch into its banks."""
+        self.objective.update(teacher)
+
+    def train(self, mode: bool = True) -> LGDTask:
+        return super().train(mode)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LGDTask:
+        result = super()._apply(fn, *args, **kwargs)
+        for teacher in self._teacher:
+            teacher._apply(fn, *args, **kwargs)
+        return result
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module | None:
+        """Compile student and objective; the checkpoint's keys stay those of the plain modules."""
+        self._compiled = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        self.objective.compile(backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = self._compiled
+        return self._compiled
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> LGDTask:
+        """Wrap the student in DDP. Banks need no wrapping: they start equal and are updated by an all-reduce."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        self.trainable_module = DistributedDataParallel(
+            self._compiled or self.trainable_module, device_ids=device_ids, **ddp_kwargs
+        )
+        self._compiled = None
+        return self
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The banks, for timm's checkpoints."""
+        return {"objective": self.objective.state_dict()}
+
+    def load_task_state(
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+    ) -> None:
+        if state is not None:
+            self.objective.load_state_dict(state["objective"], strict=strict)
+        elif strict:
+            raise LGDError(
+                "The checkpoint has no objective state (banks). Load it with strict=False to start with fresh banks."
+            )

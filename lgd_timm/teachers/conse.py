@@ -1,0 +1,148 @@
+"""ConSE: any image classifier and any sentence encoder make a zero-shot teacher (Norouzi et al., ICLR 2014).
+
+    image embedding = softmax(logits / temperature) @ N - mean(N),   row i of N the sentence embedding of class i's description
+    text embedding  = encoder(name) - mean(N)
+
+It needs no labels of ours and no CLIP: useful where CLIP weights can't be had, and as a small, fast teacher.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from torch import Tensor, nn
+
+from ..errors import TeacherError, require
+from ..files import fingerprint, sha256_of
+from ..preprocess import Preprocess
+from .base import ImageTeacher, TextTeacher, module_fingerprint
+
+
+@dataclass(frozen=True)
+class Conse:
+    """A ConSE teacher. `classifier`: any timm name with weights, or `local-dir:`/`hf-hub:`. `encoder`: any
+    sentence-transformers name or folder, or `package:MODULE/FOLDER` inside an installed package."""
+
+    classifier: str
+    encoder: str
+    temperature: float = 2.0
+    image_size: int | None = None  # None: the classifier's own
+
+    def image(self) -> ImageTeacher:
+        return _ConseImage(self, _create_classifier(self.classifier), _sentences(self.encoder)).freeze()
+
+    def text(self) -> TextTeacher:
+        descriptions = class_descriptions(_create_classifier(self.classifier, pretrained=False))
+        return _ConseText(_sentences(self.encoder), descriptions)
+
+
+class _ConseImage(ImageTeacher):
+    class_embeddings: Tensor
+    centre: Tensor
+
+    def __init__(self, spec: Conse, classifier: nn.Module, encoder: _SentenceEncoder) -> None:
+        config = resolve_model_data_config(classifier)
+        size = spec.image_size or config["input_size"][-1]
+        super().__init__(
+            Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
+        )
+        self.classifier = classifier
+        self.temperature = spec.temperature
+        embeddings = encoder(class_descriptions(classifier))
+        self.register_buffer("class_embeddings", embeddings)  # N [1000, D]
+        self.register_buffer("centre", embeddings.mean(0))
+        self.embed_dim = embeddings.shape[1]
+        self.name = f"conse_{classifier.pretrained_cfg['architecture']}".replace("tf_", "")
+        self.fingerprint = module_fingerprint(
+            self, spec.temperature, size, config["mean"], config["std"], config["interpolation"]
+        )
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return (self.classifier(inputs) / self.temperature).softmax(1) @ self.class_embeddings - self.centre
+
+
+class _ConseText(TextTeacher):
+    def __init__(self, encoder: _SentenceEncoder, descriptions: Sequence[str]) -> None:
+        self._encoder, self._descriptions = encoder, descriptions
+        self.fingerprint = fingerprint("conse-text", encoder.fingerprint, list(descriptions))
+
+    @cached_property
+    def _centre(self) -> Tensor:
+        return self._encoder(self._descriptions).mean(0)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return self._encoder(prompts) - self._centre
+
+
+class _SentenceEncoder:
+    """Sentences -> float32 [N, D], unit rows."""
+
+    def __init__(self, folder: str) -> None:
+        library = require("sentence_transformers", extra="conse")
+        try:
+            self._model = library.SentenceTransformer(folder, device="cpu", local_files_only=Path(folder).is_dir())
+        except (OSError, ValueError) as error:
+            raise TeacherError(
+                f"teacher.encoder {folder!r} can't be loaded ({error}). Give a folder or a sentence-transformers name."
+            ) from error
+        weights = sorted(Path(folder).rglob("*.safetensors"))
+        self.fingerprint = (
+            fingerprint([sha256_of(path) for path in weights]) if weights else module_fingerprint(self._model)
+        )
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        return (
+            self._model.encode(
+                list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+            )
+            .float()
+            .clone()
+        )
+
+
+def _sentences(encoder: str) -> _SentenceEncoder:
+    return _SentenceEncoder(_package_path(encoder) if encoder.startswith("package:") else encoder)
+
+
+def _package_path(name: str) -> str:
+    """`package:MODULE/FOLDER` -> the folder on disk."""
+    module, _, folder = name.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise TeacherError(
+            f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}"
+        )
+    return str(Path(found.origin).parent / folder)
+
+
+def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
+    if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
+        raise TeacherError(
+            f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py"
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained)
+    except RuntimeError as error:
+        raise TeacherError(f"teacher.classifier {name!r} can't be built ({error}).") from error
+
+
+def class_descriptions(classifier: Any) -> list[str]:
+    """One description a class: timm's long ones for ImageNet heads, else the model's own label names."""
+    own = classifier.pretrained_cfg.get("label_names")
+    subset = infer_imagenet_subset(classifier)
+    if subset is not None:
+        info = ImageNetInfo(subset)
+        return [info.index_to_description(i, detailed=True) for i in range(info.num_classes())]
+    if own:
+        return list(own)
+    raise TeacherError(
+        f"Nothing says what the {classifier.num_classes} classes of {classifier.pretrained_cfg.get('architecture')!r} are. "
+        "ConSE needs an ImageNet classifier, or one whose config.json has label_names."
+    )
