@@ -4,9 +4,9 @@ Importing this package registers its students with timm: `timm.create_model("lgd
 It stays light: no open_clip, webdataset, transformers or sentence_transformers.
 """
 
-from . import students as _students  # registers the timm entries
+from . import students
 from .errors import LGDError, MissingExtra
 
 __version__ = "0.1.0"
 
-__all__ = ["LGDError", "MissingExtra", "__version__"]
+__all__ = ["LGDError", "MissingExtra", "__version__", "students"]

@@ -29,9 +29,7 @@ def encode_vocabulary(text: TextTeacher, vocabulary: Vocabulary, *, prompts_per_
     names_per_call = max(1, prompts_per_call // count)
     rows = []
     for start in range(0, len(vocabulary), names_per_call):
-        prompts = [
-            prompt for name in vocabulary.names[start : start + names_per_call] for prompt in vocabulary.prompts(name)
-        ]
+        prompts = [prompt for name in vocabulary.names[start : start + names_per_call] for prompt in vocabulary.prompts(name)]
         rows.append(normalize(text.encode(prompts), dim=1).unflatten(0, (-1, count)).mean(1))
     bank = normalize(torch.cat(rows), dim=1)
     if not bank.isfinite().all():
@@ -58,7 +56,7 @@ def text_bank(
     tower = text()
     if tower.fingerprint != text_fingerprint:
         raise TeacherError(
-            f"The text tower is not the one that stands beside the embeddings (fingerprint {tower.fingerprint}, stored {text_fingerprint}). "
+            f"The text tower is not the embeddings' own (fingerprint {tower.fingerprint}, stored {text_fingerprint}). "
             "Use the teacher that made them, or run lgd-timm teach again."
         )
     bank = encode_vocabulary(tower, vocabulary)

@@ -84,7 +84,7 @@ def model_card(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], names: 
         head=(
             "Its classifier is the projector and the text bank folded into one linear layer: it classifies zero-shot."
             if linear
-            else "Its projector is an MLP, which no stock classifier can hold: it stays in `lgd.safetensors`, and the stock file is the backbone."
+            else "Its projector is an MLP, which no stock classifier can hold: it stays in `lgd.safetensors`."
         ),
         size=facts.get("size", "?"),
         mean=facts.get("mean", "?"),
@@ -96,11 +96,7 @@ def model_card(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], names: 
 def _table(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     rows = ["| | zero-shot top-1 | top-5 |", "|---|---|---|"]
     for label, scores in (("this student", student), ("its teacher", teacher)):
-        rows.append(
-            f"| {label} | {scores['top1']:.2f} % | {scores['top5']:.2f} % |"
-            if scores
-            else f"| {label} | not measured | |"
-        )
+        rows.append(f"| {label} | {scores['top1']:.2f} % | {scores['top5']:.2f} % |" if scores else f"| {label} | not measured | |")
     if student:
         rows.append(f"| chance | {student['chance']:.2f} % | |")
     return "\n".join(rows)

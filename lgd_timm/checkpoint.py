@@ -38,7 +38,7 @@ def save_checkpoint(
         tensors, groups = _flatten(optimizer.state_dict())
         _save(temporary / "student.safetensors", task.student.state_dict())
         if task.has_ema():
-            _save(temporary / "ema.safetensors", task.get_trainable_module(ema=True).module.state_dict())
+            _save(temporary / "ema.safetensors", task.ema_student.state_dict())
         _save(temporary / "objective.safetensors", task.objective.state_dict())
         _save(temporary / "optimizer.safetensors", {**tensors, "rng": torch.get_rng_state()})
         state = {"step": step, "facts": dict(facts), "optimizer": groups, "scaler": scaler.state_dict()}
@@ -75,7 +75,7 @@ def load_checkpoint(
         )
     task.student.load_state_dict(load_file(path / "student.safetensors"))
     if task.has_ema():
-        task.get_trainable_module(ema=True).module.load_state_dict(load_file(path / "ema.safetensors"))
+        task.ema_student.load_state_dict(load_file(path / "ema.safetensors"))
     task.objective.load_state_dict(load_file(path / "objective.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng"))

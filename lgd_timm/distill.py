@@ -17,12 +17,13 @@ from torch import Tensor
 
 from .banks import text_bank
 from .checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
-from .errors import RecipeError
+from .devices import pick_device
+from .errors import RecipeError, WeightsError
 from .evaluate.zero_shot import ZeroShot, stored_classifier, zero_shot, zero_shot_classifier
 from .objectives import LGD
 from .progress import Progress
 from .publish import Banks, round_weights, save
-from .recipe import Recipe
+from .recipe import Recipe, read_recipe
 from .shards import Views, open_shards
 from .shards.read import BadSamples, Batch, EpochPlan, ShardDataset, loader
 from .shards.stored import StoredEmbeddings, find_stored
@@ -93,28 +94,24 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False) -> Path:
         raise RecipeError(f"{out} is not empty. Go on with --resume, or choose another --output.")
     run = build(recipe, out)
     if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
-        run.step = load_checkpoint(
-            checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts
-        )
+        run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
         log.info("resumed %s at step %d", checkpoints[-1], run.step)
     if run.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     train(run)
     if run.rank == 0:
-        return finish(run)
+        return finish(run, out / "published")
     return out / "published"
 
 
 def build(recipe: Recipe, out: Path) -> Run:
     """Check the recipe against the world and build everything, writing nothing."""
-    place = init_distributed_device_so(_device(recipe.run.device))
+    place = init_distributed_device_so(pick_device(recipe.run.device))
     device = torch.device(place["device"])
     rank, world_size = int(place["global_rank"]), int(place["world_size"])
     if recipe.data.batch_size % world_size:
-        raise RecipeError(
-            f"data.batch_size = {recipe.data.batch_size} is global and must divide by {world_size} ranks."
-        )
+        raise RecipeError(f"data.batch_size = {recipe.data.batch_size} is global and must divide by {world_size} ranks.")
     torch.manual_seed(recipe.run.seed)
     shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
     teaching = prepare_teaching(recipe)
@@ -197,6 +194,7 @@ def build_optimizer(recipe: Recipe, task: LGDTask, steps_per_epoch: int) -> tupl
     if settings.name not in list_optimizers():
         raise RecipeError(f"optimizer.name {settings.name!r} is unknown to timm. See timm.optim.list_optimizers().")
     lr = settings.lr if settings.lr is not None else settings.lr_base * recipe.data.batch_size / settings.lr_base_size
+    options: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
     optimizer = create_optimizer_v2(
         task.student,
         opt=settings.name,
@@ -204,17 +202,16 @@ def build_optimizer(recipe: Recipe, task: LGDTask, steps_per_epoch: int) -> tupl
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         filter_bias_and_bn=not settings.weight_decay_all,
-        **({"betas": settings.betas} if settings.betas else {}),
+        **options,
     )
     if schedule.warmup_epochs >= schedule.epochs:
-        raise RecipeError(
-            f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}."
-        )
+        raise RecipeError(f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}.")
+    warmup: Any = schedule.warmup_epochs  # a fraction of an epoch is fine, whatever timm's annotation says
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=schedule.name,
         num_epochs=schedule.epochs,
-        warmup_epochs=schedule.warmup_epochs,
+        warmup_epochs=warmup,
         warmup_lr=schedule.warmup_lr,
         min_lr=schedule.min_lr,
         step_on_epochs=not schedule.per_step,
@@ -228,9 +225,7 @@ def train(run: Run) -> None:
     per_epoch = run.plan.steps_per_epoch
     total = run.recipe.schedule.epochs * per_epoch
     run.task.train()
-    with Progress(
-        run.out if run.rank == 0 else None, total=total, start=run.step, batch_size=run.recipe.data.batch_size
-    ) as progress:
+    with Progress(run.out if run.rank == 0 else None, total=total, start=run.step, batch_size=run.recipe.data.batch_size) as progress:
         for batch in _batches(run, total):
             if run.step % per_epoch == 0:
                 run.scheduler.step(run.step // per_epoch)
@@ -271,7 +266,7 @@ def _batches(run: Run, total: int) -> Iterator[Batch]:
 def _end_of_epoch(run: Run, epoch: int, progress: Progress) -> None:
     settings, last = run.recipe.run, epoch == run.recipe.schedule.epochs
     if run.recipe.data.val_split and (epoch % settings.evaluate_every == 0 and not last):
-        score = evaluate(run, run.task.get_trainable_module(ema=run.task.has_ema()))
+        score = evaluate(run, run.task.best_student)
         progress.note({"epoch": epoch, "zero_shot_top1": score.top1, "zero_shot_top5": score.top5})
         run.task.train()
     if epoch % settings.checkpoint_every == 0 or last:
@@ -329,10 +324,9 @@ def _validation(run: Run) -> ShardDataset:
     )
 
 
-def finish(run: Run) -> Path:
-    """Evaluate what will be published, and publish it to `out/published`."""
-    module: Any = run.task.get_trainable_module(ema=True).module if run.task.has_ema() else run.task.student
-    student = round_weights(module).eval()
+def finish(run: Run, out: Path) -> Path:
+    """Evaluate what will be published, and publish it to folder `out`."""
+    student = round_weights(run.task.best_student).eval()
     metrics: dict[str, Any] = {"teacher": run.teaching.facts, "shards": run.dataset.shards.fingerprint}
     if run.recipe.data.val_split:
         score, teacher = evaluate(run, student), evaluate_teacher(run)
@@ -343,9 +337,7 @@ def finish(run: Run) -> Path:
             "teacher_zero_shot_top1": round(teacher.top1, 2) if teacher else None,
         }
         log.info("student: %s", score)
-        log.info(
-            "teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split"
-        )
+        log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
     preprocess = student.preprocess
     metrics["input"] = {
         "size": preprocess.size,
@@ -364,7 +356,7 @@ def finish(run: Run) -> Path:
     name = f"{run.recipe.student.model}.{run.recipe.name}"
     norm = embedding_norm(student, run)
     return save(
-        run.out / "published",
+        out,
         student=student,
         banks=banks,
         recipe=run.recipe,
@@ -382,9 +374,12 @@ def embedding_norm(student: torch.nn.Module, run: Run) -> float:
     return float(student(batch.to(run.device).images).norm(dim=1).mean())
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def save_run(folder: str | Path, *, out: str | Path) -> Path:
+    """Make a published folder from a run's last checkpoint. Raises: WeightsError when it has none."""
+    folder = Path(folder)
+    checkpoints = all_checkpoints(folder / "checkpoints")
+    if not checkpoints:
+        raise WeightsError(f"{folder} holds no checkpoint. Give the run folder of a finished or stopped lgd-timm distill.")
+    run = build(read_recipe(folder), folder)
+    load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
+    return finish(run, Path(out))

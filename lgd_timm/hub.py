@@ -350,9 +350,7 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
     if missing := [name for name in REQUIRED_FILES if name not in names]:
         raise WeightsError(f"{folder} is no published folder: {', '.join(missing)} missing. Make it with lgd_timm.")
     if unknown := sorted(names.difference(PUBLISHED_FILES)):
-        raise WeightsError(
-            f"{folder} holds {', '.join(unknown)}; published are only {', '.join(PUBLISHED_FILES)}. Move them away."
-        )
+        raise WeightsError(f"{folder} holds {', '.join(unknown)}; published are only {', '.join(PUBLISHED_FILES)}. Move them away.")
     shapes = {name: _shapes(folder / name) for name in sorted(names) if name.endswith(".safetensors")}
     _check_model(folder, shapes["model.safetensors"])
     _check_card(folder / "README.md")

@@ -18,9 +18,7 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic"
-    ) -> None:
+    def __init__(self, *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic") -> None:
         super().__init__()
         self.size, self.interpolation = size, interpolation
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)

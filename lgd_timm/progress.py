@@ -35,9 +35,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._flush()
         self._bar.close()
         if self._board is not None:
@@ -65,9 +63,7 @@ class Progress:
         self._pending = None
         values = {name: float(value) for name, value in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
-            raise LGDError(
-                f"The loss is not finite at step {step}: {values}. Lower optimizer.lr, or set optimizer.clip_grad."
-            )
+            raise LGDError(f"The loss is not finite at step {step}: {values}. Lower optimizer.lr, or set optimizer.clip_grad.")
         now = time.perf_counter()
         rate = (self._step - self._clock_step) * self._batch_size / max(now - self._clock, 1e-9)
         self._clock, self._clock_step = now, self._step

@@ -83,15 +83,11 @@ def save(
     if student.projector_kind == "linear":
         config["label_names"] = list(banks.names)
     with building(out) as temporary:
-        timm.models.save_for_hf(stock, temporary, model_config=config, safe_serialization=True)
-        save_file(
-            _lgd_tensors(student, banks, dtype), temporary / "lgd.safetensors", metadata=_lgd_metadata(student, banks)
-        )
+        timm.models.save_for_hf(stock, str(temporary), model_config=config, safe_serialization=True)
+        save_file(_lgd_tensors(student, banks, dtype), temporary / "lgd.safetensors", metadata=_lgd_metadata(student, banks))
         (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         write_json(temporary / "metrics.json", dict(metrics))
-        (temporary / "README.md").write_text(
-            model_card(name=name, recipe=recipe, metrics=metrics, names=banks.names), encoding="utf-8"
-        )
+        (temporary / "README.md").write_text(model_card(name=name, recipe=recipe, metrics=metrics, names=banks.names), encoding="utf-8")
         for path in temporary.iterdir():
             path.chmod(0o644)
     return out
@@ -105,7 +101,7 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
     linear = isinstance(student.projector, nn.Linear)
     architecture = stock_name(recipe.student.model)
     preprocess = student.preprocess
-    stock = timm.create_model(
+    stock: Any = timm.create_model(
         architecture,
         num_classes=len(banks.names) if linear else 0,
         pretrained_cfg_overlay={
@@ -120,7 +116,7 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
     )
     missing, unexpected = stock.load_state_dict(student.backbone.state_dict(), strict=False)
     assert not unexpected, unexpected
-    classifier = stock.get_classifier()
+    classifier: Any = stock.get_classifier()
     assert len(missing) == (2 if linear else 0), missing
     if isinstance(student.projector, nn.Linear):
         scale = 1 / (embedding_norm * float(recipe.objective.get("student_temperature", 0.2)))
@@ -157,9 +153,7 @@ def load(folder: str | Path) -> Published:
         projector=facts["projector"],
         image_size=config["pretrained_cfg"]["input_size"][-1],
     )
-    student.projector.load_state_dict(
-        {k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")}
-    )
+    student.projector.load_state_dict({k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")})
     banks = Banks(
         names=tuple(json.loads(facts["names"])),
         templates=tuple(json.loads(facts["templates"])),

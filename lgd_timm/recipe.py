@@ -18,7 +18,8 @@ import yaml
 from .errors import LGDError, RecipeError
 from .objectives.lgd import configure
 from .shards.views import Views
-from .teachers import KINDS, TeacherSpec
+from .teachers import KINDS, Stored, TeacherSpec
+from .vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,27 @@ class RunRecipe:
 
 
 @dataclass(frozen=True)
+class TeachRecipe:
+    """What `lgd-timm teach` needs: who teaches, on which views, of which shards."""
+
+    teacher: TeacherSpec
+    views: Views
+    shards: str
+    split: str = "train"
+    batch_size: int = 64
+    workers: int = 0
+    device: str = "auto"
+    compile: bool = False
+    max_bad: float = 0.001
+
+    def to_dict(self) -> dict[str, Any]:
+        return _with_kind(self)
+
+    def to_yaml(self) -> str:
+        return _dump(self.to_dict())
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One experiment."""
 
@@ -114,12 +136,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with `teacher.kind`; `from_dict` of it is this recipe again."""
-        plain = _plain(asdict(self))
-        kind = next(kind for kind, spec in KINDS.items() if isinstance(self.teacher, spec))
-        return {**plain, "teacher": {"kind": kind, **plain["teacher"]}}
+        return _with_kind(self)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+        return _dump(self.to_dict())
 
 
 def read_recipe(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -127,24 +147,26 @@ def read_recipe(path: str | Path, *, overrides: Mapping[str, Any] | None = None)
 
     Raises: RecipeError for a missing or malformed file, unknown keys, and values of a wrong type.
     """
-    path = Path(path)
-    if path.is_dir():  # a published folder carries its recipe
-        path = path / "recipe.yaml"
-    if not path.is_file():
-        near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise RecipeError(
-            f"No recipe at {path}." + (f" There are: {near}." if near else " Give a YAML file or a published folder.")
-        )
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path} holds {type(data).__name__}, not a mapping of recipe fields.")
+    path = _recipe_file(path)
+    data = _read_yaml(path, overrides or {})
     data.setdefault("name", path.stem)
-    for key, value in (overrides or {}).items():
-        _override(data, key, value)
     return recipe_from_dict(data)
+
+
+def read_teach_recipe(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> TeachRecipe:
+    """The same for `lgd-timm teach`. Raises: RecipeError."""
+    recipe = _build(TeachRecipe, _read_yaml(_recipe_file(path), overrides or {}), where="")
+    if isinstance(recipe.teacher, Stored):
+        raise RecipeError(f"{path}: teacher.kind is 'stored', which has taught already. Give conse or open_clip.")
+    return recipe
+
+
+def read_teacher(path: str | Path) -> tuple[TeacherSpec, Vocabulary | None]:
+    """The teacher of a recipe of either sort, and its names if it has any. Raises: RecipeError."""
+    data = _read_yaml(_recipe_file(path), {})
+    teacher = _teacher(data.get("teacher"), where="teacher")
+    names = _build(VocabularyRecipe, data.get("vocabulary", {}), where="vocabulary")
+    return teacher, load_vocabulary(names.source, templates=names.templates) if names.source else None
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
@@ -155,6 +177,28 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     except LGDError as error:
         raise RecipeError(str(error)) from error
     return recipe
+
+
+def _recipe_file(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_dir():  # published folders and runs carry their recipe
+        path = path / "recipe.yaml"
+    if not path.is_file():
+        near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+        raise RecipeError(f"No recipe at {path}." + (f" There are: {near}." if near else " Give a YAML file or a published folder."))
+    return path
+
+
+def _read_yaml(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds {type(data).__name__}, not a mapping of recipe fields.")
+    for key, value in overrides.items():
+        _override(data, key, value)
+    return data
 
 
 def _override(data: dict[str, Any], key: str, value: Any) -> None:
@@ -182,9 +226,7 @@ def _build(kind: Any, data: Any, *, where: str) -> Any:
         return kind(**values)
     except TypeError as error:  # a required field is missing
         missing = [f.name for f in fields(kind) if f.name not in values and _required(f)]
-        raise RecipeError(
-            f"{where or 'The recipe'} lacks {', '.join(_dotted(where, name) for name in missing)}."
-        ) from error
+        raise RecipeError(f"{where or 'The recipe'} lacks {', '.join(_dotted(where, name) for name in missing)}.") from error
 
 
 def _required(f: Any) -> bool:
@@ -192,31 +234,41 @@ def _required(f: Any) -> bool:
 
 
 def _value(hint: Any, value: Any, *, where: str) -> Any:
+    """A value of the annotated type, or a RecipeError that names the field."""
     if hint == TeacherSpec:
         return _teacher(value, where=where)
-    origin, options = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _union(options, value, where=where)
+    if get_origin(hint) in (Union, types.UnionType):
+        return _union(get_args(hint), value, where=where)
     if is_dataclass(hint):
         return _build(hint, value, where=where)
+    if get_origin(hint) is not None:
+        return _container(hint, value, where=where)
+    return _scalar(hint, value, where=where)
+
+
+def _container(hint: Any, value: Any, *, where: str) -> Any:
+    origin, options = get_origin(hint), get_args(hint)
+    sequence = isinstance(value, Sequence) and not isinstance(value, str)
     if origin is Literal:
-        if value in options:
-            return value
-        raise RecipeError(f"{where} = {value!r}; choose one of {', '.join(map(str, options))}.")
-    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(options):
-        return tuple(_value(o, v, where=where) for o, v in zip(options, value, strict=True))
-    if origin is list and isinstance(value, Sequence) and not isinstance(value, str):
+        if value not in options:
+            raise RecipeError(f"{where} = {value!r}; choose one of {', '.join(map(str, options))}.")
+        return value
+    if origin is tuple and sequence and len(value) == len(options):
+        return tuple(_value(option, v, where=where) for option, v in zip(options, value, strict=True))
+    if origin is list and sequence:
         return [_value(options[0], v, where=where) for v in value]
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+    raise RecipeError(f"{where} = {value!r} is no {_spell(hint)}.")
+
+
+def _scalar(hint: Any, value: Any, *, where: str) -> Any:
+    if hint is float and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            return float(value)  # YAML 1.1 reads 1e-4 as text, and 1 as an integer
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{where} = {value!r} is no number.") from error
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise RecipeError(f"{where} = {value!r} is no {_spell(hint)}.")
 
@@ -247,6 +299,17 @@ def _dotted(where: str, key: str) -> str:
 
 def _spell(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if get_origin(hint) is None else str(hint)
+
+
+def _with_kind(recipe: Recipe | TeachRecipe) -> dict[str, Any]:
+    """Plain data, with `teacher.kind`."""
+    plain = _plain(asdict(recipe))
+    kind = next(kind for kind, spec in KINDS.items() if isinstance(recipe.teacher, spec))
+    return {**plain, "teacher": {"kind": kind, **plain["teacher"]}}
+
+
+def _dump(data: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=120)
 
 
 def _plain(value: Any) -> Any:

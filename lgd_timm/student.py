@@ -29,9 +29,7 @@ class Student(nn.Module):
     `backbone` is a stock timm model without classifier; it is what gets published.
     """
 
-    def __init__(
-        self, backbone: Any, *, embed_dim: int, projector: str = "linear", image_size: int | None = None
-    ) -> None:
+    def __init__(self, backbone: Any, *, embed_dim: int, projector: str = "linear", image_size: int | None = None) -> None:
         super().__init__()
         config = resolve_model_data_config(backbone)
         self.preprocess = Preprocess(
@@ -42,9 +40,7 @@ class Student(nn.Module):
         )
         self.backbone = backbone
         self.projector_kind = projector
-        self.projector = make_projector(
-            projector, getattr(backbone, "head_hidden_size", backbone.num_features), embed_dim
-        )
+        self.projector = make_projector(projector, getattr(backbone, "head_hidden_size", backbone.num_features), embed_dim)
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W], or float in 0..1 -> pooled features [B, F]."""
@@ -73,18 +69,10 @@ def create_student(
     """
     if not timm.is_model(model) and ":" not in model:
         known = ", ".join(timm.list_models("lgd_*"))
-        raise LGDError(
-            f"student.model {model!r} is unknown to timm {timm.__version__}. Ours: {known}; all: timm.list_models()."
-        )
+        raise LGDError(f"student.model {model!r} is unknown to timm {timm.__version__}. Ours: {known}; all: timm.list_models().")
     statistics: dict[str, Any] = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     if image_size:
         statistics["input_size"] = (3, image_size, image_size)
-    backbone = timm.create_model(
-        model,
-        pretrained=pretrained,
-        num_classes=0,
-        drop_rate=drop_rate,
-        **({"drop_path_rate": drop_path_rate} if drop_path_rate else {}),
-        pretrained_cfg_overlay=statistics,
-    )
+    options: dict[str, Any] = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate or None}
+    backbone = timm.create_model(model, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=statistics, **options)
     return Student(backbone, embed_dim=embed_dim, projector=projector, image_size=image_size)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
-from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
 from . import hub
 from .errors import WeightsError
@@ -62,10 +62,10 @@ def stock_name(model: str) -> str:
     return STUDENTS[name].base if name in STUDENTS else name
 
 
-def _cfgs() -> dict[str, dict[str, Any]]:
-    """pretrained_cfg rows: ours with weights first, then each entry's bare architecture, then tags still to be made."""
+def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
+    """pretrained_cfg rows: the tags that have weights first, so that the best of them is the default, then tags still to be made."""
     published = hub.manifest()
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for name, entry in STUDENTS.items():
         facts = {"first_conv": entry.first_conv, "classifier": entry.classifier}
         tags = [row for row in published if row.startswith(f"{name}.")]
@@ -107,11 +107,7 @@ def _published_name(name: str, tag: str | None) -> str:
         return full
     recipe = STUDENTS[name].recipes.get(tag or "")
     there = sorted(row for row in published if row.startswith(f"{name}.")) or sorted(published)
-    hint = (
-        f"Make them with: lgd-timm distill {recipe}"
-        if recipe
-        else f"Did you mean {difflib.get_close_matches(full, there, n=1)}?"
-    )
+    hint = f"Make them with: lgd-timm distill {recipe}" if recipe else f"Did you mean {difflib.get_close_matches(full, there, n=1)}?"
     raise WeightsError(f"No weights of {full!r} are published (there are: {', '.join(there) or 'none'}). {hint}")
 
 

@@ -54,6 +54,17 @@ class LGDTask(TrainingTask):
         return module
 
     @property
+    def ema_student(self) -> Student:
+        """The averaged copy; `setup_ema` must have been called."""
+        module: Any = self.get_trainable_module(ema=True)
+        return module.module
+
+    @property
+    def best_student(self) -> Student:
+        """What is evaluated and published: the average if there is one."""
+        return self.ema_student if self.has_ema() else self.student
+
+    @property
     def teacher(self) -> ImageTeacher | None:
         return self._teacher[0] if self._teacher else None
 
@@ -66,9 +77,7 @@ class LGDTask(TrainingTask):
     def teach(self, input: Tensor) -> Tensor:
         """The online teacher's embeddings [B, D] of raw pixels."""
         if self.teacher is None:
-            raise LGDError(
-                "The task has no teacher and was given no stored embeddings. Pass `target`, or build it with a teacher."
-            )
+            raise LGDError("The task has no teacher and was given no stored embeddings. Pass `target`, or build it with a teacher.")
         return self.teacher(input).clone()  # a clone leaves inference mode, so that autograd accepts it
 
     def update(self, teacher: Tensor) -> None:
@@ -84,7 +93,9 @@ class LGDTask(TrainingTask):
             teacher._apply(fn, *args, **kwargs)
         return result
 
-    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module | None:
+    def compile(  # type: ignore[override]  # timm's signature, which differs from Module's
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module | None:
         """Compile student and objective; the checkpoint's keys stay those of the plain modules."""
         self._compiled = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
         self.objective.compile(backend=backend, mode=mode, **compile_kwargs)
@@ -95,9 +106,7 @@ class LGDTask(TrainingTask):
         """Wrap the student in DDP. Banks need no wrapping: they start equal and are updated by an all-reduce."""
         from torch.nn.parallel import DistributedDataParallel
 
-        self.trainable_module = DistributedDataParallel(
-            self._compiled or self.trainable_module, device_ids=device_ids, **ddp_kwargs
-        )
+        self.trainable_module = DistributedDataParallel(self._compiled or self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         self._compiled = None
         return self
 
@@ -111,6 +120,4 @@ class LGDTask(TrainingTask):
         if state is not None:
             self.objective.load_state_dict(state["objective"], strict=strict)
         elif strict:
-            raise LGDError(
-                "The checkpoint has no objective state (banks). Load it with strict=False to start with fresh banks."
-            )
+            raise LGDError("The checkpoint has no objective state (banks). Load it with strict=False to start with fresh banks.")

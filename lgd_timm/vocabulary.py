@@ -72,9 +72,7 @@ class Vocabulary:
         return [template.replace("{}", name) for template in self.templates]
 
 
-def load_vocabulary(
-    source: str | Sequence[str], *, templates: str | Sequence[str] = "none", root: Path | None = None
-) -> Vocabulary:
+def load_vocabulary(source: str | Sequence[str], *, templates: str | Sequence[str] = "none", root: Path | None = None) -> Vocabulary:
     """Read category names from `source` (kinds: see the module) and prompt templates from `templates`.
 
     `templates` is "none" (the bare name), "openai" (CLIP's 80), "simple" (its 7), a string with `{}`, a list of them,

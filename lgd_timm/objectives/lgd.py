@@ -113,9 +113,7 @@ class LGD(Objective):
             t = normalize(teacher.detach().float(), dim=1)
             if self.training and config.update == "before":
                 self._aggregate(t)
-            text = cross_entropy(
-                s @ self.text_bank.T / config.student_temperature, t @ self.text_bank.T / config.teacher_temperature
-            )
+            text = cross_entropy(s @ self.text_bank.T / config.student_temperature, t @ self.text_bank.T / config.teacher_temperature)
             visual = cross_entropy(
                 self._visual_logits(s, t, config.visual_student_temperature or config.student_temperature),
                 self._visual_logits(t, t, config.visual_teacher_temperature or config.teacher_temperature),
@@ -176,9 +174,7 @@ class LGD(Objective):
         expected = self.text_bank.shape[1]
         for who, embeddings in (("student", student), ("teacher", teacher)):
             if embeddings.ndim != 2 or embeddings.shape[1] != expected:
-                raise LGDError(
-                    f"{who} embeddings have shape {list(embeddings.shape)}; the text bank asks for [B, {expected}]."
-                )
+                raise LGDError(f"{who} embeddings have shape {list(embeddings.shape)}; the text bank asks for [B, {expected}].")
         if len(student) != len(teacher):
             raise LGDError(
                 f"{len(student)} student embeddings stand beside {len(teacher)} of the teacher; both must be of the same images."
@@ -198,6 +194,4 @@ def _check_bank(bank: Tensor) -> None:
         raise LGDError(f"The text bank has shape {list(bank.shape)}; it must be [C, D] with at least two names.")
     norms = bank.float().norm(dim=1)
     if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
-        raise LGDError(
-            f"The text bank's rows have lengths {norms.min():.3f} to {norms.max():.3f}; they must be unit vectors."
-        )
+        raise LGDError(f"The text bank's rows have lengths {norms.min():.3f} to {norms.max():.3f}; they must be unit vectors.")

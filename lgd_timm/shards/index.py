@@ -47,9 +47,7 @@ def read_info(root: Path) -> dict:
     """The folder's `_info.json`, or a ShardError that says what is missing."""
     path = root / INFO
     if not path.is_file():
-        raise ShardError(
-            f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards IMAGES {root}"
-        )
+        raise ShardError(f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards IMAGES {root}")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(info["splits"], dict)
@@ -71,7 +69,7 @@ def open_shards(root: str | Path, *, split: str) -> ShardSet:
     missing = [name for name in entry["filenames"] if not (root / name).is_file()]
     if missing:
         raise ShardError(
-            f"{root} lacks {len(missing)} of {len(entry['filenames'])} shards of {split!r}, first {missing[0]}. Copy them, or write the shards again."
+            f"{root} lacks {len(missing)} of {len(entry['filenames'])} shards of {split!r}, first {missing[0]}. Copy them here."
         )
     return ShardSet(
         root=root,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,10 +69,7 @@ class ShardDataset(Dataset):
                 tar = self._tar(shard)
                 place = position - int(self._starts[shard])
                 if place >= len(tar.keys):
-                    raise ShardError(
-                        tar.damage
-                        or f"the tar holds {len(tar.keys)} samples, its index says {self.shards.lengths[shard]}"
-                    )
+                    raise ShardError(tar.damage or f"the tar holds {len(tar.keys)} samples, its index says {self.shards.lengths[shard]}")
                 key = tar.keys[place]
                 samples.append((key, *self._read(tar, shard, key, view)))
             except (
@@ -82,9 +80,7 @@ class ShardDataset(Dataset):
             ) as error:  # what Pillow raises for bad files
                 bad.append((f"{self.shards.filenames[shard]}/{key}", f"{type(error).__name__}: {error}"))
         if not samples:
-            raise ShardError(
-                f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards."
-            )
+            raise ShardError(f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
         keys, images, labels, embeddings = zip(*samples, strict=True)
         stored = None if self.stored is None else torch.from_numpy(np.stack(embeddings))
         return Batch(torch.stack(images), torch.tensor(labels), list(keys), stored, tuple(bad))
@@ -136,7 +132,7 @@ class EpochPlan(Sampler[list[Item]]):
         return sum(self.lengths) // (self.batch_size * self.world_size)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return max(0, self.stop - self.start)
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of all samples in this epoch's order, int64 [N], equal on every rank."""
@@ -145,10 +141,7 @@ class EpochPlan(Sampler[list[Item]]):
         shards = draw.permutation(len(self.lengths))
         windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
         return np.concatenate(
-            [
-                draw.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in window]))
-                for window in windows
-            ]
+            [draw.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in window])) for window in windows]
         )
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -171,7 +164,7 @@ class InOrder(Sampler[list[Item]]):
     views: int = 1
 
     def __len__(self) -> int:
-        return -(-len(self.positions) // self.batch_size)
+        return math.ceil(len(self.positions) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Item]]:
         for i in range(0, len(self.positions), self.batch_size):
@@ -191,7 +184,7 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
     )
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -214,7 +207,7 @@ class BadSamples:
         if len(self.reasons) > self.limit:
             first = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3])
             raise ShardError(
-                f"{len(self.reasons)} of {self.size} samples can't be read, more than data.max_bad = {self.allowed:g} allows ({self.limit}). "
+                f"{len(self.reasons)} of {self.size} samples can't be read; data.max_bad = {self.allowed:g} allows {self.limit}. "
                 f"First: {first}. Repair the shards, or raise data.max_bad."
             )
         return [f"skipped {key}: {reason}" for key, reason in new]

@@ -42,28 +42,19 @@ class StoredEmbeddings:
             self._tars[filename] = IndexedTar(self.root / filename)
         tar = self._tars[filename]
         if key not in tar.samples:
-            raise ShardError(
-                f"no stored embedding for {key!r} in {self.root / filename}"
-                + (f" ({tar.damage})" if tar.damage else "")
-            )
+            raise ShardError(f"no stored embedding for {key!r} in {self.root / filename}" + (f" ({tar.damage})" if tar.damage else ""))
         embeddings = np.load(io.BytesIO(tar.read(key, "npy")), allow_pickle=False)
         if embeddings.shape != (self.views.count, self.embed_dim):
-            raise ShardError(
-                f"stored embedding of {key!r} has shape {embeddings.shape}, expected {(self.views.count, self.embed_dim)}"
-            )
+            raise ShardError(f"stored embedding of {key!r} has shape {embeddings.shape}, expected {(self.views.count, self.embed_dim)}")
         return embeddings[view]
 
     def check(self, shards: ShardSet, views: Views) -> None:
         """Refuse embeddings of other shards or other views. Raises: TeacherError."""
         entry = read_info(self.root)["splits"].get(shards.split)
         if entry is None:
-            raise TeacherError(
-                f"{self.root} holds no embeddings of split {shards.split!r}. Make them with: lgd-timm teach"
-            )
+            raise TeacherError(f"{self.root} holds no embeddings of split {shards.split!r}. Make them with: lgd-timm teach")
         if tuple(entry["taught"]) != shards.sha256:
-            raise TeacherError(
-                f"{self.root} was made from other shards than {shards.root} ({shards.split}). Run lgd-timm teach again."
-            )
+            raise TeacherError(f"{self.root} was made from other shards than {shards.root} ({shards.split}). Run lgd-timm teach again.")
         if views.fingerprint != self.views.fingerprint or views.count > self.views.count:
             raise TeacherError(
                 f"{self.root} holds {self.views}, asked for {views}. Use the stored views, or run lgd-timm teach for the new ones."
@@ -74,21 +65,24 @@ def open_stored(root: str | Path) -> StoredEmbeddings:
     """Open a folder that `lgd-timm teach` finished. Raises: TeacherError when it is not one."""
     root = Path(root)
     if not (root / TEACHER).is_file() or not (root / INFO).is_file():
-        raise TeacherError(
-            f"{root} holds no finished teacher embeddings ({TEACHER}, {INFO}). Make them with: lgd-timm teach"
-        )
+        raise TeacherError(f"{root} holds no finished teacher embeddings ({TEACHER}, {INFO}). Make them with: lgd-timm teach")
     return StoredEmbeddings(root, json.loads((root / TEACHER).read_text(encoding="utf-8")))
 
 
-def find_stored(shards: ShardSet, *, views: Views, teacher: str) -> StoredEmbeddings | None:
-    """Embeddings of these views by the teacher of that fingerprint, in a folder beside the shards; None when there are none."""
+def find_stored(shards: ShardSet, *, views: Views | None, teacher: str) -> StoredEmbeddings | None:
+    """Embeddings by the teacher of that fingerprint, in a folder beside the shards; None when there are none.
+
+    `views` None asks for any unaugmented ones.
+    """
     for path in sorted(shards.root.glob(f"*/{TEACHER}")):
         if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != teacher or not (path.parent / INFO).is_file():
             continue
         stored = open_stored(path.parent)
         try:
-            stored.check(shards, views)
+            stored.check(shards, views or stored.views)
         except TeacherError:  # other views, or another split: not the ones looked for
+            continue
+        if views is None and stored.views.augmentation != "none":
             continue
         return stored
     return None

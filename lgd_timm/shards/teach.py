@@ -14,10 +14,12 @@ import torch
 import webdataset
 from tqdm import tqdm
 
+from ..devices import pick_device
 from ..errors import TeacherError
 from ..files import replacing, sha256_of, write_json
-from ..teachers.base import ImageTeacher
-from .index import INFO, IndexedTar, ShardSet, read_info
+from ..recipe import TeachRecipe
+from ..teachers import ImageTeacher, Stored
+from .index import INFO, IndexedTar, ShardSet, open_shards, read_info
 from .read import BadSamples, InOrder, ShardDataset, loader
 from .stored import TEACHER, StoredEmbeddings, open_stored
 from .views import Views
@@ -62,7 +64,7 @@ def teach(
         "views_fingerprint": views.fingerprint,
     }
     _claim(out, facts)
-    teacher.to(device, memory_format=torch.channels_last)
+    teacher.to(device).to(memory_format=torch.channels_last)
     if compile:
         teacher.compile_encoder()
     dataset = ShardDataset(shards, views=views)
@@ -89,6 +91,26 @@ def teach(
     return open_stored(out)
 
 
+def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> StoredEmbeddings:
+    """Run a teach recipe. Raises: as `teach`, and for bad teachers and shards before anything is written."""
+    shards = open_shards(recipe.shards, split=recipe.split)
+    spec = recipe.teacher
+    assert not isinstance(spec, Stored), "read_teach_recipe refuses it"
+    return teach(
+        spec.image(),
+        shards,
+        spec=recipe.to_dict()["teacher"],
+        text_fingerprint=spec.text().fingerprint,
+        views=recipe.views,
+        out=None if out is None else Path(out),
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        device=pick_device(recipe.device),
+        compile=recipe.compile,
+        max_bad=recipe.max_bad,
+    )
+
+
 def _claim(out: Path, facts: dict[str, Any]) -> None:
     """Write `_teacher.json`, or check that it says the same: embeddings of different origin never mix."""
     if not (out / TEACHER).exists():
@@ -105,9 +127,7 @@ def _claim(out: Path, facts: dict[str, Any]) -> None:
 def _embed(teacher: ImageTeacher, images: torch.Tensor) -> np.ndarray:
     embeddings = torch.nn.functional.normalize(teacher(images), dim=1)
     if not embeddings.isfinite().all():
-        raise TeacherError(
-            f"The teacher {teacher.name} gave embeddings that are not finite. Check its weights and precision."
-        )
+        raise TeacherError(f"The teacher {teacher.name} gave embeddings that are not finite. Check its weights and precision.")
     return embeddings.half().cpu().numpy()
 
 

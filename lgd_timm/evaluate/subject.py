@@ -1,0 +1,116 @@
+"""What a person names on the command line, made ready to be evaluated: a published folder, a weight's name, a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from .. import hub
+from ..banks import text_bank
+from ..devices import pick_device
+from ..errors import LGDError
+from ..publish import load
+from ..recipe import read_teacher
+from ..shards import Views, open_shards
+from ..shards.read import ShardDataset
+from ..shards.stored import find_stored
+from ..teachers import Stored, TextTeacher, spec_from_dict
+from ..vocabulary import Vocabulary, load_vocabulary
+from .zero_shot import ZeroShot, stored_classifier, zero_shot, zero_shot_classifier
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder of raw pixels, the names it is asked about, and what is known of its teacher."""
+
+    label: str
+    encoder: nn.Module
+    vocabulary: Vocabulary
+    bank: Tensor
+    size: int
+    teacher_fingerprint: str | None
+
+
+def evaluate_zero_shot(
+    model: str,
+    *,
+    data: str | Path,
+    split: str = "val",
+    vocabulary: str | None = None,
+    templates: str = "none",
+    batch_size: int = 256,
+    workers: int = 0,
+    device: str = "auto",
+) -> dict[str, ZeroShot | None]:
+    """Score a model, and its teacher where the teacher's embeddings of these images are stored beside the shards.
+
+    Raises: LGDError when the model, the data or the names can't be used.
+    """
+    names = None if vocabulary is None else load_vocabulary(vocabulary, templates=templates)
+    subject = find_subject(model, names)
+    place = pick_device(device)
+    dataset = ShardDataset(open_shards(data, split=split), views=Views(size=subject.size, augmentation="none"))
+    settings: dict[str, Any] = {"names": subject.vocabulary.names, "batch_size": batch_size, "workers": workers, "device": place}
+    encoder = subject.encoder.to(place).eval()
+    scores: dict[str, ZeroShot | None] = {subject.label: zero_shot(zero_shot_classifier(encoder, subject.bank), dataset, **settings)}
+    if subject.label == "student":
+        scores["teacher"] = _teacher_score(subject, dataset, settings)
+    return scores
+
+
+def _teacher_score(subject: Subject, dataset: ShardDataset, settings: dict[str, Any]) -> ZeroShot | None:
+    if subject.teacher_fingerprint is None:
+        return None
+    stored = find_stored(dataset.shards, views=None, teacher=subject.teacher_fingerprint)
+    if stored is None:
+        return None
+    taught = ShardDataset(dataset.shards, views=stored.views, stored=stored)
+    return zero_shot(stored_classifier(subject.bank), taught, description="teacher", **settings)
+
+
+def find_subject(model: str, vocabulary: Vocabulary | None) -> Subject:
+    """A published folder, a published weight's name, or a recipe (its online teacher). Raises: LGDError for anything else."""
+    path = Path(model)
+    if path.suffix in (".yaml", ".yml"):
+        return _teacher_subject(path, vocabulary)
+    if path.is_dir():
+        return _published_subject(path, vocabulary)
+    if model.startswith("lgd_") and timm.is_model(model):
+        cfg = timm.get_pretrained_cfg(model)
+        tag = cfg.tag if cfg is not None else None
+        return _published_subject(hub.locate(f"{model.partition('.')[0]}.{tag}"), vocabulary)
+    raise LGDError(
+        f"{model!r} is no published folder, no lgd_ weight and no recipe. A plain timm model has no projector into a teacher's space: "
+        "distil it first (lgd-timm distill)."
+    )
+
+
+def _published_subject(folder: Path, vocabulary: Vocabulary | None) -> Subject:
+    published = load(folder)
+    teacher = published.metrics.get("teacher", {})
+    bank = published.banks.text
+    own = Vocabulary(published.banks.names, published.banks.templates)
+    if vocabulary is not None and vocabulary != own:
+
+        def text() -> TextTeacher:
+            return spec_from_dict(teacher["teacher"]).text()
+
+        bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text)
+    size = teacher.get("views", {}).get("size", published.student.preprocess.size)
+    return Subject("student", published.student, vocabulary or own, bank, size, teacher.get("fingerprint"))
+
+
+def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:
+    spec, own = read_teacher(path)
+    names = vocabulary or own
+    if names is None:
+        raise LGDError(f"{path} names no vocabulary. Give one with --vocabulary.")
+    if isinstance(spec, Stored):
+        raise LGDError(f"{path} has stored embeddings and no teacher to run. Evaluate the student: the teacher's score stands beside it.")
+    image, text = spec.image(), spec.text()
+    bank = text_bank(names, text_fingerprint=text.fingerprint, text=lambda: text)
+    return Subject("teacher", image, names, bank, image.preprocess.size, None)
