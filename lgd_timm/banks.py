@@ -48,7 +48,7 @@ def text_bank(
 
     The tower is built only when no file has the bank: with stored embeddings, a run whose names are known loads no teacher.
     """
-    name = f"{fingerprint(text_fingerprint, vocabulary.names, vocabulary.templates)}.safetensors"
+    name = text_bank_name(text_fingerprint, vocabulary)
     cache = cache_folder() / "text"
     for folder in (*folders, cache):
         if (folder / name).is_file():
@@ -62,6 +62,11 @@ def text_bank(
     bank = encode_vocabulary(tower, vocabulary)
     save_bank(cache / name, bank)
     return bank
+
+
+def text_bank_name(text_fingerprint: str, vocabulary: Vocabulary) -> str:
+    """File name of a bank: another tower, other names or other templates, another file."""
+    return f"{fingerprint(text_fingerprint, vocabulary.names, vocabulary.templates)}.safetensors"
 
 
 def save_bank(path: Path, bank: Tensor) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,7 +67,15 @@ def load_checkpoint(
     scaler: torch.amp.GradScaler,
     facts: Mapping[str, Any],
 ) -> int:
-    """Restore everything; returns the step to go on with. Raises: WeightsError when the run is another one."""
+    """Restore everything; returns the step to go on with. Raises: WeightsError when the run is another one, or damaged."""
+    try:
+        return _load(path, task=task, optimizer=optimizer, scaler=scaler, facts=facts)
+    except (OSError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path} can't be restored ({reason}). Remove it: the checkpoint before it is used then.") from error
+
+
+def _load(path: Path, *, task: LGDTask, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, facts: Mapping[str, Any]) -> int:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     differing = [key for key, value in facts.items() if state["facts"].get(key) != json.loads(json.dumps(value))]
     if differing:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.takes_overrides:
             options.overrides = parse_overrides(rest)
         options.command(options)
-    except (LGDError, MissingExtra) as error:
+    except (LGDError, MissingExtra, OSError) as error:  # OSError: a full disk, a folder that is a file or may not be written
         print(f"lgd-timm: error: {error}", file=sys.stderr)
         return 2
     return 0

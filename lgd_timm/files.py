@@ -30,16 +30,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; its files move in when the block ends well, else all are removed.
+    """Yield a temporary folder beside `folder`; it takes the name when the block ends well, else it is removed.
 
-    Files are moved one by one, so that a folder can grow (a second split beside the first). Names that begin with
-    `_` (the indexes) move last: a folder whose index is there is complete.
+    A folder that exists grows instead (a second split beside the first): files move in one by one, and names that
+    begin with `_` (the indexes) last, so that a folder whose index is there is complete.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield temporary
-        folder.mkdir(exist_ok=True)
+        temporary.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        if not folder.exists():
+            os.replace(temporary, folder)
+            return
         for path in sorted(temporary.iterdir(), key=lambda p: (p.name.startswith("_"), p.name)):
             os.replace(path, folder / path.name)
     finally:

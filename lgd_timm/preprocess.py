@@ -21,8 +21,8 @@ class Preprocess(nn.Module):
     def __init__(self, *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic") -> None:
         super().__init__()
         self.size, self.interpolation = size, interpolation
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):  # float32 even for integers, as which YAML reads [0, 0, 0]
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != (self.size, self.size):

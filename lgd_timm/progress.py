@@ -28,7 +28,7 @@ class Progress:
             desc="distill",
             disable=True if out is None else None,
         )
-        self._pending: tuple[int, float, dict[str, Tensor]] | None = None
+        self._pending: tuple[int, float, float, dict[str, Tensor]] | None = None
         self._clock, self._clock_step = time.perf_counter(), start
         self._board = _tensorboard(out)
 
@@ -36,10 +36,12 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._flush()
-        self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            self._flush()
+        finally:
+            self._bar.close()
+            if self._board is not None:
+                self._board.close()
 
     def step(self, losses: dict[str, Tensor], lr: float, *, every: int) -> None:
         """Count a step. Losses are read one log later, so that the device is never waited for in its step."""
@@ -47,7 +49,7 @@ class Progress:
         self._bar.update(self._batch_size)
         if self._step % every == 0:
             self._flush()
-            self._pending = (self._step, lr, losses)
+            self._pending = (self._step, self._rate(), lr, losses)
 
     def note(self, values: dict[str, Any]) -> None:
         """Write values of this step, such as an evaluation, to the log."""
@@ -56,17 +58,21 @@ class Progress:
         self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if isinstance(v, float)})
         self._clock, self._clock_step = time.perf_counter(), self._step  # evaluation is not training time
 
+    def _rate(self) -> float:
+        """Images per second since the last log."""
+        now = time.perf_counter()
+        rate = (self._step - self._clock_step) * self._batch_size / max(now - self._clock, 1e-9)
+        self._clock, self._clock_step = now, self._step
+        return rate
+
     def _flush(self) -> None:
         if self._pending is None:
             return
-        step, lr, losses = self._pending
+        step, rate, lr, losses = self._pending
         self._pending = None
         values = {name: float(value) for name, value in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise LGDError(f"The loss is not finite at step {step}: {values}. Lower optimizer.lr, or set optimizer.clip_grad.")
-        now = time.perf_counter()
-        rate = (self._step - self._clock_step) * self._batch_size / max(now - self._clock, 1e-9)
-        self._clock, self._clock_step = now, self._step
         self._write({"step": step, **values, "lr": lr, "images_per_second": round(rate, 1)})
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.2g}")
 

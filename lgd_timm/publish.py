@@ -18,7 +18,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .card import model_card
@@ -72,10 +72,10 @@ def save(
     Raises: WeightsError when the folder exists, or when weights do not fit `dtype`.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise WeightsError(f"{out} exists and is not empty. Choose another folder, or remove it.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WeightsError(f"{out} exists and is no empty folder. Choose another one, or remove it.")
     stock = stock_model(student, banks, recipe, embedding_norm=embedding_norm)
-    for key, tensor in stock.state_dict().items():
+    for key, tensor in {**stock.state_dict(), **_projector_tensors(student)}.items():
         if tensor.is_floating_point() and not tensor.to(dtype).isfinite().all():
             raise WeightsError(f"{key} does not fit {dtype}: save with dtype=torch.float32.")
     stock = stock.to(dtype=dtype, memory_format=torch.contiguous_format)
@@ -84,7 +84,8 @@ def save(
         config["label_names"] = list(banks.names)
     with building(out) as temporary:
         timm.models.save_for_hf(stock, str(temporary), model_config=config, safe_serialization=True)
-        save_file(_lgd_tensors(student, banks, dtype), temporary / "lgd.safetensors", metadata=_lgd_metadata(student, banks))
+        _drop_model_args(temporary / "config.json")
+        (temporary / "lgd.safetensors").write_bytes(_safetensors(_lgd_tensors(student, banks, dtype), _lgd_metadata(student, banks)))
         (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         write_json(temporary / "metrics.json", dict(metrics))
         (temporary / "README.md").write_text(model_card(name=name, recipe=recipe, metrics=metrics, names=banks.names), encoding="utf-8")
@@ -145,14 +146,14 @@ def load(folder: str | Path) -> Published:
         raise WeightsError(
             f"{folder}/lgd.safetensors has format {facts.get('lgd_format')!r}, this version reads {FORMAT!r}. Upgrade lgd_timm."
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-    student = Student(
-        backbone,
-        embed_dim=tensors["text_bank"].shape[1],
-        projector=facts["projector"],
-        image_size=config["pretrained_cfg"]["input_size"][-1],
-    )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = config["pretrained_cfg"]["input_size"][-1]
+        backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{folder}: timm can't load config.json and model.safetensors ({reason}). Pull or save it again.") from error
+    student = Student(backbone, embed_dim=tensors["text_bank"].shape[1], projector=facts["projector"], image_size=size)
     student.projector.load_state_dict({k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")})
     banks = Banks(
         names=tuple(json.loads(facts["names"])),
@@ -181,8 +182,19 @@ def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Stude
     return student
 
 
+def _drop_model_args(path: Path) -> None:
+    """Stock models need none, and transformers (5.23) fails on timm's (1.0.31): it passes num_classes beside them, so twice."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("model_args", None)
+    write_json(path, config)
+
+
+def _projector_tensors(student: Student) -> dict[str, Tensor]:
+    return {f"projector.{key}": tensor for key, tensor in student.projector.state_dict().items()}
+
+
 def _lgd_tensors(student: Student, banks: Banks, dtype: torch.dtype) -> dict[str, Tensor]:
-    tensors = {f"projector.{key}": tensor.to(dtype) for key, tensor in student.projector.state_dict().items()}
+    tensors = {key: tensor.to(dtype) for key, tensor in _projector_tensors(student).items()}
     tensors["text_bank"] = banks.text.float()  # the names' own bank stays exact: it is small
     if banks.visual is not None and banks.seen is not None:
         tensors["visual_bank"], tensors["seen"] = banks.visual.to(dtype), banks.seen
@@ -198,6 +210,16 @@ def _lgd_metadata(student: Student, banks: Banks) -> dict[str, str]:
         "templates": json.dumps(banks.templates, ensure_ascii=False),
         "text_fingerprint": banks.text_fingerprint,
     }
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file whose metadata are sorted: the library leaves them in a random order, and equal content deserves equal sums."""
+    data = to_bytes(tensors, metadata)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = {**json.loads(data[8:end]), "__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(end - 8)
+    assert len(text) == end - 8, "the header was written in another way than this one"
+    return data[:8] + text + data[end:]
 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:

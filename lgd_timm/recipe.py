@@ -7,16 +7,17 @@ known one. On the command line each field can be overridden: `--optimizer.lr 0.1
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from .errors import LGDError, RecipeError
-from .objectives.lgd import configure
+from .objectives.lgd import LGDConfig, configure
 from .shards.views import Views
 from .teachers import KINDS, Stored, TeacherSpec
 from .vocabulary import Vocabulary, load_vocabulary
@@ -76,7 +77,7 @@ class ScheduleRecipe:
     """Epochs, warm-up and timm's scheduler."""
 
     epochs: int = 90
-    name: str = "cosine"
+    name: Literal["cosine", "tanh", "poly", "constant"] = "cosine"  # those of timm's that need no further settings
     warmup_epochs: float = 5
     warmup_lr: float = 0.0
     min_lr: float = 0.0
@@ -142,6 +143,15 @@ class Recipe:
         return _dump(self.to_dict())
 
 
+# Least and greatest value of the fields that have one, by their last name.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("batch_size", "epochs", "image_size", "checkpoint_every", "evaluate_every", "log_every"), (1, math.inf)),
+    **dict.fromkeys(("workers", "lr", "lr_base", "weight_decay", "clip_grad", "warmup_epochs"), (0, math.inf)),
+    **dict.fromkeys(("max_bad", "momentum", "ema_decay", "drop_rate", "drop_path_rate"), (0, 1)),
+    "seed": (0, 2**63 - 1),
+}
+
+
 def read_recipe(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a YAML recipe and apply dotted overrides such as {"optimizer.lr": 0.1}.
 
@@ -172,11 +182,12 @@ def read_teacher(path: str | Path) -> tuple[TeacherSpec, Vocabulary | None]:
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """Check and build. Raises: RecipeError naming the field."""
     recipe = _build(Recipe, data, where="")
+    objective = _values({"preset": str, **get_type_hints(LGDConfig)}, recipe.objective, where="objective")
     try:
-        configure(**recipe.objective)
+        configure(**objective)
     except LGDError as error:
         raise RecipeError(str(error)) from error
-    return recipe
+    return replace(recipe, objective=objective)
 
 
 def _recipe_file(path: str | Path) -> Path:
@@ -193,7 +204,7 @@ def _read_yaml(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+        raise RecipeError(f"{path} is not YAML: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds {type(data).__name__}, not a mapping of recipe fields.")
     for key, value in overrides.items():
@@ -207,26 +218,41 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise RecipeError(f"--{key}: {parent!r} holds a single value, it has no field {last!r}.")
-    data[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        data[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--{key} {value!r} is not YAML: {_one_line(error)}. Quote it.") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _build(kind: Any, data: Any, *, where: str) -> Any:
     """A dataclass from a mapping, checked key by key."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where or 'The recipe'} must be a mapping of fields, not {data!r}.")
-    hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind)]
-    for key in data:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {_dotted(where, near[0])!r}?" if near else f"known: {', '.join(known)}."
-            raise RecipeError(f"Unknown recipe field {_dotted(where, str(key))!r}; {hint}")
-    values = {key: _value(hints[key], value, where=_dotted(where, key)) for key, value in data.items()}
+    values = _values(get_type_hints(kind), data, where=where)
     try:
         return kind(**values)
     except TypeError as error:  # a required field is missing
         missing = [f.name for f in fields(kind) if f.name not in values and _required(f)]
         raise RecipeError(f"{where or 'The recipe'} lacks {', '.join(_dotted(where, name) for name in missing)}.") from error
+
+
+def _values(hints: Mapping[str, Any], data: Mapping[Any, Any], *, where: str) -> dict[str, Any]:
+    """The known fields of a mapping, each of its type and in its range."""
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {_dotted(where, near[0])!r}?" if near else f"known: {', '.join(hints)}."
+            raise RecipeError(f"Unknown recipe field {_dotted(where, str(key))!r}; {hint}")
+    values = {key: _value(hints[key], value, where=_dotted(where, key)) for key, value in data.items()}
+    for key in RANGES.keys() & values.keys():
+        low, high = RANGES[key]
+        if values[key] is not None and not low <= values[key] <= high:
+            raise RecipeError(f"{_dotted(where, key)} = {values[key]} is outside [{low:g}, {high:g}].")
+    return values
 
 
 def _required(f: Any) -> bool:
@@ -286,7 +312,7 @@ def _union(options: Sequence[Any], value: Any, *, where: str) -> Any:
 
 
 def _teacher(value: Any, *, where: str) -> Any:
-    if not isinstance(value, Mapping) or value.get("kind") not in KINDS:
+    if not isinstance(value, Mapping) or value.get("kind") not in tuple(KINDS):
         given = value.get("kind") if isinstance(value, Mapping) else value
         raise RecipeError(f"{where}.kind = {given!r}; choose one of {', '.join(KINDS)}.")
     rest = {key: v for key, v in value.items() if key != "kind"}

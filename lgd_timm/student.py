@@ -65,7 +65,7 @@ def create_student(
 ) -> Student:
     """Any timm model as a student. `mean` and `std` (say, the teacher's) replace the model's own statistics.
 
-    Raises: LGDError for a name that timm does not know.
+    Raises: LGDError for a name that timm does not know, or that it can't build.
     """
     if not timm.is_model(model) and ":" not in model:
         known = ", ".join(timm.list_models("lgd_*"))
@@ -74,5 +74,8 @@ def create_student(
     if image_size:
         statistics["input_size"] = (3, image_size, image_size)
     options: dict[str, Any] = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate or None}
-    backbone = timm.create_model(model, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=statistics, **options)
+    try:
+        backbone = timm.create_model(model, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=statistics, **options)
+    except (RuntimeError, OSError) as error:  # an unknown tag, a missing folder, the Hub out of reach
+        raise LGDError(f"student.model {model!r} can't be built ({error}).") from error
     return Student(backbone, embed_dim=embed_dim, projector=projector, image_size=image_size)

@@ -45,7 +45,6 @@ class LGDTask(TrainingTask):
         self.objective = objective.to(self.device)
         # In a list, so that the teacher is no submodule: not in checkpoints, not in .train(), not among the parameters.
         self._teacher = [] if teacher is None else [teacher.freeze().to(self.device)]
-        self._compiled: Any = None
 
     @property
     def student(self) -> Student:
@@ -71,7 +70,7 @@ class LGDTask(TrainingTask):
     def forward(self, input: Tensor, target: Tensor | None = None) -> dict[str, Tensor]:
         """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's."""
         embeddings = self.teach(input) if target is None else target
-        output = (self._compiled or self.trainable_module)(input)
+        output = self.trainable_module(input)
         return {**self.objective(output, embeddings), "output": output, "teacher": embeddings}
 
     def teach(self, input: Tensor) -> Tensor:
@@ -96,18 +95,16 @@ class LGDTask(TrainingTask):
     def compile(  # type: ignore[override]  # timm's signature, which differs from Module's
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module | None:
-        """Compile student and objective; the checkpoint's keys stay those of the plain modules."""
-        self._compiled = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        self.objective.compile(backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = self._compiled
-        return self._compiled
+        """Compile student and objective, each in place: no wrapper, so the checkpoint's keys stay those of the plain modules."""
+        for module in (self.trainable_module, self.objective):
+            module.compile(backend=backend, mode=mode, **compile_kwargs)
+        return self.trainable_module
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> LGDTask:
         """Wrap the student in DDP. Banks need no wrapping: they start equal and are updated by an all-reduce."""
         from torch.nn.parallel import DistributedDataParallel
 
-        self.trainable_module = DistributedDataParallel(self._compiled or self.trainable_module, device_ids=device_ids, **ddp_kwargs)
-        self._compiled = None
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:

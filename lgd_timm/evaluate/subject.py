@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Subject:
     encoder: nn.Module
     vocabulary: Vocabulary
     bank: Tensor
-    size: int
+    views: Views  # unaugmented
     teacher_fingerprint: str | None
 
 
@@ -53,7 +53,7 @@ def evaluate_zero_shot(
     names = None if vocabulary is None else load_vocabulary(vocabulary, templates=templates)
     subject = find_subject(model, names)
     place = pick_device(device)
-    dataset = ShardDataset(open_shards(data, split=split), views=Views(size=subject.size, augmentation="none"))
+    dataset = ShardDataset(open_shards(data, split=split), views=subject.views)
     settings: dict[str, Any] = {"names": subject.vocabulary.names, "batch_size": batch_size, "workers": workers, "device": place}
     encoder = subject.encoder.to(place).eval()
     scores: dict[str, ZeroShot | None] = {subject.label: zero_shot(zero_shot_classifier(encoder, subject.bank), dataset, **settings)}
@@ -80,9 +80,8 @@ def find_subject(model: str, vocabulary: Vocabulary | None) -> Subject:
     if path.is_dir():
         return _published_subject(path, vocabulary)
     if model.startswith("lgd_") and timm.is_model(model):
-        cfg = timm.get_pretrained_cfg(model)
-        tag = cfg.tag if cfg is not None else None
-        return _published_subject(hub.locate(f"{model.partition('.')[0]}.{tag}"), vocabulary)
+        default = None if "." in model else timm.get_pretrained_cfg(model)
+        return _published_subject(hub.locate(f"{model}.{default.tag}" if default else model), vocabulary)
     raise LGDError(
         f"{model!r} is no published folder, no lgd_ weight and no recipe. A plain timm model has no projector into a teacher's space: "
         "distil it first (lgd-timm distill)."
@@ -97,11 +96,14 @@ def _published_subject(folder: Path, vocabulary: Vocabulary | None) -> Subject:
     if vocabulary is not None and vocabulary != own:
 
         def text() -> TextTeacher:
+            if "teacher" not in teacher:
+                raise LGDError(f"{folder}/metrics.json does not say which teacher reads new names. Use the folder's own names.")
             return spec_from_dict(teacher["teacher"]).text()
 
         bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text)
-    size = teacher.get("views", {}).get("size", published.student.preprocess.size)
-    return Subject("student", published.student, vocabulary or own, bank, size, teacher.get("fingerprint"))
+    views = published.recipe.views or Views(**teacher.get("views", {"size": published.student.preprocess.size}))
+    views = replace(views, augmentation="none", count=1)
+    return Subject("student", published.student, vocabulary or own, bank, views, teacher.get("fingerprint"))
 
 
 def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:
@@ -113,4 +115,4 @@ def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:
         raise LGDError(f"{path} has stored embeddings and no teacher to run. Evaluate the student: the teacher's score stands beside it.")
     image, text = spec.image(), spec.text()
     bank = text_bank(names, text_fingerprint=text.fingerprint, text=lambda: text)
-    return Subject("teacher", image, names, bank, image.preprocess.size, None)
+    return Subject("teacher", image, names, bank, Views(size=image.preprocess.size, augmentation="none"), None)

@@ -52,7 +52,7 @@ class LGDConfig:
             "visual_teacher_temperature",
         ):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise LGDError(f"objective.{name} = {value} must be above 0.")
         for name, choices in (("update", ("after", "before")), ("assignment", ("hard", "soft"))):
             if getattr(self, name) not in choices:
@@ -133,13 +133,14 @@ class LGD(Objective):
 
     def _visual_logits(self, embeddings: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         # The bank changes in place after the loss, while the backward pass still needs it as it was.
-        logits = embeddings @ self.visual_bank.clone().T
+        logits = embeddings @ self.visual_bank.clone().T / temperature
         if self.config.mask_unseen:
-            # Before anything was seen no row may stay, and a softmax needs one: then all do.
+            # Before anything was seen no row may stay, and a softmax needs one: then all do. Filled with the least finite
+            # number and only now that the temperature is in: minus infinity times a probability of 0 would be NaN.
             logits = logits.masked_fill(~(self.seen | ~self.seen.any()), torch.finfo(logits.dtype).min)
         if self.config.positive:
-            logits = torch.cat([(embeddings * teacher).sum(1, keepdim=True), logits], dim=1)
-        return logits / temperature
+            logits = torch.cat([(embeddings * teacher).sum(1, keepdim=True) / temperature, logits], dim=1)
+        return logits
 
     @torch.no_grad()
     def _aggregate(self, teacher: Tensor) -> None:
@@ -150,8 +151,9 @@ class LGD(Objective):
             both = torch.cat([sums, counts[:, None]], dim=1)
             dist.all_reduce(both)
             sums, counts = both[:, :-1], both[:, -1]
-        present = counts > 0
-        mean = sums / counts.clamp_min(torch.finfo(counts.dtype).tiny)[:, None]
+        tiny = torch.finfo(counts.dtype).tiny
+        present = counts > tiny  # a soft weight below the smallest normal number has no digits left to average with
+        mean = sums / counts.clamp_min(tiny)[:, None]
         keep = torch.where(self.seen, self.config.momentum, 0.0)[:, None]
         bank = keep * self.visual_bank + (1 - keep) * mean
         if self.config.renormalize:

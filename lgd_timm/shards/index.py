@@ -66,26 +66,30 @@ def open_shards(root: str | Path, *, split: str) -> ShardSet:
     if split not in info["splits"]:
         raise ShardError(f"{root} has no split {split!r}; it has {', '.join(sorted(info['splits'])) or 'none'}.")
     entry = info["splits"][split]
-    missing = [name for name in entry["filenames"] if not (root / name).is_file()]
-    if missing:
-        raise ShardError(
-            f"{root} lacks {len(missing)} of {len(entry['filenames'])} shards of {split!r}, first {missing[0]}. Copy them here."
+    try:
+        shards = ShardSet(
+            root=root,
+            split=split,
+            filenames=tuple(entry["filenames"]),
+            lengths=tuple(entry["shard_lengths"]),
+            sha256=tuple(entry.get("sha256", ())),
+            class_names=tuple(info.get("class_names", ())),
         )
-    return ShardSet(
-        root=root,
-        split=split,
-        filenames=tuple(entry["filenames"]),
-        lengths=tuple(entry["shard_lengths"]),
-        sha256=tuple(entry.get("sha256", ())),
-        class_names=tuple(info.get("class_names", ())),
-    )
+        assert len(shards.lengths) == len(shards.filenames) > 0
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise ShardError(f"{root / INFO}: split {split!r} lacks file names or lengths ({error!r}). Write it again.") from error
+    missing = [name for name in shards.filenames if not (root / name).is_file()]
+    if missing:
+        raise ShardError(f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. Copy them here.")
+    return shards
 
 
 class IndexedTar:
     """Random access to the samples of one tar: the headers are walked once, then each field is one read.
 
-    A key is the part of the name before the first dot, as in webdataset. A tar that ends early keeps the samples that
-    are whole; `damage` then says what was wrong.
+    A key is the part of the name before the first dot, as in webdataset; a file without key or field is no sample's.
+    A tar that ends early keeps the samples that are whole; `damage` then says what was wrong. No file stays open: a
+    process may know more tars than it may have files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,25 +98,26 @@ class IndexedTar:
         self.samples: dict[str, dict[str, tuple[int, int]]] = {}
         size = path.stat().st_size
         try:
-            with tarfile.open(path, "r:") as tar:
+            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    if not member.isfile():
+                    folder, slash, name = member.name.rpartition("/")
+                    stem, dot, field = name.partition(".")
+                    key = folder + slash + stem
+                    if not (member.isfile() and key and dot):
                         continue
                     if member.offset_data + member.size > size:
+                        self.samples.pop(key, None)  # the fields before this one are no whole sample
                         raise tarfile.ReadError(f"{member.name} ends after the file's end")
-                    folder, _, name = member.name.rpartition("/")
-                    key, _, field = name.partition(".")
-                    key = f"{folder}/{key}" if folder else key
                     self.samples.setdefault(key, {})[field.lower()] = (member.offset_data, member.size)
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any bad header for the end
+                    raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset}")
         except (tarfile.TarError, OSError) as error:
             self.damage = str(error)
         self.keys = tuple(self.samples)
-        self._file = path.open("rb")
 
     def read(self, key: str, field: str) -> bytes:
         offset, size = self.samples[key][field]
-        self._file.seek(offset)
-        return self._file.read(size)
-
-    def close(self) -> None:
-        self._file.close()
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)

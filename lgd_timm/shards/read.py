@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -43,10 +42,13 @@ class Batch:
 
 
 class ShardDataset(Dataset):
-    """Map-style dataset over (position, view index): a list of items in, a Batch out."""
+    """Map-style dataset over (position, view index): a list of items in, a Batch out.
 
-    def __init__(self, shards: ShardSet, *, views: Views, stored: StoredEmbeddings | None = None) -> None:
-        self.shards, self.views, self.stored = shards, views, stored
+    A batch with no good sample is an error, because a step can't be taken on it; with `allow_empty` it is a Batch of none.
+    """
+
+    def __init__(self, shards: ShardSet, *, views: Views, stored: StoredEmbeddings | None = None, allow_empty: bool = False) -> None:
+        self.shards, self.views, self.stored, self.allow_empty = shards, views, stored, allow_empty
         self._starts = np.concatenate([[0], np.cumsum(shards.lengths)])
         self._tars: dict[int, IndexedTar] = {}
 
@@ -54,7 +56,7 @@ class ShardDataset(Dataset):
         return len(self.shards)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tars": {}}  # open files stay in their process
+        return {**self.__dict__, "_tars": {}}  # workers walk the tars that they read
 
     def __getitem__(self, item: Item) -> Batch:
         return self.__getitems__([item])
@@ -72,18 +74,20 @@ class ShardDataset(Dataset):
                     raise ShardError(tar.damage or f"the tar holds {len(tar.keys)} samples, its index says {self.shards.lengths[shard]}")
                 key = tar.keys[place]
                 samples.append((key, *self._read(tar, shard, key, view)))
-            except (
-                OSError,
-                ValueError,
-                SyntaxError,
-                Image.DecompressionBombError,
-            ) as error:  # what Pillow raises for bad files
+            except (OSError, ValueError) as error:
                 bad.append((f"{self.shards.filenames[shard]}/{key}", f"{type(error).__name__}: {error}"))
+        if not samples and self.allow_empty:
+            return self._empty(bad)
         if not samples:
             raise ShardError(f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
         keys, images, labels, embeddings = zip(*samples, strict=True)
         stored = None if self.stored is None else torch.from_numpy(np.stack(embeddings))
         return Batch(torch.stack(images), torch.tensor(labels), list(keys), stored, tuple(bad))
+
+    def _empty(self, bad: Sequence[tuple[str, str]]) -> Batch:
+        images = torch.empty(0, 3, self.views.size, self.views.size, dtype=torch.uint8)
+        stored = None if self.stored is None else torch.empty(0, self.stored.embed_dim, dtype=torch.float16)
+        return Batch(images, torch.empty(0, dtype=torch.int64), [], stored, tuple(bad))
 
     def _tar(self, shard: int) -> IndexedTar:
         if shard not in self._tars:
@@ -181,6 +185,7 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # of its own: the workers' seed must not move the global generator, on which dropout draws
     )
 
 
@@ -202,7 +207,7 @@ class BadSamples:
 
     def add(self, bad: Sequence[tuple[str, str]]) -> list[str]:
         """Record; returns one line for each sample not named before. Raises: ShardError above the limit."""
-        new = [(key, reason) for key, reason in bad if key not in self.reasons]
+        new = {key: reason for key, reason in bad if key not in self.reasons}  # a sample fails once for each of its views
         self.reasons.update(new)
         if len(self.reasons) > self.limit:
             first = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3])
@@ -210,4 +215,4 @@ class BadSamples:
                 f"{len(self.reasons)} of {self.size} samples can't be read; data.max_bad = {self.allowed:g} allows {self.limit}. "
                 f"First: {first}. Repair the shards, or raise data.max_bad."
             )
-        return [f"skipped {key}: {reason}" for key, reason in new]
+        return [f"skipped {key}: {reason}" for key, reason in new.items()]

@@ -34,7 +34,7 @@ class StoredEmbeddings:
         return Views(**self.facts["views"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tars": {}}  # open files stay in their process
+        return {**self.__dict__, "_tars": {}}  # workers walk the tars that they read
 
     def read(self, filename: str, key: str, view: int) -> np.ndarray:
         """Embedding of view `view` of one sample, float16 [D]. Raises: ShardError when there is none."""
@@ -54,7 +54,9 @@ class StoredEmbeddings:
         if entry is None:
             raise TeacherError(f"{self.root} holds no embeddings of split {shards.split!r}. Make them with: lgd-timm teach")
         if tuple(entry["taught"]) != shards.sha256:
-            raise TeacherError(f"{self.root} was made from other shards than {shards.root} ({shards.split}). Run lgd-timm teach again.")
+            raise TeacherError(
+                f"{self.root} was made from other shards than {shards.root} ({shards.split}). Run lgd-timm teach with another --out."
+            )
         if views.fingerprint != self.views.fingerprint or views.count > self.views.count:
             raise TeacherError(
                 f"{self.root} holds {self.views}, asked for {views}. Use the stored views, or run lgd-timm teach for the new ones."
@@ -66,7 +68,17 @@ def open_stored(root: str | Path) -> StoredEmbeddings:
     root = Path(root)
     if not (root / TEACHER).is_file() or not (root / INFO).is_file():
         raise TeacherError(f"{root} holds no finished teacher embeddings ({TEACHER}, {INFO}). Make them with: lgd-timm teach")
-    return StoredEmbeddings(root, json.loads((root / TEACHER).read_text(encoding="utf-8")))
+    return StoredEmbeddings(root, read_teacher_facts(root))
+
+
+def read_teacher_facts(root: Path) -> dict[str, Any]:
+    """The folder's `_teacher.json`. Raises: TeacherError when it is not one."""
+    try:
+        facts = json.loads((root / TEACHER).read_text(encoding="utf-8"))
+        assert {"fingerprint", "embed_dim", "views"} <= facts.keys()
+    except (ValueError, AttributeError, AssertionError) as error:
+        raise TeacherError(f"{root / TEACHER} can't be read ({error!r}). Remove the folder and run lgd-timm teach again.") from error
+    return facts
 
 
 def find_stored(shards: ShardSet, *, views: Views | None, teacher: str) -> StoredEmbeddings | None:
@@ -75,7 +87,7 @@ def find_stored(shards: ShardSet, *, views: Views | None, teacher: str) -> Store
     `views` None asks for any unaugmented ones.
     """
     for path in sorted(shards.root.glob(f"*/{TEACHER}")):
-        if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != teacher or not (path.parent / INFO).is_file():
+        if read_teacher_facts(path.parent)["fingerprint"] != teacher or not (path.parent / INFO).is_file():
             continue
         stored = open_stored(path.parent)
         try:

@@ -21,7 +21,7 @@ from ..recipe import TeachRecipe
 from ..teachers import ImageTeacher, Stored
 from .index import INFO, IndexedTar, ShardSet, open_shards, read_info
 from .read import BadSamples, InOrder, ShardDataset, loader
-from .stored import TEACHER, StoredEmbeddings, open_stored
+from .stored import TEACHER, StoredEmbeddings, open_stored, read_teacher_facts
 from .views import Views
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def teach(
 
     Stopped and started again, it goes on at the first shard that is not whole. `spec` is the teacher's part of a recipe and
     goes into `_teacher.json` with the fingerprints, so that later runs can rebuild the text tower alone.
-    Raises: TeacherError when the folder holds another teacher's or other views' embeddings; ShardError for too many bad samples.
+    Raises: TeacherError when the folder holds embeddings of another teacher, of other views or of other shards; ShardError for
+    too many bad samples.
     """
     out = out or shards.root / folder_name(teacher, views)
     facts = {
@@ -63,30 +64,32 @@ def teach(
         "views": asdict(views),
         "views_fingerprint": views.fingerprint,
     }
-    _claim(out, facts)
+    _claim(out, facts, shards)
     teacher.to(device).to(memory_format=torch.channels_last)
     if compile:
         teacher.compile_encoder()
-    dataset = ShardDataset(shards, views=views)
+    dataset = ShardDataset(shards, views=views, allow_empty=True)
     bad = BadSamples(max_bad, size=len(shards))
     start = 0
     with tqdm(total=len(shards) * views.count, unit="img", desc=f"teach {shards.split}", disable=None) as progress:
         for shard, filename in enumerate(shards.filenames):
             positions = range(start, start := start + shards.lengths[shard])
-            if (out / filename).is_file() and len(IndexedTar(out / filename).keys) == len(positions):
+            if (out / filename).is_file() and IndexedTar(out / filename).keys == IndexedTar(shards.path(shard)).keys:
                 progress.update(len(positions) * views.count)
                 continue
             sampler = InOrder(positions, batch_size=max(1, batch_size // views.count), views=views.count)
             with (
                 replacing(out / filename) as temporary,
-                webdataset.TarWriter(str(temporary), mtime=0, user="", group="") as tar,
+                # compress: else it goes by the name's end, and a temporary name may end in "gz"
+                webdataset.TarWriter(str(temporary), mtime=0, user="", group="", compress=False) as tar,
             ):
                 for batch in loader(dataset, sampler, workers=workers):
                     for line in bad.add(batch.bad):
                         log.warning(line)
-                    embeddings = _embed(teacher, batch.images.to(device))
-                    _write(tar, batch.keys, embeddings, views.count)
-                    progress.update(len(batch.keys))
+                    if batch.keys:
+                        embeddings = _embed(teacher, batch.images.to(device))
+                        _write(tar, batch.keys, embeddings, views.count)
+                        progress.update(len(batch.keys))
     _index(out, shards)
     return open_stored(out)
 
@@ -111,12 +114,15 @@ def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> Store
     )
 
 
-def _claim(out: Path, facts: dict[str, Any]) -> None:
+def _claim(out: Path, facts: dict[str, Any], shards: ShardSet) -> None:
     """Write `_teacher.json`, or check that it says the same: embeddings of different origin never mix."""
+    entry = read_info(out)["splits"].get(shards.split) if (out / INFO).exists() else None
+    if entry is not None and tuple(entry["taught"]) != shards.sha256:
+        raise TeacherError(f"{out} was made from other shards than {shards.root} ({shards.split}). Choose another --out, or remove it.")
     if not (out / TEACHER).exists():
         write_json(out / TEACHER, facts)
         return
-    there = json.loads((out / TEACHER).read_text(encoding="utf-8"))
+    there = read_teacher_facts(out)
     differing = [key for key in facts if key != "teacher" and there.get(key) != json.loads(json.dumps(facts[key]))]
     if differing:
         raise TeacherError(

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from ..errors import RecipeError
+from ..errors import RecipeError, ShardError
 from ..files import fingerprint
 
 VERSION = 1  # raised when the same (seed, key, index) would give other pixels: stored embeddings then no longer fit
@@ -126,7 +126,14 @@ def crop_box(height: int, width: int, augmentation: Augmentation, draw: np.rando
 
 
 def decode(data: bytes) -> Tensor:
-    """Image file -> uint8 RGB [3, H, W], upright. Raises what Pillow raises for a bad file."""
-    with Image.open(io.BytesIO(data)) as image:
-        upright: Any = ImageOps.exif_transpose(image)
-        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+    """Image file -> uint8 RGB [3, H, W], upright. Raises: ShardError for a file that Pillow can't read."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright: Any = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to white
+                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
+            return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+    except UnidentifiedImageError as error:
+        raise ShardError(f"{len(data)} bytes that are no image") from error
+    except Exception as error:  # struct.error, TypeError, SyntaxError, ...: Pillow raises anything for bad bytes
+        raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error

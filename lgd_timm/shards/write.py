@@ -40,9 +40,13 @@ def write_shards(
     are mixed. Tars are byte-identical for the same input.
 
     Raises: ShardError for a missing or empty folder, an image that can't be opened, a split that is already there, too
-    few images for `min_shards`.
+    few images for `min_shards`, names and numbers that make no shards.
     """
     images, out = Path(images), Path(out)
+    if not re.fullmatch(r"[\w-]+", split):
+        raise ShardError(f"split {split!r} becomes part of file names; spell it with letters, digits, _ and -.")
+    if samples_per_shard < 1 or min_shards < 1:
+        raise ShardError(f"samples_per_shard ({samples_per_shard}) and min_shards ({min_shards}) must be at least 1.")
     paths = _find_images(images)
     info = read_info(out) if (out / INFO).exists() else {"splits": {}}
     if split in info["splits"]:
@@ -56,7 +60,7 @@ def write_shards(
         )
 
     random.Random(seed).shuffle(paths)
-    per_shard = min(samples_per_shard, -(-len(paths) // min_shards))
+    per_shard = min(samples_per_shard, len(paths) // min_shards)
     stem = re.sub(r"[^\w-]+", "_", name or out.resolve().name)
     with building(out) as temporary:
         filenames, lengths = [], []

@@ -104,7 +104,10 @@ def _sentences(encoder: str) -> _SentenceEncoder:
 def _package_path(name: str) -> str:
     """`package:MODULE/FOLDER` -> the folder on disk."""
     module, _, folder = name.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(module)
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # MODULE is a.b, and there is no a
+        found = None
     if found is None or found.origin is None:
         raise TeacherError(f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}")
     return str(Path(found.origin).parent / folder)
@@ -115,7 +118,7 @@ def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
         raise TeacherError(f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py")
     try:
         return timm.create_model(name, pretrained=pretrained)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # an unknown name or tag, an incomplete folder, the Hub out of reach
         raise TeacherError(f"teacher.classifier {name!r} can't be built ({error}).") from error
 
 

@@ -13,6 +13,9 @@ from ..errors import TeacherError, require
 from ..preprocess import Preprocess
 from .base import ImageTeacher, TextTeacher, module_fingerprint
 
+# open_clip takes any other word for fp32; its amp* are autocast, which is the caller's.
+PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
+
 
 @dataclass(frozen=True)
 class OpenCLIP:
@@ -31,6 +34,8 @@ class OpenCLIP:
 
     def _create(self) -> Any:
         library = require("open_clip", extra="open_clip")
+        if self.precision not in PRECISIONS:
+            raise TeacherError(f"teacher.precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
         local = self.model.startswith(("local-dir:", "hf-hub:"))
         if not local and self.model not in library.list_models():
             raise TeacherError(f"teacher.model {self.model!r} is unknown to open_clip {library.__version__}. See open_clip.list_models().")
@@ -57,7 +62,7 @@ class _OpenCLIPImage(ImageTeacher):
         size = config["size"][0] if isinstance(config["size"], (tuple, list)) else config["size"]
         super().__init__(Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"]))
         self.visual = model.visual  # the text tower is not kept: it is no part of a step
-        self.dtype = next(self.visual.parameters()).dtype
+        self.dtype = library.get_input_dtype(spec.precision) or torch.float32
         with torch.inference_mode():
             self.embed_dim = int(self.encode(torch.zeros(1, 3, size, size)).shape[1])
         self.name = "clip_" + spec.model.rpartition(":")[2].rpartition("/")[2].lower().replace("-", "").replace(".", "")

@@ -1,0 +1,189 @@
+"""One distillation, built from its recipe: everything is checked against the world before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.utils.distributed import init_distributed_device_so
+from torch import Tensor
+
+from .banks import text_bank
+from .devices import pick_device
+from .errors import RecipeError
+from .objectives import LGD
+from .recipe import Recipe
+from .shards import Views, open_shards
+from .shards.read import BadSamples, EpochPlan, ShardDataset
+from .shards.stored import StoredEmbeddings
+from .student import create_student
+from .task import LGDTask
+from .teachers import ImageTeacher, Stored, TextTeacher, spec_from_dict
+from .vocabulary import Vocabulary, load_vocabulary
+
+
+@dataclass
+class Teaching:
+    """Where the teacher's embeddings and the names' bank come from."""
+
+    facts: dict[str, Any]  # name, fingerprints, spec: what the published folder says of the teacher
+    views: Views
+    bank: Tensor
+    vocabulary: Vocabulary
+    stored: StoredEmbeddings | None = None
+    image: ImageTeacher | None = None
+
+
+@dataclass
+class Run:
+    """One distillation: what was built, and where it stands."""
+
+    recipe: Recipe
+    out: Path
+    teaching: Teaching
+    device: torch.device
+    rank: int
+    world_size: int
+    dataset: ShardDataset
+    plan: EpochPlan
+    task: LGDTask
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler
+    bad: BadSamples
+    step: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must agree on: all that decides the numbers, but not how the machine makes them."""
+        recipe = self.recipe.to_dict()
+        return {
+            **{key: recipe[key] for key in ("student", "objective", "optimizer", "schedule")},
+            "batch_size": self.recipe.data.batch_size,
+            "seed": self.recipe.run.seed,
+            "amp": self.recipe.run.amp,
+            "ema_decay": self.recipe.run.ema_decay,
+            "shards": self.dataset.shards.fingerprint,
+            "views": [self.teaching.views.fingerprint, self.teaching.views.count],
+            "names": self.teaching.vocabulary.fingerprint,
+            "teacher": self.teaching.facts["fingerprint"],
+        }
+
+
+def build(recipe: Recipe, out: Path) -> Run:
+    """Check the recipe against the world and build everything, writing nothing."""
+    place = init_distributed_device_so(pick_device(recipe.run.device))
+    device = torch.device(place["device"])
+    rank, world_size = int(place["global_rank"]), int(place["world_size"])
+    if recipe.data.batch_size % world_size:
+        raise RecipeError(f"data.batch_size = {recipe.data.batch_size} is global and must divide by {world_size} ranks.")
+    shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
+    teaching = prepare_teaching(recipe)
+    if teaching.stored is not None:
+        teaching.stored.check(shards, teaching.views)
+    dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored)
+    plan = EpochPlan(
+        shards.lengths,
+        batch_size=recipe.data.batch_size // world_size,
+        views=teaching.views.count,
+        seed=recipe.run.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    task = build_task(recipe, teaching, device)
+    optimizer, scheduler = build_optimizer(recipe, task, plan.steps_per_epoch)
+    return Run(
+        recipe=recipe,
+        out=out,
+        teaching=teaching,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        dataset=dataset,
+        plan=plan,
+        task=task,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.run.amp == "float16"),
+        bad=BadSamples(recipe.data.max_bad, size=len(shards)),
+    )
+
+
+def prepare_teaching(recipe: Recipe) -> Teaching:
+    """Names, bank and teacher. With stored embeddings the image tower is not built, and the text tower only for new names."""
+    vocabulary = load_vocabulary(recipe.vocabulary.source, templates=recipe.vocabulary.templates)
+    if isinstance(recipe.teacher, Stored):
+        stored = recipe.teacher.open()
+        text_fingerprint, folders = stored.facts["text_fingerprint"], [stored.root / "text"]
+
+        def text() -> TextTeacher:
+            return spec_from_dict(stored.facts["teacher"]).text()
+
+        bank = text_bank(vocabulary, text_fingerprint=text_fingerprint, text=text, folders=folders)
+        return Teaching(stored.facts, recipe.views or stored.views, bank, vocabulary, stored=stored)
+    if recipe.views is None:
+        raise RecipeError("The recipe lacks `views` (size, augmentation), which an online teacher needs.")
+    image, tower = recipe.teacher.image(), recipe.teacher.text()
+    bank = text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=lambda: tower)
+    facts = {
+        "teacher": recipe.to_dict()["teacher"],
+        "name": image.name,
+        "fingerprint": image.fingerprint,
+        "text_fingerprint": tower.fingerprint,
+        "embed_dim": image.embed_dim,
+    }
+    return Teaching(facts, recipe.views, bank, vocabulary, image=image)
+
+
+def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDTask:
+    torch.manual_seed(recipe.run.seed)  # here and not before: whatever was built till now has no say in the student's start
+    student = create_student(
+        embed_dim=teaching.bank.shape[1],
+        **{**asdict(recipe.student), "image_size": recipe.student.image_size or teaching.views.size},
+    )
+    if recipe.run.channels_last:
+        student = student.to(memory_format=torch.channels_last)
+    objective = LGD(teaching.bank, seed=recipe.run.seed, **recipe.objective)
+    task = LGDTask(student, objective, teaching.image, device=device)
+    if recipe.run.ema_decay is not None:
+        task.setup_ema(decay=recipe.run.ema_decay)
+    if recipe.run.compile:
+        task.compile()
+    if torch.distributed.is_initialized():
+        task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
+    return task
+
+
+def build_optimizer(recipe: Recipe, task: LGDTask, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Any]:
+    settings, schedule = recipe.optimizer, recipe.schedule
+    if settings.name not in list_optimizers():
+        raise RecipeError(f"optimizer.name {settings.name!r} is unknown to timm. See timm.optim.list_optimizers().")
+    lr = settings.lr if settings.lr is not None else settings.lr_base * recipe.data.batch_size / settings.lr_base_size
+    options: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
+    optimizer = create_optimizer_v2(
+        task.student,
+        opt=settings.name,
+        lr=lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        filter_bias_and_bn=not settings.weight_decay_all,
+        **options,
+    )
+    if schedule.warmup_epochs >= schedule.epochs:
+        raise RecipeError(f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}.")
+    warmup: Any = schedule.warmup_epochs  # a fraction of an epoch is fine, whatever timm's annotation says
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=schedule.name,
+        num_epochs=schedule.epochs,
+        warmup_epochs=warmup,
+        warmup_lr=schedule.warmup_lr,
+        min_lr=schedule.min_lr,
+        step_on_epochs=not schedule.per_step,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return optimizer, scheduler

@@ -1,0 +1,266 @@
+"""Zero-shot evaluation: against a plain computation, each image once, and the teacher beside its student."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from lgd_timm import hub
+from lgd_timm.errors import LGDError, ShardError, VocabularyError, WeightsError
+from lgd_timm.evaluate import zero_shot, zero_shot_classifier
+from lgd_timm.evaluate.subject import evaluate_zero_shot
+from lgd_timm.evaluate.zero_shot import stored_classifier
+from lgd_timm.publish import load
+from lgd_timm.shards import Views, open_shards
+from lgd_timm.shards.read import Batch, ShardDataset
+from lgd_timm.shards.stored import find_stored
+from lgd_timm.shards.write import write_shards
+from lgd_timm.teachers import OpenCLIP
+
+NAMES = ("blue", "green", "red")
+
+
+class Colour(nn.Module):
+    """An encoder that is sometimes wrong: a fixed random projection of an image's mean colour. Counts what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(3))
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        return (images.float().mean((2, 3)) / 255 - 0.4) @ self.weight
+
+
+def text_bank(count: int = 3, dim: int = 8) -> Tensor:
+    return normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(4)), dim=1)
+
+
+@pytest.fixture
+def dataset(shard_folder: Path) -> ShardDataset:
+    return ShardDataset(open_shards(shard_folder, split="val"), views=Views(size=32, augmentation="none"))
+
+
+def everything(dataset: ShardDataset) -> Batch:
+    return dataset.__getitems__([(i, 0) for i in range(len(dataset))])
+
+
+# ------------------------------------------------------------------------------------------------------- the computation
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 256])
+def test_scores_are_those_of_a_plain_computation(dataset: ShardDataset, batch_size: int) -> None:
+    encoder, bank = Colour(), text_bank(6)
+    names = (*NAMES, "cyan", "magenta", "yellow")
+    score = zero_shot(zero_shot_classifier(encoder, bank), dataset, names=names, batch_size=batch_size)
+
+    whole = everything(dataset)
+    embeddings = Colour()(whole.images)
+    order = [sorted(range(6), key=lambda k: -float(torch.cosine_similarity(e, bank[k], dim=0))) for e in embeddings]
+    right = [ranks[0] == label for ranks, label in zip(order, whole.labels.tolist(), strict=True)]
+    near = [label in ranks[:5] for ranks, label in zip(order, whole.labels.tolist(), strict=True)]
+    assert score.top1 == pytest.approx(100 * sum(right) / 12)
+    assert score.top5 == pytest.approx(100 * sum(near) / 12)
+    assert 0 < sum(right) < 12  # the encoder is no oracle, so the comparison says something
+    assert score.chance == pytest.approx(100 / 6)
+    assert (score.samples, score.bad) == (12, 0)
+    for label, name in enumerate(NAMES):
+        hits = [hit for hit, other in zip(right, whole.labels.tolist(), strict=True) if other == label]
+        assert score.per_class[name] == pytest.approx(100 * sum(hits) / len(hits))
+    assert set(score.per_class) == set(NAMES)  # names without images have no accuracy
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_image_is_seen_exactly_once(dataset: ShardDataset, workers: int) -> None:
+    encoder = Colour()
+    score = zero_shot(zero_shot_classifier(encoder, text_bank()), dataset, names=NAMES, batch_size=5, workers=workers)
+    assert score.samples == 12
+    assert torch.equal(torch.cat(encoder.seen), everything(dataset).images)  # also in order, without augmentation
+
+
+def test_lengths_of_embeddings_do_not_matter(dataset: ShardDataset) -> None:
+    class Longer(Colour):
+        def forward(self, images: Tensor) -> Tensor:
+            embeddings = super().forward(images)
+            return embeddings * torch.arange(1, len(embeddings) + 1)[:, None]
+
+    scores = [zero_shot(zero_shot_classifier(encoder, text_bank()), dataset, names=NAMES) for encoder in (Colour(), Longer())]
+    assert scores[0] == scores[1]
+
+
+def test_a_perfect_classifier_scores_100(dataset: ShardDataset) -> None:
+    score = zero_shot(lambda batch: torch.eye(3)[batch.labels], dataset, names=NAMES)
+    assert (score.top1, score.per_class) == (100.0, dict.fromkeys(NAMES, 100.0))
+    assert str(score) == "top-1 100.00 %, top-5 100.00 % of 12 images (chance 33.33 %)"
+    assert json.loads(json.dumps(score.to_dict()))["top1"] == 100.0
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_images_without_labels_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    shards = write_shards(image_folder, tmp_path / "shards", split="val", labels=False)
+    dataset = ShardDataset(shards, views=Views(size=32, augmentation="none"))
+    with pytest.raises(ShardError, match=r"shards \(val\) has images without a label; evaluation needs field cls"):
+        zero_shot(zero_shot_classifier(Colour(), text_bank()), dataset, names=NAMES)
+
+
+def test_more_labels_than_names_are_refused(dataset: ShardDataset) -> None:
+    with pytest.raises(VocabularyError, match=r"\(val\) has label 2, the vocabulary only 2 names\. Give the names of these classes"):
+        zero_shot(zero_shot_classifier(Colour(), text_bank(2)), dataset, names=NAMES[:2])
+
+
+def test_bad_images_do_not_count_and_too_many_are_refused(shard_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
+    tar = copy / open_shards(copy, split="val").filenames[0]
+    content = tar.read_bytes()
+    tar.write_bytes(content.replace(b"\xff\xd8\xff", b"\0\0\0", 1))  # the beginning of the first JPEG
+    dataset = ShardDataset(open_shards(copy, split="val"), views=Views(size=32, augmentation="none"))
+    classify = zero_shot_classifier(Colour(), text_bank())
+    score = zero_shot(classify, dataset, names=NAMES, max_bad=0.1)
+    assert (score.samples, score.bad) == (11, 1)
+    with pytest.raises(ShardError, match="1 of 12 samples can't be read"):
+        zero_shot(classify, dataset, names=NAMES, max_bad=0.01)
+
+
+# --------------------------------------------------------------------------------------------------------------- teacher
+
+
+def test_the_teachers_stored_score_is_its_online_score(taught_folder: Path, tiny_clip: Path) -> None:
+    """To float16: the logits agree, and so does every name but where two are as good as equal."""
+    spec = OpenCLIP(f"local-dir:{tiny_clip}")
+    image, bank = spec.image(), normalize(spec.text().encode(NAMES), dim=1)
+    shards = open_shards(taught_folder, split="val")
+    stored = find_stored(shards, views=None, teacher=image.fingerprint)
+    assert stored is not None
+    online = ShardDataset(shards, views=stored.views)
+    offline = ShardDataset(shards, views=stored.views, stored=stored)
+    logits = [zero_shot_classifier(image, bank)(everything(online)), stored_classifier(bank)(everything(offline))]
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-3)
+    margin = logits[0].topk(2, dim=1).values.diff(dim=1).abs().min().item()
+    assert margin > 2e-3, "the random teacher is undecided: give it another seed"
+    scores = [zero_shot(zero_shot_classifier(image, bank), online, names=NAMES), zero_shot(stored_classifier(bank), offline, names=NAMES)]
+    assert scores[0] == scores[1]
+
+
+# -------------------------------------------------------------------------------------------------- what a person names
+
+
+def test_a_published_folder_scores_what_its_metrics_say(published_folder: Path, taught_folder: Path) -> None:
+    metrics = json.loads((published_folder / "metrics.json").read_text())
+    scores = evaluate_zero_shot(str(published_folder), data=taught_folder, device="cpu", batch_size=5)
+    assert list(scores) == ["student", "teacher"]
+    assert scores["student"] is not None
+    assert scores["student"].to_dict() == metrics["zero_shot"]
+    assert scores["teacher"] is not None
+    assert scores["teacher"].to_dict() == metrics["teacher_zero_shot"]
+
+
+def test_without_stored_embeddings_of_its_teacher_there_is_no_teachers_score(published_folder: Path, shard_folder: Path) -> None:
+    scores = evaluate_zero_shot(str(published_folder), data=shard_folder, device="cpu")
+    assert scores["teacher"] is None
+    assert scores["student"] is not None
+
+
+def test_an_online_run_is_evaluated_at_the_size_of_its_views(recipe_dict: dict[str, Any], tmp_path: Path, shard_folder: Path) -> None:
+    """Views of 24 px, enlarged to the student's 40 on the device: evaluation later has to do the same."""
+    from lgd_timm.distill import distill
+    from lgd_timm.recipe import recipe_from_dict
+
+    changes = {"views": {"size": 24, "augmentation": "light", "interpolation": "bilinear"}, "schedule": {"epochs": 1, "warmup_epochs": 0}}
+    recipe = recipe_from_dict({**recipe_dict, **changes, "student": {"model": "test_resnet", "image_size": 40}})
+    folder = distill(recipe, out=tmp_path / "run")
+    asked: list[Views] = []
+    original = ShardDataset.__init__
+
+    def spying(self: ShardDataset, shards: Any, *, views: Views, **options: Any) -> None:
+        asked.append(views)
+        original(self, shards, views=views, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardDataset, "__init__", spying)
+        score = evaluate_zero_shot(str(folder), data=shard_folder, device="cpu")["student"]
+    assert (asked[0].size, asked[0].interpolation, asked[0].augmentation) == (24, "bilinear", "none")
+    assert score is not None
+    assert score.to_dict() == json.loads((folder / "metrics.json").read_text())["zero_shot"]
+
+
+def test_other_names_are_read_by_the_students_own_text_tower(published_folder: Path, taught_folder: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("crimson\nemerald\nnavy\n")
+    asked = evaluate_zero_shot(str(published_folder), data=taught_folder, vocabulary=str(names), templates="a photo of {}", device="cpu")
+    own = evaluate_zero_shot(str(published_folder), data=taught_folder, device="cpu")
+    assert asked["student"] is not None
+    assert set(asked["student"].per_class) == {"crimson", "emerald", "navy"}
+    assert asked["student"].top1 != own["student"].top1 or asked["student"].per_class.values() != own["student"].per_class.values()
+
+
+def test_its_own_names_need_no_text_tower(
+    published_folder: Path, taught_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenCLIP, "text", None)
+    names = tmp_path / "names.txt"
+    names.write_text("blue\ngreen\nred\n")
+    scores = evaluate_zero_shot(str(published_folder), data=taught_folder, vocabulary=str(names), device="cpu")
+    assert scores == evaluate_zero_shot(str(published_folder), data=taught_folder, device="cpu")
+
+
+def test_new_names_of_a_folder_that_does_not_name_its_teacher_are_refused(
+    published_folder: Path, taught_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(published_folder, tmp_path / "copy"))
+    (folder / "metrics.json").unlink()
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\n")
+    with pytest.raises(LGDError, match="does not say which teacher reads new names"):
+        evaluate_zero_shot(str(folder), data=taught_folder, vocabulary=str(names), device="cpu")
+    assert evaluate_zero_shot(str(folder), data=taught_folder, device="cpu")["teacher"] is None
+
+
+def test_a_recipe_is_its_teacher(recipe_dict: dict[str, Any], published_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
+    from lgd_timm.recipe import recipe_from_dict
+
+    (tmp_path / "recipe.yaml").write_text(recipe_from_dict(recipe_dict).to_yaml())
+    scores = evaluate_zero_shot(str(tmp_path / "recipe.yaml"), data=shard_folder, device="cpu")
+    assert list(scores) == ["teacher"]
+    assert scores["teacher"] is not None
+    assert scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
+
+
+def test_a_recipe_with_stored_embeddings_has_no_teacher_to_run(published_folder: Path, taught_folder: Path) -> None:
+    with pytest.raises(LGDError, match="has stored embeddings and no teacher to run"):
+        evaluate_zero_shot(str(published_folder / "recipe.yaml"), data=taught_folder, device="cpu")
+
+
+def test_a_teach_recipe_needs_names(tmp_path: Path, shard_folder: Path) -> None:
+    (tmp_path / "teach.yaml").write_text("teacher: {kind: open_clip, model: RN50}\nviews: {}\nshards: x\n")
+    with pytest.raises(LGDError, match=r"teach\.yaml names no vocabulary. Give one with --vocabulary"):
+        evaluate_zero_shot(str(tmp_path / "teach.yaml"), data=shard_folder, device="cpu")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "lgd_resnet19", "nowhere"])
+def test_what_cannot_be_evaluated_is_refused(model: str, shard_folder: Path) -> None:
+    with pytest.raises(LGDError, match=f"'{model}' is no published folder, no lgd_ weight and no recipe"):
+        evaluate_zero_shot(model, data=shard_folder, device="cpu")
+
+
+@pytest.mark.parametrize("model", ["lgd_resnet18.nope", "lgd_resnet18"])
+def test_a_weight_that_does_not_exist_is_refused(model: str, shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "manifest", dict)
+    with pytest.raises(WeightsError, match=rf"'{model}.* is not a weight that this version of lgd_timm knows"):
+        evaluate_zero_shot(model, data=shard_folder, device="cpu")
+
+
+def test_the_bank_is_the_folders_own(published_folder: Path) -> None:
+    stored = load_file(published_folder / "lgd.safetensors")["text_bank"]
+    assert torch.equal(load(published_folder).banks.text, stored)
+    assert torch.allclose(stored.norm(dim=1), torch.ones(3), atol=1e-6)

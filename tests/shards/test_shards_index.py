@@ -1,0 +1,180 @@
+"""What lies where: the same samples as webdataset's own reader, also in odd and damaged tars."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from lgd_timm.errors import ShardError
+from lgd_timm.shards.index import IndexedTar, ShardSet, open_shards
+
+
+def write_tar(path: Path, *files: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def by_webdataset(path: Path) -> dict[str, dict[str, bytes]]:
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    return {s["__key__"]: {field: value for field, value in s.items() if not field.startswith("__")} for s in samples}
+
+
+def by_us(path: Path) -> dict[str, dict[str, bytes]]:
+    tar = IndexedTar(path)
+    assert tar.damage is None
+    return {key: {field: tar.read(key, field) for field in tar.samples[key]} for key in tar.keys}
+
+
+def test_random_access_equals_webdatasets_reading(train_shards: ShardSet) -> None:
+    for shard, length in enumerate(train_shards.lengths):
+        ours, theirs = by_us(train_shards.path(shard)), by_webdataset(train_shards.path(shard))
+        assert list(ours) == list(theirs)
+        assert ours == theirs
+        assert len(ours) == length
+
+
+def test_tars_of_others_are_read_as_webdataset_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    write_tar(
+        path,
+        ("README", b"no dot, no sample"),
+        ("a.jpg", b"1"),
+        ("a.cls", b"2"),
+        ("sub/a.jpg", b"3"),
+        ("./b.jpg", b"4"),
+        (".hidden", b"no key, no sample"),
+        ("sub/.hidden", b"but here"),
+        ("c.seg.PNG", b"5" * 2000),
+        ("d.v2/e.txt", b""),
+        ("ü" * 120 + ".jpg", b"6"),
+    )
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("folder.d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    ours = by_us(path)
+    assert ours == by_webdataset(path)
+    assert list(ours) == ["a", "sub/a", "./b", "sub/", "c", "d.v2/e", "ü" * 120]
+    assert ours["c"] == {"seg.png": b"5" * 2000}
+
+
+def test_no_file_stays_open(train_shards: ShardSet) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    before = len(os.listdir("/proc/self/fd"))
+    tars = [IndexedTar(train_shards.path(0)) for _ in range(5)]
+    for tar in tars:
+        tar.read(tar.keys[0], "cls")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_wherever_a_tar_is_cut_whole_samples_stay_and_the_damage_is_said(tmp_path: Path) -> None:
+    files = [(f"{key}.{field}", data) for key in "abc" for field, data in (("cls", b"1"), ("jpg", key.encode() * 700))]
+    whole = IndexedTar(write_tar(tmp_path / "whole.tar", *files))
+    assert whole.damage is None
+    ends = {key: max(offset + size for offset, size in fields.values()) for key, fields in whole.samples.items()}
+    data = whole.path.read_bytes()
+    content = -(-max(ends.values()) // 512) * 512
+    for cut in {*range(0, content + 1024, 128), *ends.values(), *(end - 1 for end in ends.values()), content + 511, content + 512}:
+        path = tmp_path / "cut.tar"
+        path.write_bytes(data[:cut])
+        tar = IndexedTar(path)
+        expected = [key for key, end in ends.items() if end <= cut]
+        assert [key for key in tar.keys if tar.samples[key] == whole.samples[key]] == expected, cut
+        assert (tar.damage is None) == (cut >= content + 512), (cut, tar.damage)
+        assert all(tar.read(key, "jpg") == whole.read(key, "jpg") for key in expected)
+
+
+def test_a_sample_that_is_cut_is_no_sample(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", ("a.jpg", b"1" * 600), ("b.jpg", b"2"), ("b.cls", b"3" * 600))
+    places = IndexedTar(path).samples
+    with path.open("r+b") as file:
+        file.truncate(places["b"]["cls"][0] + 100)
+    tar = IndexedTar(path)
+    assert tar.keys == ("a",)
+    assert tar.damage == "b.cls ends after the file's end"
+
+
+def test_a_broken_header_is_damage(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", ("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3"))
+    data = bytearray(path.read_bytes())
+    data[1024:1034] = b"xxxxxxxxxx"
+    path.write_bytes(data)
+    tar = IndexedTar(path)
+    assert tar.keys == ("a",)
+    assert tar.damage == "no header and no end mark at byte 1024"
+
+
+@pytest.mark.parametrize("data", [b"", b"short", b"<html>" + b"x" * 2000])
+def test_what_is_no_tar_has_no_samples(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(data)
+    tar = IndexedTar(tmp_path / "a.tar")
+    assert tar.keys == ()
+    assert tar.damage
+
+
+def test_open_shards_tells_what_was_written(shard_folder: Path) -> None:
+    train, val = open_shards(shard_folder, split="train"), open_shards(str(shard_folder), split="val")
+    assert (len(train), train.lengths, len(val)) == (48, (16, 16, 16), 12)
+    assert train.class_names == ("blue", "green", "red")
+    assert train.fingerprint == open_shards(shard_folder, split="train").fingerprint != val.fingerprint
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_place(shard_folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(shard_folder, tmp_path / "moved")
+    expected = open_shards(shard_folder, split="train").fingerprint
+    assert open_shards(moved, split="train").fingerprint == expected
+    info = json.loads((moved / "_info.json").read_text())
+    info["splits"]["train"]["sha256"][1] = "0" * 64
+    (moved / "_info.json").write_text(json.dumps(info))
+    assert open_shards(moved, split="train").fingerprint != expected
+
+
+def test_a_missing_split_names_those_that_are_there(shard_folder: Path) -> None:
+    with pytest.raises(ShardError, match="no split 'test'; it has train, val"):
+        open_shards(shard_folder, split="test")
+
+
+def test_a_missing_shard_is_named(shard_folder: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(shard_folder, tmp_path / "copy")
+    (root / "colours-train-00001.tar").unlink()
+    with pytest.raises(ShardError, match=r"lacks 1 of 3 shards of 'train', first colours-train-00001\.tar"):
+        open_shards(root, split="train")
+    assert len(open_shards(root, split="val")) == 12
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_without_index_is_not_finished(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "x").mkdir()
+    with pytest.raises(ShardError, match=r"holds no _info\.json, so it is not a finished shard folder.*lgd-timm shards"):
+        open_shards(tmp_path / "x", split="train")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"splits": ["train"]}', "\udcff"])
+def test_a_malformed_index_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "_info.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ShardError, match=r"_info\.json can't be read as timm's shard index"):
+        open_shards(tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [None, [], {}, {"filenames": ["a.tar"]}, {"filenames": ["a.tar"], "shard_lengths": []}, {"filenames": [], "shard_lengths": []}],
+)
+def test_a_malformed_split_is_said(tmp_path: Path, entry: object) -> None:
+    (tmp_path / "a.tar").write_bytes(b"")
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": {"train": entry}}))
+    with pytest.raises(ShardError, match="split 'train' lacks file names or lengths"):
+        open_shards(tmp_path, split="train")

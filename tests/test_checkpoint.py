@@ -1,0 +1,170 @@
+"""Checkpoints: whole or not there, safetensors and JSON, and refused when they are of another run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch.nn.functional import normalize
+
+from lgd_timm import checkpoint
+from lgd_timm.checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
+from lgd_timm.errors import WeightsError
+from lgd_timm.objectives import LGD
+from lgd_timm.student import Student
+from lgd_timm.task import LGDTask
+
+FACTS = {"seed": 0, "optimizer": {"name": "adamw", "betas": (0.9, 0.95)}}
+
+
+def make(optimizer: str = "adamw", *, seed: int = 0, ema: bool = True) -> dict[str, Any]:
+    """A task, its optimizer and scaler, after `seed` steps on random numbers."""
+    torch.manual_seed(seed)
+    student = Student(timm.create_model("test_resnet", num_classes=0), embed_dim=8, image_size=32)
+    task = LGDTask(student, LGD(normalize(torch.randn(3, 8), dim=1)), device=torch.device("cpu"))
+    if ema:
+        task.setup_ema(decay=0.5)
+    made = create_optimizer_v2(task.student, opt=optimizer, lr=0.1, momentum=0.9)
+    for step in range(seed):
+        images, teacher = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.randn(4, 8)
+        made.zero_grad()
+        task(images, teacher)["loss"].backward()
+        made.step()
+        task.update(teacher)
+        if ema:
+            task.update_ema(step=step + 1)
+    return {"task": task, "optimizer": made, "scaler": torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0 ** (8 + seed))}
+
+
+def state(made: dict[str, Any]) -> dict[str, Any]:
+    task = made["task"]
+    parts = {"student": task.student.state_dict(), "objective": task.objective.state_dict(), "optimizer": made["optimizer"].state_dict()}
+    ema = {"ema": task.ema_student.state_dict()} if task.has_ema() else {}
+    return {**parts, **ema, "scaler": made["scaler"].state_dict()}
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_everything_comes_back_bit_equal(tmp_path: Path, optimizer: str) -> None:
+    saved = make(optimizer, seed=2)
+    path = save_checkpoint(tmp_path, step=7, **saved, facts=FACTS)
+    draws = torch.rand(4)  # what the saved run would have drawn next
+    restored = make(optimizer, seed=1)
+    assert load_checkpoint(path, **restored, facts=FACTS) == 7
+    assert_same(state(restored), state(saved))
+    assert torch.equal(torch.rand(4), draws)
+
+
+def test_a_checkpoint_is_safetensors_and_json_only(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, step=1, **make(seed=1), facts=FACTS)
+    names = ["ema.safetensors", "objective.safetensors", "optimizer.safetensors", "state.json", "student.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == names
+
+
+def test_without_an_average_there_is_no_file_of_one(tmp_path: Path) -> None:
+    saved, restored = make(seed=2, ema=False), make(seed=1, ema=False)
+    path = save_checkpoint(tmp_path, step=1, **saved, facts=FACTS)
+    assert not (path / "ema.safetensors").exists()
+    load_checkpoint(path, **restored, facts=FACTS)
+    assert_same(state(restored), state(saved))
+
+
+def test_the_last_ones_are_kept_oldest_first(tmp_path: Path) -> None:
+    made = make()
+    for step in (9, 10, 100, 1000):
+        save_checkpoint(tmp_path, step=step, **made, facts=FACTS, keep=3)
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["step-00000010", "step-00000100", "step-00001000"]
+    assert all_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, step=3, **make(seed=1), facts=FACTS)
+    second = make(seed=2)
+    path = save_checkpoint(tmp_path, step=3, **second, facts=FACTS)
+    restored = make()
+    load_checkpoint(path, **restored, facts=FACTS)
+    assert_same(state(restored), state(second))
+
+
+def test_a_checkpoint_that_fails_midway_leaves_the_earlier_ones_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make()
+    save_checkpoint(tmp_path, step=1, **made, facts=FACTS)
+
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.json, "dumps", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, step=2, **made, facts=FACTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_what_is_not_whole_does_not_count(tmp_path: Path) -> None:
+    whole = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
+    partial = Path(shutil.copytree(whole, tmp_path / "step-00000002"))
+    (partial / "state.json").unlink()
+    assert all_checkpoints(tmp_path) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("facts", "differs"),
+    [
+        ({**FACTS, "seed": 1}, "seed"),
+        ({**FACTS, "optimizer": {"name": "adamw", "betas": (0.9, 0.99)}}, "optimizer"),
+        ({**FACTS, "teacher": "abc"}, "teacher"),
+        ({"seed": 3, "optimizer": {}}, "seed, optimizer"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused_naming_what_differs(tmp_path: Path, facts: dict[str, Any], differs: str) -> None:
+    path = save_checkpoint(tmp_path, step=1, **make(seed=1), facts=FACTS)
+    made = make(seed=2)
+    before = made["task"].student.projector.weight.clone()
+    with pytest.raises(WeightsError, match=f"was written by another run: {differs} differ"):
+        load_checkpoint(path, **made, facts=facts)
+    assert torch.equal(made["task"].student.projector.weight, before)
+
+
+def test_tuples_agree_with_the_lists_that_json_makes_of_them(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, step=5, **make(), facts=FACTS)
+    assert json.loads((path / "state.json").read_text())["facts"]["optimizer"]["betas"] == [0.9, 0.95]
+    assert load_checkpoint(path, **make(), facts=FACTS) == 5
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "ema.safetensors", "objective.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path: Path, name: str, damage: str) -> None:
+    path = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
+    if damage == "cut":
+        (path / name).write_bytes((path / name).read_bytes()[:-9])
+    else:
+        (path / name).unlink()
+    with pytest.raises(WeightsError, match=r"step-00000001 can't be restored \(.*\)\. Remove it: the checkpoint before it is used"):
+        load_checkpoint(path, **make(), facts=FACTS)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
+    other = make()
+    other["task"].student.projector = torch.nn.Linear(3, 8)
+    with pytest.raises(WeightsError, match="can't be restored"):
+        load_checkpoint(path, **other, facts=FACTS)

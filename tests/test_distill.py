@@ -1,0 +1,485 @@
+"""The training loop: what a run leaves, how it resumes, and what it refuses. Random teachers: wiring, not accuracy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lgd_timm import distill as module
+from lgd_timm import run as building
+from lgd_timm.checkpoint import all_checkpoints
+from lgd_timm.distill import distill, save_run
+from lgd_timm.errors import LGDError, RecipeError, ShardError, TeacherError, WeightsError
+from lgd_timm.recipe import recipe_from_dict
+from lgd_timm.run import Run, build
+from lgd_timm.shards import open_shards
+from lgd_timm.shards.index import IndexedTar
+from lgd_timm.shards.write import write_shards
+from lgd_timm.teachers import OpenCLIP
+
+Dict = dict[str, Any]
+
+# One process of a distributed run: writes down the first loss of its rank, and is the command line otherwise.
+ONE_RANK = """
+import json, pathlib, sys
+from lgd_timm import cli, distill
+
+train_step = distill.train_step
+
+def recorded(run, batch):
+    losses = train_step(run, batch)
+    if run.step == 0:
+        pathlib.Path(sys.argv[1], f"rank{run.rank}.json").write_text(json.dumps(losses["loss"].item()))
+    return losses
+
+distill.train_step = recorded
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+class Stopped(Exception):
+    """What a test stops a run with."""
+
+
+def merge(data: Mapping[str, Any], changes: Mapping[str, Any]) -> Dict:
+    """`data` with each part of `changes` laid over its part."""
+    return {**data, **{key: {**data.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}}
+
+
+def run(recipe: Mapping[str, Any], out: Path, *, resume: bool = False, **changes: Any) -> Path:
+    return distill(recipe_from_dict(merge(recipe, changes)), out=out, resume=resume)
+
+
+def losses(out: Path) -> list[float]:
+    lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def last_checkpoint(out: Path) -> dict[str, Tensor]:
+    """Every tensor of the last checkpoint but the random state (only dropout uses it), by file and key."""
+    path = all_checkpoints(out / "checkpoints")[-1]
+    tensors = {f"{file.stem}/{key}": tensor for file in path.glob("*.safetensors") for key, tensor in load_file(file).items()}
+    return {key: tensor for key, tensor in tensors.items() if key != "optimizer/rng"}
+
+
+def assert_bit_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def run_until(step: int, recipe: Mapping[str, Any], out: Path) -> None:
+    """A run that is stopped in the middle of a step."""
+    train_step = module.train_step
+
+    def stopping(run: Run, batch: Any) -> dict[str, Tensor]:
+        if run.step == step:
+            raise Stopped
+        return train_step(run, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_step", stopping)
+        with pytest.raises(Stopped):
+            run(recipe, out)
+
+
+@pytest.fixture
+def stored(recipe_dict: Dict, taught_folder: Path) -> Dict:
+    """The recipe with the same teacher's stored embeddings instead."""
+    recipe = merge(recipe_dict, {"data": {"shards": str(taught_folder)}})
+    del recipe["views"]
+    return {**recipe, "teacher": {"kind": "stored", "embeddings": str(next(taught_folder.glob("*-light-*")))}}
+
+
+# --------------------------------------------------------------------------------------------------------- what it leaves
+
+
+def test_an_online_run_leaves_its_recipe_log_checkpoints_and_published_folder(recipe_dict: Dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    folder = run(recipe_dict, out)
+    assert folder == out / "published"
+    assert recipe_from_dict(recipe_dict).to_yaml() == (out / "recipe.yaml").read_text() == (folder / "recipe.yaml").read_text()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
+    assert all(line["images_per_second"] > 0 for line in lines if "loss" in line)
+    assert [(line["epoch"], line["step"]) for line in lines if "zero_shot_top1" in line] == [(1, 3), (2, 6)]  # the last is published
+    assert [path.name for path in all_checkpoints(out / "checkpoints")] == ["step-00000006", "step-00000009"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["zero_shot"]["samples"] == metrics["teacher_zero_shot"]["samples"] == 12
+    assert metrics["shards"] == open_shards(recipe_dict["data"]["shards"], split="train").fingerprint
+
+
+def test_the_loss_falls(recipe_dict: Dict, tmp_path: Path) -> None:
+    run(recipe_dict, tmp_path / "run", data={"val_split": None})
+    curve = losses(tmp_path / "run")
+    assert sum(curve[-3:]) < 0.5 * sum(curve[:3])
+
+
+def test_no_pickle_is_left_anywhere(run_folder: Path) -> None:
+    kinds = {path.suffix for path in run_folder.rglob("*") if path.is_file() and path.parent.name != "tensorboard"}
+    assert kinds == {".safetensors", ".json", ".jsonl", ".yaml", ".md"}
+
+
+def test_the_last_batch_of_an_epoch_that_is_not_whole_is_left_out(recipe_dict: Dict, tmp_path: Path) -> None:
+    run(recipe_dict, tmp_path / "run", data={"batch_size": 20, "val_split": None})
+    assert len(losses(tmp_path / "run")) == 3 * (48 // 20)
+
+
+def test_checkpoints_and_evaluations_come_as_often_as_asked(recipe_dict: Dict, tmp_path: Path) -> None:
+    run(recipe_dict, tmp_path / "run", run={"checkpoint_every": 2, "evaluate_every": 5, "log_every": 4})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8]
+    assert [path.name for path in all_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000006", "step-00000009"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(("step", "workers"), [(5, 2), (3, 0), (1, 0)], ids=["within an epoch", "at its end", "before any checkpoint"])
+def test_a_stopped_run_ends_bit_equal_to_one_that_was_not(recipe_dict: Dict, tmp_path: Path, step: int, workers: int) -> None:
+    recipe = merge(recipe_dict, {"run": {"ema_decay": 0.9}})
+    run(recipe, tmp_path / "whole")
+    run_until(step, recipe, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "published").exists()
+    run(recipe, tmp_path / "stopped", resume=True, data={"workers": workers})
+    assert_bit_equal(last_checkpoint(tmp_path / "stopped"), last_checkpoint(tmp_path / "whole"))
+    for name in ("model.safetensors", "lgd.safetensors", "metrics.json"):
+        ours, theirs = (tmp_path / which / "published" / name for which in ("stopped", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_a_run_with_dropout_resumes_bit_equal_too(recipe_dict: Dict, tmp_path: Path) -> None:
+    """The state of the random numbers goes into the checkpoint, and reading data does not move it."""
+    recipe = merge(recipe_dict, {"student": {"drop_rate": 0.5, "drop_path_rate": 0.2}})
+    run(recipe, tmp_path / "whole")
+    run_until(5, recipe, tmp_path / "stopped")
+    run(recipe, tmp_path / "stopped", resume=True)
+    assert_bit_equal(last_checkpoint(tmp_path / "stopped"), last_checkpoint(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"optimizer": {"lr": 0.5}}, "optimizer"),
+        ({"objective": {"alpha": 0.9}}, "objective"),
+        ({"schedule": {"epochs": 4}}, "schedule"),
+        ({"student": {"projector": "mlp"}}, "student"),
+        ({"run": {"seed": 1}}, "seed"),
+        ({"run": {"amp": "bfloat16"}}, "amp"),
+        ({"run": {"ema_decay": 0.9}}, "ema_decay"),
+        ({"data": {"batch_size": 24}}, "batch_size"),
+        ({"data": {"train_split": "val", "batch_size": 4}}, "batch_size, shards"),
+        ({"vocabulary": {"source": ["blue", "green", "crimson"]}}, "names"),
+        ({"views": {"seed": 1}}, "views"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_run_is_not_resumed_with_another_recipe(recipe_dict: Dict, tmp_path: Path, online_run: Path, changes: Dict, differs: str) -> None:
+    out = Path(shutil.copytree(online_run, tmp_path / "run"))
+    before = (out / "recipe.yaml").read_text()
+    with pytest.raises(WeightsError, match=rf"was written by another run: {differs} differ\. Use the same recipe and data"):
+        run(recipe_dict, out, resume=True, **changes)
+    assert (out / "recipe.yaml").read_text() == before
+
+
+@pytest.fixture(scope="module")
+def online_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, tiny_clip: Path) -> Path:
+    """A run that was stopped after its first epoch. Read only."""
+    out = tmp_path_factory.mktemp("online") / "run"
+    recipe = {
+        "name": "tiny",
+        "teacher": {"kind": "open_clip", "model": f"local-dir:{tiny_clip}"},
+        "vocabulary": {"source": ["blue", "green", "red"]},
+        "data": {"shards": str(shard_folder), "val_split": "val", "batch_size": 16, "max_bad": 0.0},
+        "views": {"size": 32, "augmentation": "light", "count": 3},
+        "student": {"model": "test_resnet"},
+        "objective": {"preset": "paper"},
+        "optimizer": {"name": "sgd", "lr": 0.05},
+        "schedule": {"epochs": 3, "warmup_epochs": 0},
+        "run": {"device": "cpu", "log_every": 1},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LGD_TIMM_CACHE", str(out.parent / "cache"))
+        run_until(3, recipe, out)
+    return out
+
+
+def test_how_the_machine_works_may_change_on_resuming(recipe_dict: Dict, tmp_path: Path, online_run: Path) -> None:
+    """The test above compares with this recipe: without changes it does resume, and so it does with these."""
+    out = Path(shutil.copytree(online_run, tmp_path / "run"))
+    run(recipe_dict, out, resume=True, data={"workers": 1, "max_bad": 0.5}, run={"log_every": 2, "checkpoint_every": 3})
+    assert [path.name for path in all_checkpoints(out / "checkpoints")] == ["step-00000003", "step-00000009"]
+
+
+def test_resuming_a_finished_run_changes_nothing(recipe_dict: Dict, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train", None)
+    before = (run_folder / "log.jsonl").read_bytes()
+    assert run(recipe_dict, run_folder, resume=True) == run_folder / "published"
+    assert (run_folder / "log.jsonl").read_bytes() == before
+
+
+def test_resuming_where_nothing_is_starts_a_run(recipe_dict: Dict, tmp_path: Path) -> None:
+    assert run(recipe_dict, tmp_path / "run", resume=True, schedule={"epochs": 1}).is_dir()
+
+
+def test_an_output_folder_that_is_not_empty_is_refused_and_left_alone(recipe_dict: Dict, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RecipeError, match=r"run is not empty. Go on with --resume, or choose another --output"):
+        run(recipe_dict, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_can_be_saved_from_the_last_checkpoint(run_folder: Path, tmp_path: Path) -> None:
+    again = save_run(run_folder, out=tmp_path / "again")
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in (run_folder / "published").iterdir()
+    }
+    with pytest.raises(WeightsError, match="holds no checkpoint"):
+        save_run(tmp_path / "again", out=tmp_path / "third")
+
+
+# --------------------------------------------------------------------------------------------------------------- teachers
+
+
+def test_stored_embeddings_give_the_losses_of_the_online_teacher(recipe_dict: Dict, stored: Dict, tmp_path: Path) -> None:
+    """As many stored views as epochs, so that both see the same pixels; the embeddings differ by float16's rounding."""
+    run(recipe_dict, tmp_path / "online", data={"val_split": None})
+    run(stored, tmp_path / "stored", data={"val_split": None})
+    online, offline = torch.tensor(losses(tmp_path / "online")), torch.tensor(losses(tmp_path / "stored"))
+    torch.testing.assert_close(offline[0], online[0], rtol=2e-3, atol=0)
+    torch.testing.assert_close(offline, online, rtol=2e-2, atol=0)  # the teacher's temperature of 0.01 makes much of little
+    assert not torch.equal(offline, online)
+
+
+def test_a_run_is_the_same_whether_the_names_were_cached_or_not(stored: Dict, tmp_path: Path) -> None:
+    for name in ("cold", "warm"):
+        run(stored, tmp_path / name, schedule={"epochs": 1}, data={"val_split": None})
+    assert_bit_equal(last_checkpoint(tmp_path / "warm"), last_checkpoint(tmp_path / "cold"))
+
+
+def test_a_run_on_stored_embeddings_builds_no_teacher(stored: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(self: OpenCLIP) -> None:
+        raise AssertionError("a teacher was built")
+
+    monkeypatch.setattr(OpenCLIP, "image", forbidden)
+    run(stored, tmp_path / "first", schedule={"epochs": 1})  # the text tower alone, once for these names
+    monkeypatch.setattr(OpenCLIP, "text", forbidden)
+    run(stored, tmp_path / "second", schedule={"epochs": 1})
+    with pytest.raises(AssertionError, match="a teacher was built"):
+        run(stored, tmp_path / "third", vocabulary={"source": ["cat", "dog"]})
+
+
+def test_stored_embeddings_of_other_views_or_shards_are_refused(stored: Dict, shard_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match=r"holds Views.*Use the stored views, or run lgd-timm teach"):
+        run(stored, tmp_path / "run", views={"size": 48, "augmentation": "light"})
+    with pytest.raises(TeacherError, match=r"holds no embeddings of split 'val'"):
+        run(stored, tmp_path / "run", data={"train_split": "val", "batch_size": 4})
+    write_shards(shard_folder.parent / "val", tmp_path / "other", split="train")
+    with pytest.raises(TeacherError, match="was made from other shards"):
+        run(stored, tmp_path / "run", data={"shards": str(tmp_path / "other"), "batch_size": 4})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_teacher_is_not_trained_and_not_saved(recipe_dict: Dict, tmp_path: Path) -> None:
+    built = build(recipe_from_dict(recipe_dict), tmp_path)
+    assert built.teaching.image is not None
+    before = {key: value.clone() for key, value in built.teaching.image.state_dict().items()}
+    batch = next(module._batches(built, 1))
+    module.train_step(built, batch)
+    assert_bit_equal(dict(built.teaching.image.state_dict()), before)
+    trained = {id(p) for group in built.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in built.task.student.parameters()}
+
+
+# ------------------------------------------------------------------------------------------------------- how it optimises
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_timm_optimizers_work_by_name(recipe_dict: Dict, tmp_path: Path, name: str) -> None:
+    recipe = merge(recipe_dict, {"optimizer": {"name": name, "clip_grad": 1.0}, "data": {"val_split": None}})
+    before = build(recipe_from_dict(recipe), tmp_path).task.student.state_dict()
+    run(recipe, tmp_path / "run", schedule={"epochs": 1})
+    after = last_checkpoint(tmp_path / "run")
+    assert not torch.equal(after["student/projector.weight"], before["projector.weight"])
+    assert all(tensor.isfinite().all() for tensor in after.values())
+
+
+def test_an_unknown_optimizer_is_refused(recipe_dict: Dict, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"optimizer.name 'sdg' is unknown to timm"):
+        run(recipe_dict, tmp_path / "run", optimizer={"name": "sdg"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_clipping_bounds_the_step(recipe_dict: Dict, tmp_path: Path) -> None:
+    """One step of plain momentum SGD without decay moves the weights by lr times the clipped gradient."""
+    recipe = merge(recipe_dict, {"optimizer": {"name": "momentum", "lr": 0.5, "weight_decay": 0.0, "clip_grad": 1e-2}})
+    built = build(recipe_from_dict(recipe), tmp_path)
+    before = [p.detach().clone() for p in built.task.student.parameters()]
+    module.train_step(built, next(module._batches(built, 1)))
+    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(built.task.student.parameters(), before, strict=True)])
+    assert moved.double().norm().item() == pytest.approx(0.5 * 1e-2, rel=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_falls(recipe_dict: Dict, tmp_path: Path) -> None:
+    run(recipe_dict, tmp_path / "run", schedule={"warmup_epochs": 1}, data={"val_split": None})
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rates[0] == 0
+    assert rates[:3] == sorted(rates[:3])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert max(rates) <= 0.05
+
+
+def test_the_learning_rate_follows_the_batch_size(recipe_dict: Dict, tmp_path: Path) -> None:
+    built = build(recipe_from_dict(merge(recipe_dict, {"optimizer": {"lr": None, "lr_base": 0.8, "lr_base_size": 256}})), tmp_path)
+    assert built.optimizer.param_groups[0]["lr"] == pytest.approx(0.8 * 16 / 256)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_weight_decay_on_biases_and_norms_is_a_choice(recipe_dict: Dict, tmp_path: Path, everywhere: bool) -> None:
+    recipe = merge(recipe_dict, {"optimizer": {"weight_decay": 0.1, "weight_decay_all": everywhere}})
+    built = build(recipe_from_dict(recipe), tmp_path)
+    decay = {id(p): group["weight_decay"] for group in built.optimizer.param_groups for p in group["params"]}
+    vectors = {decay[id(p)] for p in built.task.student.parameters() if p.ndim == 1}
+    matrices = {decay[id(p)] for p in built.task.student.parameters() if p.ndim > 1}
+    assert (matrices, vectors) == ({0.1}, {0.1 if everywhere else 0.0})
+
+
+def test_the_average_is_published_when_there_is_one(recipe_dict: Dict, tmp_path: Path) -> None:
+    folder = run(recipe_dict, tmp_path / "run", run={"ema_decay": 0.5})
+    saved, published = last_checkpoint(tmp_path / "run"), load_file(folder / "model.safetensors")
+    key = next(key for key in published if key.endswith("weight") and published[key].ndim == 4)
+    averaged, plain = saved[f"ema/backbone.{key}"], saved[f"student/backbone.{key}"]
+    assert torch.equal(published[key], averaged.half())
+    assert not torch.equal(published[key], plain.half())
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_changes_the_losses_by_its_rounding_only(recipe_dict: Dict, tmp_path: Path, amp: str) -> None:
+    changes = {"schedule": {"epochs": 1}, "data": {"val_split": None}}
+    run(recipe_dict, tmp_path / "exact", **changes)
+    run(recipe_dict, tmp_path / "mixed", **changes, run={"amp": amp})
+    exact, mixed = losses(tmp_path / "exact")[0], losses(tmp_path / "mixed")[0]
+    assert mixed == pytest.approx(exact, rel=0.02)
+    assert mixed != exact
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(recipe_dict: Dict, tmp_path: Path) -> None:
+    changes = {"schedule": {"epochs": 1}, "data": {"val_split": None}}
+    run(recipe_dict, tmp_path / "plain", **changes)
+    run(recipe_dict, tmp_path / "compiled", **changes, run={"compile": True, "ema_decay": 0.9})
+    torch.testing.assert_close(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-3, atol=1e-4)
+    plain, compiled = (last_checkpoint(tmp_path / name) for name in ("plain", "compiled"))
+    assert plain.keys() <= compiled.keys()  # no `_orig_mod.`
+    assert {key.partition("/")[0] for key in compiled.keys() - plain.keys()} == {"ema"}
+
+
+# ---------------------------------------------------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"schedule": {"warmup_epochs": 3}}, RecipeError, "schedule.warmup_epochs = 3 must be below schedule.epochs = 3"),
+        ({"data": {"batch_size": 49}}, ShardError, "48 samples are too few for one global batch of 49 x 1 ranks"),
+        ({"data": {"train_split": "trian"}}, ShardError, "has no split 'trian'; it has train, val"),
+        ({"data": {"shards": "/nowhere"}}, ShardError, "/nowhere holds no _info.json"),
+        ({"student": {"model": "test_restnet"}}, LGDError, "student.model 'test_restnet' is unknown to timm"),
+        ({"teacher": {"model": "RN-50"}}, TeacherError, "teacher.model 'RN-50' is unknown to open_clip"),
+        ({"vocabulary": {"source": ["one"]}}, LGDError, "fewer than two names"),
+        ({"vocabulary": {"source": "names.txt"}}, LGDError, "names.txt can't be read"),
+        ({"views": None}, RecipeError, "lacks `views` (size, augmentation), which an online teacher needs"),
+        ({"run": {"device": "tpu"}}, LGDError, "device 'tpu' can't be used here"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    recipe_dict: Dict, tmp_path: Path, changes: Dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        run(recipe_dict, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_without_labels_says_so(recipe_dict: Dict, image_folder: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    write_shards(image_folder, shards, split="train")
+    write_shards(image_folder, shards, split="val", labels=False)
+    with pytest.raises(ShardError, match=r"shards \(val\) has images without a label; evaluation needs field cls"):
+        run(recipe_dict, tmp_path / "run", data={"shards": str(shards)})
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(recipe_dict: Dict, tmp_path: Path) -> None:
+    with pytest.raises(LGDError, match=r"The loss is not finite at step \d: .*Lower optimizer.lr, or set optimizer.clip_grad"):
+        run(recipe_dict, tmp_path / "run", optimizer={"lr": 1e12})
+    assert not (tmp_path / "run" / "published").exists()
+
+
+def test_bad_samples_are_named_and_end_the_run_above_the_limit(
+    recipe_dict: Dict, shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    name = damage_first_image(shards)
+    with pytest.raises(ShardError, match=rf"1 of 48 samples can't be read; data.max_bad = 0 allows 0. First: {re.escape(name)}: "):
+        run(recipe_dict, tmp_path / "strict", data={"shards": str(shards)})
+    with caplog.at_level(logging.WARNING):
+        run(recipe_dict, tmp_path / "lenient", data={"shards": str(shards), "max_bad": 0.05})
+    assert [line.split(":")[0] for line in caplog.messages if line.startswith("skipped")] == [f"skipped {name}"]  # once, not each epoch
+
+
+def damage_first_image(shards: Path) -> str:
+    """Overwrite one image of the training split with zeros; returns how it is named."""
+    filename = open_shards(shards, split="train").filenames[0]
+    tar = IndexedTar(shards / filename)
+    key, fields = next(iter(tar.samples.items()))
+    offset, size = next(fields[field] for field in fields if field in ("jpg", "png"))
+    content = bytearray((shards / filename).read_bytes())
+    content[offset : offset + size] = bytes(size)
+    (shards / filename).write_bytes(content)
+    return f"{filename}/{key}"
+
+
+# ------------------------------------------------------------------------------------------------------------ distributed
+
+
+def test_two_processes_learn_what_one_learns(recipe_dict: Dict, tmp_path: Path) -> None:
+    """With a student whose loss is a mean over images (no batch norm), two ranks' mean and gradient are one process's."""
+    recipe = merge(recipe_dict, {"student": {"model": "test_convnext"}})
+    one = run(recipe, tmp_path / "one")
+    (tmp_path / "recipe.yaml").write_text(recipe_from_dict(recipe).to_yaml())
+    (tmp_path / "rank.py").write_text(ONE_RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [tmp_path / "rank.py", tmp_path, "distill", tmp_path / "recipe.yaml", "--output", tmp_path / "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    two = tmp_path / "two" / "published"
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+
+    first = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(first) / 2 == pytest.approx(losses(tmp_path / "one")[0], abs=1e-4)
+    assert first[0] != first[1]  # each saw its own half
+    ours, theirs = last_checkpoint(tmp_path / "two"), last_checkpoint(tmp_path / "one")
+    for key, tensor in theirs.items():
+        if not key.startswith("optimizer"):
+            torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"device": "cpu", "global_rank": 0, "world_size": 3}
+    monkeypatch.setattr(building, "init_distributed_device_so", lambda device: place)
+    with pytest.raises(RecipeError, match=r"data.batch_size = 16 is global and must divide by 3 ranks"):
+        run(recipe_dict, tmp_path / "run")
