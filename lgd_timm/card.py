@@ -50,7 +50,8 @@ Input: {size} x {size} pixels, mean {mean}, std {std}: `timm.data.resolve_model_
 
 ## How it was made
 
-`recipe.yaml` beside this page is complete. To repeat it: `lgd-timm distill recipe.yaml`; for other names: add `--vocabulary names.txt`.
+{training}`recipe.yaml` beside this page is complete.
+To repeat it: `lgd-timm distill recipe.yaml`; for other names: add `--vocabulary names.txt`.
 
 ## Limits
 
@@ -80,6 +81,7 @@ def model_card(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], names: 
         data=recipe.data.shards,
         split=recipe.data.val_split,
         notes=metrics.get("notes", ""),
+        training=_training(metrics.get("training", {})),
         repo=f"lgd-timm/{name}",
         head=(
             "Its classifier is the projector and the text bank folded into one linear layer: it classifies zero-shot."
@@ -91,6 +93,14 @@ def model_card(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], names: 
         std=facts.get("std", "?"),
         names=", ".join(names[:200]) + (f", ... ({len(names)} in all)" if len(names) > 200 else ""),
     )
+
+
+def _training(facts: Mapping[str, Any]) -> str:
+    """One sentence on what the run was, or nothing where it is not known."""
+    if not facts:
+        return ""
+    what = f"{facts['images']:,} images, {facts['epochs']} epochs, {facts['steps']:,} steps"
+    return f"{what} on {facts['device']} (torch {facts['torch']}, timm {facts['timm']}), {facts['date']}.\n"
 
 
 def _table(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:

@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     save = _add(commands, "save", _save, "make a published folder from a run's last checkpoint")
     save.add_argument("run", help="run folder of `lgd-timm distill`")
     save.add_argument("out", help="new folder")
+    save.add_argument("--register", metavar="ORG/NAME", help="also write the weight's row into the package's manifest")
 
     push = _add(commands, "push", _push, "publish a folder on the Hugging Face Hub")
     push.add_argument("folder")
@@ -175,8 +176,12 @@ def _zero_shot(options: argparse.Namespace) -> None:
 
 def _save(options: argparse.Namespace) -> None:
     from .distill import save_run
+    from .publish import register
 
-    print(f"published: {save_run(options.run, out=options.out)}")
+    folder = save_run(options.run, out=options.out)
+    if options.register:
+        register(folder, repo_id=options.register)
+    print(f"published: {folder}")
 
 
 def _push(options: argparse.Namespace) -> None:

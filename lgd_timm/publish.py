@@ -21,12 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from . import hub
 from .card import model_card
 from .errors import WeightsError
 from .files import building, write_json
+from .folder import check_folder
 from .recipe import Recipe, read_recipe
 from .student import Student
-from .students import stock_name
+from .students import STUDENTS, stock_name
 
 FORMAT = "lgd_timm 1"
 
@@ -220,6 +222,21 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(end - 8)
     assert len(text) == end - 8, "the header was written in another way than this one"
     return data[:8] + text + data[end:]
+
+
+def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> None:
+    """Write a published folder's row into the package's manifest, which is what makes its name a pretrained weight.
+
+    The folder's name is the weight's, `<entry>.<tag>`; `commit` is None as long as it is not on the Hub.
+    Raises: WeightsError when the folder can't be published, or is not named after one of our entries.
+    """
+    folder = Path(folder)
+    if folder.name.partition(".")[0] not in STUDENTS or "." not in folder.name:
+        raise WeightsError(f"{folder.name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}.")
+    files = check_folder(folder)
+    rows = json.loads(hub.MANIFEST.read_text(encoding="utf-8"))
+    rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)
+    write_json(hub.MANIFEST, dict(sorted(rows.items())))
 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:

@@ -201,7 +201,9 @@ BAD: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.fixture
-def places(tmp_path: Path, recipe: Path, teach_recipe: Path, image_folder: Path, taught_folder: Path, run_folder: Path) -> dict[str, Path]:
+def places(
+    *, tmp_path: Path, recipe: Path, teach_recipe: Path, image_folder: Path, taught_folder: Path, run_folder: Path
+) -> dict[str, Path]:
     """What the words in BAD stand for."""
     (tmp_path / "empty").mkdir()
     inputs = {"images": image_folder, "shards": taught_folder, "run": run_folder, "published": run_folder / "published"}

@@ -464,7 +464,7 @@ def test_two_processes_learn_what_one_learns(recipe_dict: Dict, tmp_path: Path) 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [tmp_path / "rank.py", tmp_path, "distill", tmp_path / "recipe.yaml", "--output", tmp_path / "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run([*torchrun, *map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two" / "published"
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())

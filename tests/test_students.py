@@ -201,7 +201,7 @@ def test_published_weights_adapt_as_stock_ones_do(facts: dict[str, Any], small_w
     model, folder = small_weights
     assert facts["other_classes"] == [7, 512]
     assert facts["backbone"] == total(timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0))
-    assert facts["one_channel"] == pytest.approx(facts["three_channels"]) == pytest.approx(float(model.conv1.weight.double().sum()))
+    assert facts["one_channel"] == pytest.approx(facts["three_channels"]) == pytest.approx(model.conv1.weight.double().sum().item())
     assert facts["pyramid"] == [64, 64, 128, 256, 512]
 
 

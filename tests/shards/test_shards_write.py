@@ -236,6 +236,7 @@ def test_a_failure_leaves_earlier_splits_alone(tmp_path: Path, names: list[str],
 
 def test_a_kill_between_moves_is_no_finished_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = folder_of(tmp_path / "images", "1.png", "2.png")
+    (tmp_path / "out").mkdir()
     move = os.replace
 
     def stop(source: Path, target: Path) -> None:
