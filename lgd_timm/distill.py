@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
 from .errors import RecipeError, WeightsError
-from .evaluate.zero_shot import ZeroShot, stored_classifier, zero_shot, zero_shot_classifier
+from .evaluate.zero_shot import ZeroShot, check_labels, stored_classifier, zero_shot, zero_shot_classifier
 from .progress import Progress
 from .publish import Banks, round_weights, save
 from .recipe import Recipe, read_recipe
@@ -39,6 +39,9 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False) -> Path:
         log.info("%s is finished already", out)
         return out / "published"
     run = build(recipe, out)
+    if recipe.data.val_split:  # now and not after the first epoch
+        dataset = _validation(run)
+        check_labels(dataset[(0, 0)], run.teaching.vocabulary.names, dataset)
     if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
         run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
         log.info("resumed %s at step %d", checkpoints[-1], run.step)
@@ -46,6 +49,9 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     train(run)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     if run.rank == 0:
         return finish(run, out / "published")
     return out / "published"
@@ -133,7 +139,7 @@ def evaluate_teacher(run: Run) -> ZeroShot | None:
         if stored is None:
             return None
         dataset, classify = (
-            ShardDataset(dataset.shards, views=dataset.views, stored=stored),
+            ShardDataset(dataset.shards, views=dataset.views, stored=stored, allow_empty=True),
             stored_classifier(run.teaching.bank),
         )
     names = run.teaching.vocabulary.names
@@ -152,6 +158,7 @@ def _validation(run: Run) -> ShardDataset:
     return ShardDataset(
         shards,
         views=Views(size=run.teaching.views.size, augmentation="none", interpolation=run.teaching.views.interpolation),
+        allow_empty=True,
     )
 
 

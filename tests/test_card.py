@@ -83,6 +83,13 @@ def test_a_teacher_that_was_not_measured_is_not_claimed() -> None:
     assert "| its teacher | not measured | |" in text
 
 
+def test_how_it_was_trained_is_said_where_it_is_known() -> None:
+    facts = {"images": 50000, "epochs": 10, "steps": 3900, "device": "cpu", "torch": "2.15", "timm": "1.0", "date": "2026-01-02"}
+    line = "50,000 images, 10 epochs, 3,900 steps on cpu (torch 2.15, timm 1.0), 2026-01-02."
+    assert line in card(metrics={**METRICS, "training": facts})
+    assert "images, " not in card()
+
+
 @pytest.mark.parametrize(("projector", "says"), [("linear", "folded into one linear layer"), ("mlp", "it stays in `lgd.safetensors`")])
 def test_the_head_is_described_as_it_is(projector: str, says: str) -> None:
     assert says in card(projector=projector)
@@ -107,6 +114,7 @@ def test_the_card_of_a_real_run_is_whole(published_folder: Path) -> None:
     assert found.data.eval_results is not None
     assert found.data.eval_results[0].metric_value == published.metrics["summary"]["zero_shot_top1"]
     assert "Input: 32 x 32 pixels" in found.text
+    assert "48 images, 3 epochs, 9 steps on cpu" in found.text
     assert "blue, green, red" in found.text
     assert "?" not in found.text
     assert "None" not in found.text

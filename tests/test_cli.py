@@ -15,7 +15,7 @@ import yaml
 from hub_fixtures import environment, read_files, run_script
 from hub_server import WRITE_TOKEN, HubServer
 
-from lgd_timm import cli
+from lgd_timm import cli, hub
 from lgd_timm.errors import MissingExtra, RecipeError
 from lgd_timm.recipe import read_recipe, recipe_from_dict
 from lgd_timm.shards import open_shards
@@ -116,6 +116,10 @@ def test_distill_and_save(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_
     assert timm.create_model("local-dir:output/tiny/published", pretrained=True).num_classes == 3
     assert say(capsys, "save", "output/tiny", "again") == "published: again\n"
     assert read_files(tmp_path / "again") == read_files(tmp_path / "output" / "tiny" / "published")
+    (tmp_path / "manifest.json").write_text("{}")
+    monkeypatch.setattr(hub, "MANIFEST", tmp_path / "manifest.json")
+    say(capsys, "save", "output/tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
+    assert hub.manifest()["lgd_resnet18.tiny"].repo_id == "me/tiny"
     said = say(capsys, "distill", "again", "--vocabulary", "[cat, dog]", "--data.val_split", "null", "--output", "other")
     assert said == "published: other/published\n"  # a published folder is a recipe, and other names are one option
     assert json.loads((tmp_path / "other" / "published" / "config.json").read_text())["label_names"] == ["cat", "dog"]

@@ -366,6 +366,19 @@ def test_the_average_is_published_when_there_is_one(recipe_dict: Dict, tmp_path:
     assert not torch.equal(published[key], plain.half())
 
 
+def test_the_average_moves_by_its_decay(recipe_dict: Dict, tmp_path: Path) -> None:
+    built = build(recipe_from_dict(merge(recipe_dict, {"run": {"ema_decay": 0.75}})), tmp_path)
+    batch = next(module._batches(built, 1))
+    module.train_step(built, batch)  # timm's average begins as a copy
+    before = built.task.student.projector.weight.detach().clone()
+    assert torch.equal(built.task.ema_student.projector.weight, before)
+    built.step = 2
+    module.train_step(built, batch)
+    after = built.task.student.projector.weight.detach()
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(built.task.ema_student.projector.weight.detach(), 0.75 * before + 0.25 * after)
+
+
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_mixed_precision_changes_the_losses_by_its_rounding_only(recipe_dict: Dict, tmp_path: Path, amp: str) -> None:
     changes = {"schedule": {"epochs": 1}, "data": {"val_split": None}}

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm import publish
+from lgd_timm import hub, publish
 from lgd_timm.errors import WeightsError
-from lgd_timm.publish import Banks, Published, load, manifest_row, round_weights, save
+from lgd_timm.publish import Banks, Published, load, manifest_row, register, round_weights, save
 from lgd_timm.recipe import Recipe, recipe_from_dict
 from lgd_timm.student import Student, create_student
 
@@ -367,3 +367,42 @@ def test_the_manifest_row_has_what_timm_needs(published_folder: Path) -> None:
     assert row["cfg"]["label_names"] == list(NAMES)
     assert (row["repo_id"], row["commit"], list(row["files"])) == ("me/x", "a" * 40, ["config.json"])
     assert json.loads(json.dumps(row)) == row
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty manifest in place of the package's."""
+    path = tmp_path / "manifest.json"
+    path.write_text("{}")
+    monkeypatch.setattr(hub, "MANIFEST", path)
+    return path
+
+
+def test_a_registered_folder_is_found_by_its_name(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "lgd_resnet18.small"
+    folder = save_small(tmp_path / "hub" / name, recipe=small_recipe(model="lgd_resnet18"), name=name)
+    register(folder, repo_id="me/x")
+    monkeypatch.setenv("LGD_TIMM_HUB", str(folder.parent))
+    assert hub.locate(name) == folder
+    weight = hub.manifest()[name]
+    assert (weight.repo_id, weight.commit, weight.cfg["num_classes"], set(weight.files)) == ("me/x", None, 3, set(STOCK))
+    register(folder, repo_id="me/x", commit="b" * 40)  # again, once it is on the Hub
+    assert {key: row.commit for key, row in hub.manifest().items()} == {name: "b" * 40}
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    with pytest.raises(WeightsError, match=r"is not what was published: README.md should have"):
+        hub.locate(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18.small", "lgd_resnet18", "small"])
+def test_a_folder_that_is_named_otherwise_is_not_registered(manifest: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(WeightsError, match=f"'{name}' is no weight's name. Name the folder <entry>.<tag>; entries are lgd_resnet18"):
+        register(save_small(tmp_path / name), repo_id="me/x")
+    assert manifest.read_text() == "{}"
+
+
+def test_a_folder_that_cannot_be_published_is_not_registered(manifest: Path, tmp_path: Path) -> None:
+    folder = save_small(tmp_path / "lgd_resnet18.small")
+    (folder / "notes.txt").write_text("x")
+    with pytest.raises(WeightsError, match=r"holds notes.txt; published are only"):
+        register(folder, repo_id="me/x")
+    assert manifest.read_text() == "{}"

@@ -53,7 +53,7 @@ def evaluate_zero_shot(
     names = None if vocabulary is None else load_vocabulary(vocabulary, templates=templates)
     subject = find_subject(model, names)
     place = pick_device(device)
-    dataset = ShardDataset(open_shards(data, split=split), views=subject.views)
+    dataset = ShardDataset(open_shards(data, split=split), views=subject.views, allow_empty=True)
     settings: dict[str, Any] = {"names": subject.vocabulary.names, "batch_size": batch_size, "workers": workers, "device": place}
     encoder = subject.encoder.to(place).eval()
     scores: dict[str, ZeroShot | None] = {subject.label: zero_shot(zero_shot_classifier(encoder, subject.bank), dataset, **settings)}
@@ -68,7 +68,7 @@ def _teacher_score(subject: Subject, dataset: ShardDataset, settings: dict[str, 
     stored = find_stored(dataset.shards, views=None, teacher=subject.teacher_fingerprint)
     if stored is None:
         return None
-    taught = ShardDataset(dataset.shards, views=stored.views, stored=stored)
+    taught = ShardDataset(dataset.shards, views=stored.views, stored=stored, allow_empty=True)
     return zero_shot(stored_classifier(subject.bank), taught, description="teacher", **settings)
 
 

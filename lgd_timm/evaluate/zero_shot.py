@@ -78,7 +78,9 @@ def zero_shot(
     batches = loader(dataset, InOrder(range(len(dataset)), batch_size), workers=workers)
     for read in _progress(batches, description, len(dataset)):
         bad.add(read.bad)
-        _check_labels(read, names, dataset)
+        if not read.keys:
+            continue
+        check_labels(read, names, dataset)
         batch = read.to(device)
         logits = classify(batch)
         evaluator.update(logits, batch.labels)
@@ -104,7 +106,10 @@ def _progress(batches: Iterable[Batch], description: str, total: int) -> Iterabl
             progress.update(len(batch.keys))
 
 
-def _check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> None:
+def check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> None:
+    """Each label needs to be there and to have a name. Raises: ShardError, VocabularyError."""
+    if not batch.keys:  # none could be read, which is counted elsewhere
+        return
     if batch.labels.min() < 0:
         raise ShardError(
             f"{dataset.shards.root} ({dataset.shards.split}) has images without a label; evaluation needs field cls. "
