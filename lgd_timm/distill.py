@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .errors import RecipeError, WeightsError
 from .evaluate.zero_shot import ZeroShot, check_labels, stored_classifier, zero_shot, zero_shot_classifier
 from .progress import Progress
 from .publish import Banks, round_weights, save
-from .recipe import Recipe, read_recipe
+from .recipe import Recipe, VocabularyRecipe, read_recipe
 from .run import Run, build
 from .shards import Views, open_shards
 from .shards.read import Batch, EpochPlan, ShardDataset, loader
@@ -40,8 +41,7 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False) -> Path:
         return out / "published"
     run = build(recipe, out)
     if recipe.data.val_split:  # now and not after the first epoch
-        dataset = _validation(run)
-        check_labels(dataset[(0, 0)], run.teaching.vocabulary.names, dataset)
+        check_validation(run)
     if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
         run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
         log.info("resumed %s at step %d", checkpoints[-1], run.step)
@@ -107,6 +107,7 @@ def _end_of_epoch(run: Run, epoch: int, progress: Progress) -> None:
         progress.note({"epoch": epoch, "zero_shot_top1": score.top1, "zero_shot_top5": score.top5})
         run.task.train()
     if epoch % settings.checkpoint_every == 0 or last:
+        progress.flush()  # a loss that is not finite stops the run before its weights are saved
         save_checkpoint(
             run.out / "checkpoints",
             step=run.step,
@@ -162,6 +163,18 @@ def _validation(run: Run) -> ShardDataset:
     )
 
 
+def check_validation(run: Run) -> None:
+    """The evaluation split must be there, labelled, and of as many classes as there are names. Raises: LGDError."""
+    dataset, names = _validation(run), run.teaching.vocabulary.names
+    check_labels(dataset[(0, 0)], names, dataset)
+    classes = dataset.shards.class_names
+    if classes and len(classes) != len(names):
+        raise RecipeError(
+            f"data.val_split {run.recipe.data.val_split!r} has {len(classes)} classes, the vocabulary {len(names)} names. "
+            "Scores would mean nothing: give one name a class in the order of the labels, or set --data.val_split null."
+        )
+
+
 def finish(run: Run, out: Path) -> Path:
     """Evaluate what will be published, and publish it to folder `out`."""
     student = round_weights(run.task.best_student).eval()
@@ -209,7 +222,7 @@ def finish(run: Run, out: Path) -> Path:
         out,
         student=student,
         banks=banks,
-        recipe=run.recipe,
+        recipe=replace(run.recipe, vocabulary=VocabularyRecipe(list(banks.names), list(banks.templates))),  # names travel along
         metrics=metrics,
         name=name,
         embedding_norm=norm,

@@ -51,6 +51,10 @@ class Progress:
             self._flush()
             self._pending = (self._step, self._rate(), lr, losses)
 
+    def flush(self) -> None:
+        """Read what is pending now. Raises: LGDError when a loss is not finite."""
+        self._flush()
+
     def note(self, values: dict[str, Any]) -> None:
         """Write values of this step, such as an evaluation, to the log."""
         self._flush()

@@ -108,6 +108,7 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
         architecture,
         num_classes=len(banks.names) if linear else 0,
         pretrained_cfg_overlay={
+            "tag": recipe.name,
             "crop_pct": 1.0,
             "interpolation": preprocess.interpolation,
             "mean": tuple(preprocess.mean.flatten().tolist()),
@@ -235,8 +236,8 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
         raise WeightsError(f"{folder.name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}.")
     files = check_folder(folder)
     rows = json.loads(hub.MANIFEST.read_text(encoding="utf-8"))
-    rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)
-    write_json(hub.MANIFEST, dict(sorted(rows.items())))
+    rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)  # in its old place, else last
+    write_json(hub.MANIFEST, rows)
 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes recipes/cifar10_small, the real data that the repository carries: a stratified part of CIFAR-10, taught once.
 
-    python recipes/prepare_cifar10.py && python recipes/make_quickstart_data.py
+python recipes/prepare_cifar10.py && python recipes/make_quickstart_data.py
 
-    train: 4,000 images without labels, with 2 views' ConSE embeddings      val: 1,000 labelled images, with 1 plain view's
+train: 4,000 images without labels, with 2 views' ConSE embeddings      val: 1,000 labelled images, with 1 plain view's
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Classifies pictures with a published folder and draws the answers. Plain timm: nothing of the model needs lgd_timm.
 
-    python recipes/show_predictions.py FOLDER OUT.png [--data SHARDS] [--split val] [--count 24]
+python recipes/show_predictions.py FOLDER OUT.png [--data SHARDS] [--split val] [--count 24]
 """
 
 from __future__ import annotations

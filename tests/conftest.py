@@ -96,7 +96,7 @@ def recipe_dict(shard_folder: Path, tiny_clip: Path) -> dict[str, Any]:
     return {
         "name": "tiny",
         "teacher": {"kind": "open_clip", "model": f"local-dir:{tiny_clip}"},
-        "vocabulary": {"source": list(sorted(CLASSES))},
+        "vocabulary": {"source": sorted(CLASSES)},
         "data": {"shards": str(shard_folder), "val_split": "val", "batch_size": 16, "max_bad": 0.0},
         "views": {"size": 32, "augmentation": "light", "count": 3},
         "student": {"model": "test_resnet"},

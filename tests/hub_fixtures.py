@@ -64,9 +64,7 @@ def environment(endpoint: str, home: Path, **settings: str) -> dict[str, str]:
 
 def run_script(script: str, environ: dict[str, str]) -> Any:
     """Run Python source in a fresh process; returns the JSON that it prints last."""
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

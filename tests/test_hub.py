@@ -59,10 +59,7 @@ def client(running: tuple[HubServer, HubClient, Path]) -> HubClient:
 
 
 def write_manifest(path: Path, folder: Path, *, repo_id: str = "me/x", commit: str | None = None) -> dict[str, Any]:
-    files = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in read_files(folder).items()
-    }
+    files = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in read_files(folder).items()}
     row = {"repo_id": repo_id, "commit": commit, "files": files, "metrics": {"top1": 0.5}, "cfg": {"num_classes": 3}}
     path.write_text(json.dumps({NAME: row}))
     return row
@@ -221,9 +218,7 @@ def test_pushing_again_sends_only_what_changed(server: HubServer, client: HubCli
     assert repo.tags == {"v1": first["commit"], "v2": third["commit"]}
 
 
-def test_pull_takes_the_revision_that_was_asked_for(
-    server: HubServer, client: HubClient, folder: Path, tmp_path: Path
-) -> None:
+def test_pull_takes_the_revision_that_was_asked_for(server: HubServer, client: HubClient, folder: Path, tmp_path: Path) -> None:
     first = client("push", folder, "me/revised", tag="v1")
     (folder / "README.md").write_text(CARD + "New.\n")
     second = client("push", folder, "me/revised")
@@ -306,9 +301,7 @@ def test_a_manifest_name_comes_at_its_pinned_commit(
 
     flip_byte(located / "model.safetensors")
     server.log.clear()
-    assert (Path(client("locate", NAME, **place)) / "model.safetensors").read_bytes() == (
-        folder / "model.safetensors"
-    ).read_bytes()
+    assert (Path(client("locate", NAME, **place)) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert len(downloads(server, "model.safetensors")) == 1, "the damaged cache was not repaired"
 
     write_manifest(running[2], folder, repo_id="me/pinned", commit=commit)  # expects the newer README at this commit
@@ -329,9 +322,7 @@ def test_a_byte_flipped_once_is_repaired(server: HubServer, client: HubClient, s
         assert len(downloads(server, file)) == 2
 
 
-def test_a_byte_that_stays_flipped_is_refused(
-    server: HubServer, client: HubClient, small: Path, tmp_path: Path
-) -> None:
+def test_a_byte_that_stays_flipped_is_refused(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
     publish(server, "me/bad", read_files(small))
     server.faults.add("flip", "model.safetensors$")
     right = (small / "model.safetensors").read_bytes()
@@ -349,9 +340,7 @@ def test_a_byte_that_stays_flipped_is_refused(
 
 
 @pytest.mark.parametrize("fault", ["cut", "flip", "status"])
-def test_nothing_half_written_stays(
-    fault: str, server: HubServer, client: HubClient, small: Path, tmp_path: Path
-) -> None:
+def test_nothing_half_written_stays(fault: str, server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
     repo_id = f"me/half-{fault}"
     publish(server, repo_id, read_files(small))
     target = tmp_path / "weights" / "mine"

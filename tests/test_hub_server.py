@@ -182,9 +182,7 @@ def test_ranges_and_faults(server: HubServer) -> None:
 
     def get(start: int | None = None) -> tuple[int, bytes, Any]:
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=5)
-        connection.request(
-            "GET", "/me/x/resolve/main/config.json", headers={"Range": f"bytes={start}-"} if start else {}
-        )
+        connection.request("GET", "/me/x/resolve/main/config.json", headers={"Range": f"bytes={start}-"} if start else {})
         answer = connection.getresponse()
         try:
             return answer.status, answer.read(), answer.headers

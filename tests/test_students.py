@@ -72,7 +72,7 @@ def test_the_three_students_are_registered_and_no_more() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_student_is_its_stock_architecture(name: str) -> None:
-    ours, stock = timm.create_model(name), timm.create_model(STUDENTS[name].base)
+    ours, stock = timm.create_model(name, num_classes=5), timm.create_model(STUDENTS[name].base, num_classes=5)
     assert type(ours) is type(stock)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in stock.state_dict().items()}
     assert stock_name(name) == stock_name(f"{name}.some_tag") == STUDENTS[name].base
@@ -89,7 +89,7 @@ def test_timms_own_options_work(name: str, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 64, 64)
     ten = timm.create_model(name, num_classes=10, cache_dir=str(tmp_path)).eval()
     assert ten(x).shape == (2, 10)
-    assert timm.create_model(name, in_chans=4)(torch.randn(2, 4, 64, 64)).shape == (2, 1000)
+    assert timm.create_model(name, num_classes=10, in_chans=4)(torch.randn(2, 4, 64, 64)).shape == (2, 10)
     assert timm.create_model(name, num_classes=0, global_pool="").eval()(x).ndim == 4
     pooled = timm.create_model(name, num_classes=0, global_pool="max").eval()
     assert pooled(x).shape == (2, pooled.num_features)
@@ -112,7 +112,7 @@ def test_an_overlay_patches_the_facts_and_leaves_ours_alone(name: str) -> None:
     assert (data["mean"], data["input_size"]) == ((0.1, 0.2, 0.3), (3, 96, 96))
     assert model.pretrained_cfg["classifier"] == STUDENTS[name].classifier
     assert overlay == {"mean": (0.1, 0.2, 0.3), "input_size": (3, 96, 96)}
-    assert timm.create_model(name).pretrained_cfg["mean"] == timm.get_pretrained_cfg(STUDENTS[name].base).mean
+    assert tuple(timm.create_model(name).pretrained_cfg["mean"]) == tuple(timm.get_pretrained_cfg(name).mean) != overlay["mean"]
 
 
 def test_a_file_in_the_overlay_is_loaded_as_timm_does(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_file_in_the_overlay_is_loaded_as_timm_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "tag"), [(name, tag) for name, entry in STUDENTS.items() for tag in entry.recipes])
 def test_tags_without_weights_name_the_recipe_that_makes_them(name: str, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(students.hub, "manifest", dict)
-    assert timm.create_model(f"{name}.{tag}").num_classes == 1000  # the architecture is there
+    assert timm.create_model(f"{name}.{tag}", num_classes=7).num_classes == 7  # the architecture is there
     with pytest.raises(
         WeightsError, match=rf"No weights of '{name}\.{tag}' are published .*lgd-timm distill {STUDENTS[name].recipes[tag]}$"
     ):
@@ -144,6 +144,17 @@ def test_unknown_tags_are_timms_own_error() -> None:
 
 def test_what_is_listed_as_pretrained_is_what_the_manifest_has() -> None:
     assert timm.list_models("lgd_*", pretrained=True) == sorted(students.hub.manifest())
+
+
+@pytest.mark.parametrize("name", sorted(name for name, weight in students.hub.manifest().items() if weight.commit is None))
+def test_weights_that_only_the_checkout_has_load_verified_and_with_their_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LGD_TIMM_HUB", raising=False)
+    model = timm.create_model(name, pretrained=True).eval()
+    folder = REPOSITORY / "hub" / name
+    stock = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert {k for k, v in stock.state_dict().items() if not torch.equal(v, model.state_dict()[k])} == set()
+    assert list(model.pretrained_cfg["label_names"]) == json.loads((folder / "config.json").read_text())["label_names"]
+    assert resolve_model_data_config(model) == resolve_model_data_config(stock)
 
 
 @pytest.fixture(scope="module")

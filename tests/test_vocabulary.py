@@ -55,9 +55,7 @@ def test_fingerprint_is_the_same_in_another_process_which_loads_no_heavy_library
         "print(Vocabulary(('café', 'dog')).fingerprint, sorted({'torch', 'timm', 'open_clip'} & set(sys.modules)))"
     )
     package = Path(__file__).parent.parent / "lgd_timm"
-    printed = subprocess.run(
-        [sys.executable, "-c", script, str(package)], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    printed = subprocess.run([sys.executable, "-c", script, str(package)], check=True, capture_output=True, text=True).stdout.strip()
     assert printed == f"{Vocabulary(('café', 'dog')).fingerprint} []"
 
 
@@ -112,9 +110,7 @@ def test_text_file_skips_comments_blank_lines_and_bom(tmp_path: Path, encoding: 
         assert load_vocabulary(source).names == ("crème brûlée", "dog")
 
 
-def test_relative_paths_start_at_root_else_at_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_start_at_root_else_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     (tmp_path / "templates.txt").write_text("# two\na {}\nthe {}\n")
     expected = Vocabulary(tuple(NAMES), ("a {}", "the {}"))

@@ -232,21 +232,29 @@ def test_a_missing_library_names_its_extra(spec, monkeypatch):
 @pytest.mark.timeout(3600)  # a minute or two on free cores; on busy ones it has taken longer than the default allows
 @needs_encoder
 def test_the_real_teacher_knows_two_thirds_of_cifar10():
-    """66.1 % of 1,000 test images when this was first measured (EfficientNet-Lite0 + MiniLM, 224 px, temperature 2); chance is 10 %."""
+    """66.1 % of 1,000 test images when this was first measured (EfficientNet-Lite0 + MiniLM, 224 px, temperature 2); chance is 10 %.
+
+    Scored on the first 1,000 of the test set's own order. Which thousand matters: at 192 px the whole set gives 67.1 %,
+    this one 65.3 %, and the ten tenths of our shuffled shards 64.7 to 69.7 %.
+    """
     folder = DATA / "teachers" / "efficientnet_lite0"
     if not folder.is_dir() or not (DATA / "cifar10" / "_info.json").is_file():
         pytest.skip("needs data/cifar10 and data/teachers: python recipes/prepare_cifar10.py")
     from lgd_timm.banks import encode_vocabulary
     from lgd_timm.shards import Views, open_shards
-    from lgd_timm.shards.read import InOrder, ShardDataset, loader
+    from lgd_timm.shards.index import IndexedTar
+    from lgd_timm.shards.read import ShardDataset, loader
     from lgd_timm.vocabulary import Vocabulary
 
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     spec = Conse(f"local-dir:{folder}", ENCODER, temperature=2.0)
     teacher, bank = spec.image(), encode_vocabulary(spec.text(), Vocabulary(names))
     dataset = ShardDataset(open_shards(DATA / "cifar10", split="val"), views=Views(size=32, augmentation="none"))
+    keys = [key for shard in range(len(dataset.shards.filenames)) for key in IndexedTar(dataset.shards.path(shard)).keys]
+    first = sorted(range(len(keys)), key=lambda position: keys[position][-5:])[:1000]  # keys end in the image's number
+    assert [keys[position][-5:] for position in first] == [f"{number:05d}" for number in range(1000)]
     hits = []
-    for read in loader(dataset, InOrder(range(0, 10_000, 10), batch_size=100)):
+    for read in loader(dataset, [[(position, 0) for position in first[i : i + 100]] for i in range(0, 1000, 100)]):
         hits += ((normalize(teacher(read.images), dim=1) @ bank.T).argmax(1) == read.labels).tolist()
     assert len(hits) == 1000
     assert 100 * np.mean(hits) == pytest.approx(66, abs=2)
