@@ -37,7 +37,7 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._flush()
+            self.flush()
         finally:
             self._bar.close()
             if self._board is not None:
@@ -48,16 +48,12 @@ class Progress:
         self._step += 1
         self._bar.update(self._batch_size)
         if self._step % every == 0:
-            self._flush()
+            self.flush()
             self._pending = (self._step, self._rate(), lr, losses)
-
-    def flush(self) -> None:
-        """Read what is pending now. Raises: LGDError when a loss is not finite."""
-        self._flush()
 
     def note(self, values: dict[str, Any]) -> None:
         """Write values of this step, such as an evaluation, to the log."""
-        self._flush()
+        self.flush()
         self._write({"step": self._step, **values})
         self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if isinstance(v, float)})
         self._clock, self._clock_step = time.perf_counter(), self._step  # evaluation is not training time
@@ -69,7 +65,8 @@ class Progress:
         self._clock, self._clock_step = now, self._step
         return rate
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Read and write what is pending. Raises: LGDError when a loss is not finite."""
         if self._pending is None:
             return
         step, rate, lr, losses = self._pending
