@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import WeightsError
+from .files import differing
 from .task import LGDTask
 
 
@@ -77,10 +78,9 @@ def load_checkpoint(
 
 def _load(path: Path, *, task: LGDTask, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, facts: Mapping[str, Any]) -> int:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    differing = [key for key, value in facts.items() if state["facts"].get(key) != json.loads(json.dumps(value))]
-    if differing:
+    if other := differing(state["facts"], facts):
         raise WeightsError(
-            f"{path} was written by another run: {', '.join(differing)} differ. Use the same recipe and data, or another output folder."
+            f"{path} was written by another run: {', '.join(other)} differ. Use the same recipe and data, or another output folder."
         )
     task.student.load_state_dict(load_file(path / "student.safetensors"))
     if task.has_ema():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from .checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
 from .errors import RecipeError, WeightsError
-from .evaluate.zero_shot import ZeroShot, check_labels, stored_classifier, zero_shot, zero_shot_classifier
+from .evaluate.zero_shot import ZeroShot, check_labels, stored_classifier, taught, zero_shot, zero_shot_classifier
 from .progress import Progress
 from .publish import Banks, round_weights, save
 from .recipe import Recipe, VocabularyRecipe, read_recipe
 from .run import Run, build
 from .shards import Views, open_shards
 from .shards.read import Batch, EpochPlan, ShardDataset, loader
-from .shards.stored import find_stored
 
 log = logging.getLogger(__name__)
 
@@ -120,38 +119,21 @@ def _end_of_epoch(run: Run, epoch: int, progress: Progress) -> None:
 
 def evaluate(run: Run, encoder: torch.nn.Module) -> ZeroShot:
     """Zero-shot score of an encoder on the recipe's evaluation split."""
-    return zero_shot(
-        zero_shot_classifier(encoder.eval(), run.teaching.bank),
-        _validation(run),
-        names=run.teaching.vocabulary.names,
-        workers=run.recipe.data.workers,
-        device=run.device,
-        max_bad=run.recipe.data.max_bad,
-    )
+    return _score(run, zero_shot_classifier(encoder.eval(), run.teaching.bank), _validation(run))
 
 
 def evaluate_teacher(run: Run) -> ZeroShot | None:
     """The teacher's own score on the same images: online, or from stored embeddings of unaugmented views; None without either."""
-    dataset = _validation(run)
     if run.teaching.image is not None:
-        classify = zero_shot_classifier(run.teaching.image, run.teaching.bank)
-    else:
-        stored = find_stored(dataset.shards, views=dataset.views, teacher=run.teaching.facts["fingerprint"])
-        if stored is None:
-            return None
-        dataset, classify = (
-            ShardDataset(dataset.shards, views=dataset.views, stored=stored, allow_empty=True),
-            stored_classifier(run.teaching.bank),
-        )
-    names = run.teaching.vocabulary.names
-    return zero_shot(
-        classify,
-        dataset,
-        names=names,
-        workers=run.recipe.data.workers,
-        device=run.device,
-        max_bad=run.recipe.data.max_bad,
-    )
+        return evaluate(run, run.teaching.image)
+    dataset = _validation(run)
+    images = taught(dataset, views=dataset.views, teacher=run.teaching.facts["fingerprint"])
+    return None if images is None else _score(run, stored_classifier(run.teaching.bank), images)
+
+
+def _score(run: Run, classify: Callable[[Batch], Tensor], dataset: ShardDataset) -> ZeroShot:
+    data, names = run.recipe.data, run.teaching.vocabulary.names
+    return zero_shot(classify, dataset, names=names, workers=data.workers, device=run.device, max_bad=data.max_bad)
 
 
 def _validation(run: Run) -> ShardDataset:

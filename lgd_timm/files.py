@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def differing(there: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Names of the facts that are not what was read back from JSON (where tuples are lists)."""
+    return [key for key, value in facts.items() if there.get(key) != json.loads(json.dumps(value))]
 
 
 def fingerprint(*parts: Any) -> str:

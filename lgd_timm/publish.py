@@ -26,6 +26,7 @@ from .card import model_card
 from .errors import WeightsError
 from .files import building, write_json
 from .folder import check_folder
+from .objectives.lgd import configure
 from .recipe import Recipe, read_recipe
 from .student import Student
 from .students import STUDENTS, stock_name
@@ -123,7 +124,7 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
     classifier: Any = stock.get_classifier()
     assert len(missing) == (2 if linear else 0), missing
     if isinstance(student.projector, nn.Linear):
-        scale = 1 / (embedding_norm * float(recipe.objective.get("student_temperature", 0.2)))
+        scale = 1 / (embedding_norm * configure(**recipe.objective).student_temperature)
         text = banks.text.to(student.projector.weight.device)
         with torch.no_grad():
             classifier.weight.copy_(scale * text @ student.projector.weight)

@@ -83,9 +83,6 @@ class LGDTask(TrainingTask):
         """After the optimizer's step: let the objective take the batch into its banks."""
         self.objective.update(teacher)
 
-    def train(self, mode: bool = True) -> LGDTask:
-        return super().train(mode)
-
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LGDTask:
         result = super()._apply(fn, *args, **kwargs)
         for teacher in self._teacher:

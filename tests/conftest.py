@@ -5,6 +5,7 @@ Random teachers prove wiring only. What claims accuracy runs on real images with
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -90,9 +91,9 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def recipe_dict(shard_folder: Path, tiny_clip: Path) -> dict[str, Any]:
-    """A recipe with an online teacher that runs in seconds: 3 epochs of 3 steps. Change it freely."""
+@pytest.fixture(scope="session")
+def tiny_recipe(shard_folder: Path, tiny_clip: Path) -> dict[str, Any]:
+    """A recipe with an online teacher that runs in seconds: 3 epochs of 3 steps. Read only."""
     return {
         "name": "tiny",
         "teacher": {"kind": "open_clip", "model": f"local-dir:{tiny_clip}"},
@@ -105,6 +106,12 @@ def recipe_dict(shard_folder: Path, tiny_clip: Path) -> dict[str, Any]:
         "schedule": {"epochs": 3, "warmup_epochs": 0},
         "run": {"device": "cpu", "log_every": 1},
     }
+
+
+@pytest.fixture
+def recipe_dict(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
+    """A copy of that recipe. Change it freely."""
+    return copy.deepcopy(tiny_recipe)
 
 
 @pytest.fixture(scope="session")

@@ -197,24 +197,12 @@ def test_a_run_is_not_resumed_with_another_recipe(recipe_dict: Dict, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def online_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, tiny_clip: Path) -> Path:
+def online_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Dict) -> Path:
     """A run that was stopped after its first epoch. Read only."""
     out = tmp_path_factory.mktemp("online") / "run"
-    recipe = {
-        "name": "tiny",
-        "teacher": {"kind": "open_clip", "model": f"local-dir:{tiny_clip}"},
-        "vocabulary": {"source": ["blue", "green", "red"]},
-        "data": {"shards": str(shard_folder), "val_split": "val", "batch_size": 16, "max_bad": 0.0},
-        "views": {"size": 32, "augmentation": "light", "count": 3},
-        "student": {"model": "test_resnet"},
-        "objective": {"preset": "paper"},
-        "optimizer": {"name": "sgd", "lr": 0.05},
-        "schedule": {"epochs": 3, "warmup_epochs": 0},
-        "run": {"device": "cpu", "log_every": 1},
-    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LGD_TIMM_CACHE", str(out.parent / "cache"))
-        run_until(3, recipe, out)
+        run_until(3, tiny_recipe, out)
     return out
 
 

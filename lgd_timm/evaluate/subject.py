@@ -17,10 +17,9 @@ from ..publish import load
 from ..recipe import read_teacher
 from ..shards import Views, open_shards
 from ..shards.read import ShardDataset
-from ..shards.stored import find_stored
 from ..teachers import Stored, TextTeacher, spec_from_dict
 from ..vocabulary import Vocabulary, load_vocabulary
-from .zero_shot import ZeroShot, stored_classifier, zero_shot, zero_shot_classifier
+from .zero_shot import ZeroShot, stored_classifier, taught, zero_shot, zero_shot_classifier
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,8 @@ def evaluate_zero_shot(
 def _teacher_score(subject: Subject, dataset: ShardDataset, settings: dict[str, Any]) -> ZeroShot | None:
     if subject.teacher_fingerprint is None:
         return None
-    stored = find_stored(dataset.shards, views=None, teacher=subject.teacher_fingerprint)
-    if stored is None:
-        return None
-    taught = ShardDataset(dataset.shards, views=stored.views, stored=stored, allow_empty=True)
-    return zero_shot(stored_classifier(subject.bank), taught, description="teacher", **settings)
+    images = taught(dataset, views=None, teacher=subject.teacher_fingerprint)
+    return None if images is None else zero_shot(stored_classifier(subject.bank), images, description="teacher", **settings)
 
 
 def find_subject(model: str, vocabulary: Vocabulary | None) -> Subject:

@@ -13,7 +13,9 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from ..errors import ShardError, VocabularyError
+from ..shards import Views
 from ..shards.read import BadSamples, Batch, InOrder, ShardDataset, loader
+from ..shards.stored import find_stored
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ def stored_classifier(text_bank: Tensor) -> Callable[[Batch], Tensor]:
         return normalize(batch.embeddings.float(), dim=1) @ text_bank.T.to(batch.images.device)
 
     return classify
+
+
+def taught(dataset: ShardDataset, *, views: Views | None, teacher: str) -> ShardDataset | None:
+    """The same images with the stored embeddings of that teacher (see `find_stored`), or None where none are stored."""
+    stored = find_stored(dataset.shards, views=views, teacher=teacher)
+    return None if stored is None else ShardDataset(dataset.shards, views=views or stored.views, stored=stored, allow_empty=True)
 
 
 @torch.no_grad()

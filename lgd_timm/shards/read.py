@@ -66,10 +66,10 @@ class ShardDataset(Dataset):
         samples, bad = [], []
         for position, view in items:
             shard = int(np.searchsorted(self._starts, position, side="right")) - 1
-            key = f"sample {position - int(self._starts[shard])}"
+            place = position - int(self._starts[shard])
+            key = f"sample {place}"
             try:
                 tar = self._tar(shard)
-                place = position - int(self._starts[shard])
                 if place >= len(tar.keys):
                     raise ShardError(tar.damage or f"the tar holds {len(tar.keys)} samples, its index says {self.shards.lengths[shard]}")
                 key = tar.keys[place]

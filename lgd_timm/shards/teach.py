@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from ..devices import pick_device
 from ..errors import TeacherError
-from ..files import replacing, sha256_of, write_json
+from ..files import differing, replacing, sha256_of, write_json
 from ..recipe import TeachRecipe
 from ..teachers import ImageTeacher, Stored
 from .index import INFO, IndexedTar, ShardSet, open_shards, read_info
@@ -122,11 +121,10 @@ def _claim(out: Path, facts: dict[str, Any], shards: ShardSet) -> None:
     if not (out / TEACHER).exists():
         write_json(out / TEACHER, facts)
         return
-    there = read_teacher_facts(out)
-    differing = [key for key in facts if key != "teacher" and there.get(key) != json.loads(json.dumps(facts[key]))]
-    if differing:
+    # The spec itself may be spelled otherwise (another path to the same weights): the fingerprints say what it is.
+    if other := differing(read_teacher_facts(out), {key: fact for key, fact in facts.items() if key != "teacher"}):
         raise TeacherError(
-            f"{out} holds embeddings of another origin ({', '.join(differing)} differ). Choose another --out, or remove the folder."
+            f"{out} holds embeddings of another origin ({', '.join(other)} differ). Choose another --out, or remove the folder."
         )
 
 
