@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ShardError
 from .index import IMAGE_FIELDS, IndexedTar, ShardSet
+from .photometry import Colours, recolour
+from .picture import Picture
 from .stored import StoredEmbeddings
-from .views import Views, decode
+from .views import Views
 
 Item = tuple[int, int]  # (position in the split, view index)
+Photometry = Literal["worker", "device"]  # where colours are changed: by the reader, or on the device that takes the batch
 
 
 @dataclass
@@ -29,12 +32,19 @@ class Batch:
     keys: list[str]
     embeddings: Tensor | None = None  # the teacher's, float16 [B, D]
     bad: tuple[tuple[str, str], ...] = ()  # (key, reason)
+    colours: tuple[Colours, ...] = ()  # what is still to be done to the images; `to` does it
 
     def pin_memory(self) -> Batch:  # called by DataLoader
         return self._map(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device, with its colours changed there if they were left to it."""
+        batch = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(batch, images=recolour(batch.images, self.colours), colours=()) if self.colours else batch
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory from being given to others while `stream` still works on it."""
+        self._map(lambda tensor: tensor.record_stream(stream) or tensor)
 
     def _map(self, function: Any) -> Batch:
         embeddings = None if self.embeddings is None else function(self.embeddings)
@@ -45,10 +55,20 @@ class ShardDataset(Dataset):
     """Map-style dataset over (position, view index): a list of items in, a Batch out.
 
     A batch with no good sample is an error, because a step can't be taken on it; with `allow_empty` it is a Batch of none.
+    With `photometry` "device" colours are left to `Batch.to`, which an accelerator does in no time.
     """
 
-    def __init__(self, shards: ShardSet, *, views: Views, stored: StoredEmbeddings | None = None, allow_empty: bool = False) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        *,
+        views: Views,
+        stored: StoredEmbeddings | None = None,
+        allow_empty: bool = False,
+        photometry: Photometry = "worker",
+    ) -> None:
         self.shards, self.views, self.stored, self.allow_empty = shards, views, stored, allow_empty
+        self.photometry = photometry
         self._starts = np.concatenate([[0], np.cumsum(shards.lengths)])
         self._tars: dict[int, IndexedTar] = {}
 
@@ -63,46 +83,84 @@ class ShardDataset(Dataset):
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
         """Read and render a batch; a bad sample costs its place, not the batch."""
-        samples, bad = [], []
-        for position, view in items:
-            shard = int(np.searchsorted(self._starts, position, side="right")) - 1
-            place = position - int(self._starts[shard])
-            key = f"sample {place}"
+        images = torch.empty(len(items), 3, self.views.size, self.views.size, dtype=torch.uint8)
+        good: list[tuple[_Sample, Colours, np.ndarray | None]] = []
+        bad: list[tuple[str, str]] = []
+        sample: _Sample | None = None
+        for position, index in items:
             try:
-                tar = self._tar(shard)
-                if place >= len(tar.keys):
-                    raise ShardError(tar.damage or f"the tar holds {len(tar.keys)} samples, its index says {self.shards.lengths[shard]}")
-                key = tar.keys[place]
-                samples.append((key, *self._read(tar, shard, key, view)))
+                if sample is None or sample.position != position:  # views of one sample that stand together share its decoding
+                    sample = None
+                    sample = self._open(position)
+                image, colours, embedding = self._render(sample, index)
             except (OSError, ValueError) as error:
-                bad.append((f"{self.shards.filenames[shard]}/{key}", f"{type(error).__name__}: {error}"))
-        if not samples and self.allow_empty:
-            return self._empty(bad)
-        if not samples:
+                bad.append((self._name(position), f"{type(error).__name__}: {error}"))
+                continue
+            images[len(good)] = image
+            good.append((sample, colours, embedding))
+        if not good and not self.allow_empty:
             raise ShardError(f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
-        keys, images, labels, embeddings = zip(*samples, strict=True)
-        stored = None if self.stored is None else torch.from_numpy(np.stack(embeddings))
-        return Batch(torch.stack(images), torch.tensor(labels), list(keys), stored, tuple(bad))
+        return Batch(
+            images=images[: len(good)],
+            labels=torch.tensor([sample.label for sample, _, _ in good], dtype=torch.int64),
+            keys=[sample.key for sample, _, _ in good],
+            embeddings=self._embeddings([embedding for _, _, embedding in good]),
+            bad=tuple(bad),
+            colours=() if self.photometry == "worker" else tuple(colours for _, colours, _ in good),
+        )
 
-    def _empty(self, bad: Sequence[tuple[str, str]]) -> Batch:
-        images = torch.empty(0, 3, self.views.size, self.views.size, dtype=torch.uint8)
-        stored = None if self.stored is None else torch.empty(0, self.stored.embed_dim, dtype=torch.float16)
-        return Batch(images, torch.empty(0, dtype=torch.int64), [], stored, tuple(bad))
+    def _open(self, position: int) -> _Sample:
+        shard, place = self._place(position)
+        tar = self._tar(shard)
+        if place >= len(tar.keys):
+            raise ShardError(tar.damage or f"the tar holds {len(tar.keys)} samples, its index says {self.shards.lengths[shard]}")
+        key = tar.keys[place]
+        fields = tar.samples[key]
+        field = next((f for f in IMAGE_FIELDS if f in fields), None)
+        if field is None:
+            raise ShardError(f"no image among its fields ({', '.join(fields)})")
+        label = int(tar.read(key, "cls")) if "cls" in fields else -1
+        return _Sample(position, shard, key, Picture(tar.read(key, field)), label)
+
+    def _render(self, sample: _Sample, index: int) -> tuple[Tensor, Colours, np.ndarray | None]:
+        stored = None if self.stored is None else self.stored.read(self.shards.filenames[sample.shard], sample.key, index)
+        view = self.views.draw(sample.key, index, height=sample.picture.height, width=sample.picture.width)
+        image = self.views.shape(sample.picture, view)
+        if self.photometry == "worker":
+            image = recolour(image[None], [view.colours])[0]
+        return image, view.colours, stored
+
+    def _embeddings(self, rows: Sequence[Any]) -> Tensor | None:
+        if self.stored is None:
+            return None
+        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, self.stored.embed_dim, dtype=torch.float16)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Shard, and place in it."""
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return shard, position - int(self._starts[shard])
+
+    def _name(self, position: int) -> str:
+        """What to call a sample that may be unreadable."""
+        shard, place = self._place(position)
+        keys = self._tars[shard].keys if shard in self._tars else ()
+        return f"{self.shards.filenames[shard]}/{keys[place] if place < len(keys) else f'sample {place}'}"
 
     def _tar(self, shard: int) -> IndexedTar:
         if shard not in self._tars:
             self._tars[shard] = IndexedTar(self.shards.path(shard))
         return self._tars[shard]
 
-    def _read(self, tar: IndexedTar, shard: int, key: str, view: int) -> tuple[Tensor, int, np.ndarray | None]:
-        fields = tar.samples[key]
-        field = next((f for f in IMAGE_FIELDS if f in fields), None)
-        if field is None:
-            raise ShardError(f"no image among its fields ({', '.join(fields)})")
-        image = self.views.render(decode(tar.read(key, field)), key, view)
-        label = int(tar.read(key, "cls")) if "cls" in fields else -1
-        embedding = None if self.stored is None else self.stored.read(self.shards.filenames[shard], key, view)
-        return image, label, embedding
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample, opened: its picture is decoded when a view asks for it, and kept for the next."""
+
+    position: int
+    shard: int
+    key: str
+    picture: Picture
+    label: int
 
 
 @dataclass(frozen=True)
@@ -189,12 +247,39 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
     )
 
 
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches moved to a device. On CUDA the next one is copied and coloured on a stream of its own while this one is worked on."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    side = torch.cuda.Stream(device)
+    ahead: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            following = batch.to(device)
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_stream(side)
+        following.record_stream(torch.cuda.current_stream(device))
+        ahead = following
+    if ahead is not None:
+        yield ahead
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)  # workers are the parallelism; more threads would only fight
+
+
+def place_photometry(place: Photometry | Literal["auto"], device: torch.device) -> Photometry:
+    """Where colours are best changed: an accelerator does a batch in the time that a worker needs for an image."""
+    if place == "auto":
+        return "worker" if device.type == "cpu" else "device"
+    return place
 
 
 class BadSamples:

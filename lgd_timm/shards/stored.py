@@ -1,10 +1,11 @@
-"""Teacher embeddings that stand beside shards: sidecar tars with the same keys, float16 `.npy` of shape (K, D)."""
+"""Teacher embeddings that stand beside shards: sidecar tars with the same keys, `.npy` of shape (K, D), float16 or int8."""
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..errors import ShardError, TeacherError
 from .index import INFO, IndexedTar, ShardSet, read_info
+from .sidecar import npy_header, unpack
 from .views import Views
 
 TEACHER = "_teacher.json"
@@ -25,28 +27,58 @@ class StoredEmbeddings:
     facts: dict[str, Any]
     _tars: dict[str, IndexedTar] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def embed_dim(self) -> int:
         return int(self.facts["embed_dim"])
 
-    @property
+    @cached_property
     def views(self) -> Views:
         return Views(**self.facts["views"])
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """Of the stored numbers; what `read` returns is float16 in any case."""
+        return np.dtype(self.facts["dtype"])
+
+    @cached_property
+    def _shape(self) -> tuple[int, int]:
+        return self.views.count, self.embed_dim
+
+    @cached_property
+    def _header(self) -> bytes:
+        return npy_header(self._shape, self.facts["dtype"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tars": {}}  # workers walk the tars that they read
 
     def read(self, filename: str, key: str, view: int) -> np.ndarray:
-        """Embedding of view `view` of one sample, float16 [D]. Raises: ShardError when there is none."""
+        """Embedding of view `view` of one sample, a unit row float16 [D], read only. Raises: ShardError when there is none."""
         if filename not in self._tars:
             self._tars[filename] = IndexedTar(self.root / filename)
         tar = self._tars[filename]
-        if key not in tar.samples:
+        if "npy" not in tar.samples.get(key, ()):
             raise ShardError(f"no stored embedding for {key!r} in {self.root / filename}" + (f" ({tar.damage})" if tar.damage else ""))
-        embeddings = np.load(io.BytesIO(tar.read(key, "npy")), allow_pickle=False)
-        if embeddings.shape != (self.views.count, self.embed_dim):
-            raise ShardError(f"stored embedding of {key!r} has shape {embeddings.shape}, expected {(self.views.count, self.embed_dim)}")
-        return embeddings[view]
+        (offset, size), header, row = tar.samples[key]["npy"], self._header, self.embed_dim * self.dtype.itemsize
+        end = len(header) + (view + 1) * row
+        data = tar.read_at(offset, end)  # in one read, and no further than needed
+        if size != len(header) + self.views.count * row or len(data) != end or not data.startswith(header):
+            return unpack(self._parse(tar.read(key, "npy"), key)[view])
+        return unpack(np.frombuffer(data, self.dtype, offset=end - row))
+
+    def _parse(self, data: bytes, key: str) -> np.ndarray:
+        """An array whose header is not as we write it: of another writer, or wrong."""
+        try:
+            embeddings = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ShardError(
+                f"stored embedding of {key!r} can't be read ({error}). Remove its tar and run lgd-timm teach again."
+            ) from error
+        if embeddings.shape != self._shape or embeddings.dtype != self.dtype:
+            raise ShardError(
+                f"stored embedding of {key!r} has shape {embeddings.shape}, expected {self._shape}, "
+                f"and type {embeddings.dtype}, expected {self.dtype}. Remove its tar and teach again."
+            )
+        return embeddings
 
     def check(self, shards: ShardSet, views: Views) -> None:
         """Refuse embeddings of other shards or other views. Raises: TeacherError."""
@@ -57,7 +89,13 @@ class StoredEmbeddings:
             raise TeacherError(
                 f"{self.root} was made from other shards than {shards.root} ({shards.split}). Run lgd-timm teach with another --out."
             )
-        if views.fingerprint != self.views.fingerprint or views.count > self.views.count:
+        taught = self.facts["views_fingerprint"]
+        if views.fingerprint != taught and replace(views, count=self.views.count) == self.views:
+            raise TeacherError(
+                f"{self.root} was taught with another version of the views ({taught}, now {views.fingerprint}): the same settings give "
+                "other pixels now. Remove the folder and run lgd-timm teach again, or use the version of lgd_timm that taught."
+            )
+        if views.fingerprint != taught or views.count > self.views.count:
             raise TeacherError(
                 f"{self.root} holds {self.views}, asked for {views}. Use the stored views, or run lgd-timm teach for the new ones."
             )
@@ -75,7 +113,7 @@ def read_teacher_facts(root: Path) -> dict[str, Any]:
     """The folder's `_teacher.json`. Raises: TeacherError when it is not one."""
     try:
         facts = json.loads((root / TEACHER).read_text(encoding="utf-8"))
-        assert {"fingerprint", "embed_dim", "views"} <= facts.keys()
+        assert {"fingerprint", "embed_dim", "dtype", "views", "views_fingerprint"} <= facts.keys()
     except (ValueError, AttributeError, AssertionError) as error:
         raise TeacherError(f"{root / TEACHER} can't be read ({error!r}). Remove the folder and run lgd-timm teach again.") from error
     return facts
@@ -84,7 +122,7 @@ def read_teacher_facts(root: Path) -> dict[str, Any]:
 def find_stored(shards: ShardSet, *, views: Views | None, teacher: str) -> StoredEmbeddings | None:
     """Embeddings by the teacher of that fingerprint, in a folder beside the shards; None when there are none.
 
-    `views` None asks for any unaugmented ones.
+    `views` None asks for any unaugmented ones. Of two that differ in their numbers' type, float16 comes first.
     """
     for path in sorted(shards.root.glob(f"*/{TEACHER}")):
         if read_teacher_facts(path.parent)["fingerprint"] != teacher or not (path.parent / INFO).is_file():

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torch.nn.functional import interpolate
 
-from ..errors import RecipeError, ShardError
+from ..errors import RecipeError
 from ..files import fingerprint
+from .photometry import Colours, recolour
+from .picture import Box, Picture
 
-VERSION = 1  # raised when the same (seed, key, index) would give other pixels: stored embeddings then no longer fit
+VERSION = 2  # raised when the same (seed, key, index) would give other pixels: stored embeddings then no longer fit
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,15 @@ AUGMENTATIONS = {
     # MoCo v2's set, which the paper uses (facts.md 1.3; released code, main.py)
     "mocov2": Augmentation(scale=(0.2, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grey=0.2, blur=0.5),
 }
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of one image: which part of it, mirrored or not, in which colours."""
+
+    box: Box
+    flip: bool
+    colours: Colours
 
 
 @dataclass(frozen=True)
@@ -68,42 +75,35 @@ class Views:
         del facts["count"]
         return fingerprint(VERSION, facts, asdict(AUGMENTATIONS[self.augmentation]))
 
-    def render(self, image: Tensor, key: str, index: int) -> Tensor:
-        """Render view `index` of an image: uint8 [3, H, W] -> uint8 [3, size, size]."""
+    def draw(self, key: str, index: int, *, height: int, width: int) -> View:
+        """What view `index` of an image of that size is. The draws never change, nor their order."""
         augmentation = AUGMENTATIONS[self.augmentation]
         draw = generator(self.seed, key, index)
-        image = self._geometry(image, augmentation, draw)
-        return self._photometry(image, augmentation, draw)
-
-    def _geometry(self, image: Tensor, augmentation: Augmentation, draw: np.random.Generator) -> Tensor:
-        height, width = image.shape[-2:]
         box = crop_box(height, width, augmentation, draw)
-        if draw.random() < augmentation.flip:
-            image, box = image.flip(-1), (box[0], width - box[1] - box[3], box[2], box[3])
-        if box == (0, 0, self.size, self.size) == (0, 0, height, width):
-            return image
-        mode = functional.InterpolationMode(self.interpolation)
-        return functional.resized_crop(image, *box, size=[self.size, self.size], interpolation=mode, antialias=True)
-
-    def _photometry(self, image: Tensor, augmentation: Augmentation, draw: np.random.Generator) -> Tensor:
+        flip = draw.random() < augmentation.flip
+        jitter: tuple[tuple[int, float], ...] = ()
         if draw.random() < augmentation.jitter_probability:
             brightness, contrast, saturation, hue = augmentation.jitter
-            steps = (
-                (functional.adjust_brightness, draw.uniform(1 - brightness, 1 + brightness)),
-                (functional.adjust_contrast, draw.uniform(1 - contrast, 1 + contrast)),
-                (functional.adjust_saturation, draw.uniform(1 - saturation, 1 + saturation)),
-                (functional.adjust_hue, draw.uniform(-hue, hue)),
-            )
-            for i in draw.permutation(len(steps)):
-                adjust, amount = steps[i]
-                image = adjust(image, float(amount))
-        if draw.random() < augmentation.grey:
-            image = functional.rgb_to_grayscale(image, num_output_channels=3)
-        if draw.random() < augmentation.blur:
-            sigma = float(draw.uniform(*augmentation.sigma)) * self.size / 224
-            kernel = 2 * math.ceil(3 * sigma) + 1
-            image = functional.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
-        return image
+            ranges = ((1 - brightness, 1 + brightness), (1 - contrast, 1 + contrast), (1 - saturation, 1 + saturation), (-hue, hue))
+            amounts = [draw.uniform(*limits) for limits in ranges]
+            jitter = tuple((int(kind), amounts[kind]) for kind in draw.permutation(len(amounts)))
+        grey = draw.random() < augmentation.grey
+        blur = draw.random() < augmentation.blur
+        sigma = draw.uniform(*augmentation.sigma) * self.size / 224 if blur else 0.0
+        return View(box, flip, Colours(jitter, grey, sigma))
+
+    def shape(self, picture: Picture, view: View) -> Tensor:
+        """The geometric part: crop, flip, resize. Returns uint8 [3, size, size]."""
+        # Where the box is drawn at random anyway, what is more than twice too large is decoded at a half, and so on.
+        image = picture.crop(view.box, least=self.size if AUGMENTATIONS[self.augmentation].scale else None)
+        if image.shape[1:] != (self.size, self.size):
+            image = interpolate(image[None], size=(self.size, self.size), mode=self.interpolation, antialias=True)[0]
+        return image.flip(-1) if view.flip else image
+
+    def render(self, picture: Picture, key: str, index: int) -> Tensor:
+        """View `index` of a picture: uint8 [3, size, size]."""
+        view = self.draw(key, index, height=picture.height, width=picture.width)
+        return recolour(self.shape(picture, view)[None], [view.colours])[0]
 
 
 def generator(seed: int, key: str, index: int) -> np.random.Generator:
@@ -112,7 +112,7 @@ def generator(seed: int, key: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def crop_box(height: int, width: int, augmentation: Augmentation, draw: np.random.Generator) -> tuple[int, int, int, int]:
+def crop_box(height: int, width: int, augmentation: Augmentation, draw: np.random.Generator) -> Box:
     """(top, left, height, width) of the crop. Inception-style random area and ratio, or the centre square."""
     if augmentation.scale is not None:
         for _ in range(10):
@@ -123,17 +123,3 @@ def crop_box(height: int, width: int, augmentation: Augmentation, draw: np.rando
                 return int(draw.integers(0, height - h + 1)), int(draw.integers(0, width - w + 1)), h, w
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
-
-
-def decode(data: bytes) -> Tensor:
-    """Image file -> uint8 RGB [3, H, W], upright. Raises: ShardError for a file that Pillow can't read."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            upright: Any = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to white
-                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
-            return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
-    except UnidentifiedImageError as error:
-        raise ShardError(f"{len(data)} bytes that are no image") from error
-    except Exception as error:  # struct.error, TypeError, SyntaxError, ...: Pillow raises anything for bad bytes
-        raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import webdataset
 
 from lgd_timm.errors import ShardError
-from lgd_timm.shards.index import IndexedTar, ShardSet, open_shards
+from lgd_timm.shards.index import OPEN_FILES, IndexedTar, ShardSet, _handle, open_shards
 
 
 def write_tar(path: Path, *files: tuple[str, bytes]) -> Path:
@@ -69,14 +71,59 @@ def test_tars_of_others_are_read_as_webdataset_does(tmp_path: Path) -> None:
     assert ours["c"] == {"seg.png": b"5" * 2000}
 
 
-def test_no_file_stays_open(train_shards: ShardSet) -> None:
+def test_few_files_stay_open(tmp_path: Path) -> None:
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc")
+    _handle.cache_clear()
     before = len(os.listdir("/proc/self/fd"))
-    tars = [IndexedTar(train_shards.path(0)) for _ in range(5)]
-    for tar in tars:
-        tar.read(tar.keys[0], "cls")
+    tars = [IndexedTar(write_tar(tmp_path / f"{i}.tar", ("a.cls", str(i).encode()))) for i in range(OPEN_FILES + 40)]
     assert len(os.listdir("/proc/self/fd")) == before
+    for _ in range(2):
+        assert [int(tar.read("a", "cls")) for tar in tars] == list(range(len(tars)))
+    assert len(os.listdir("/proc/self/fd")) == before + OPEN_FILES
+
+
+def test_processes_that_share_a_tar_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """A forked process inherits open files with their position: each must open its own."""
+    tar = IndexedTar(write_tar(tmp_path / "a.tar", *((f"{i}.cls", bytes([i]) * 3000) for i in range(20))))
+    tar.read("0", "cls")
+
+    def read_all() -> bool:
+        return all(tar.read(str(i), "cls") == bytes([i]) * 3000 for _ in range(200) for i in range(20))
+
+    children = [multiprocessing.get_context("fork").Process(target=lambda: sys.exit(0 if read_all() else 1)) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert read_all()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("stem", ["a", "a" * 99, "b" * 150, "folder/" * 20 + "c", "ü" * 40, "é" * 60])
+def test_any_tar_is_read_as_tarfile_reads_it(tmp_path: Path, format: int, stem: str) -> None:
+    path = tmp_path / "a.tar"
+    names = [f"{stem}{i}.jpg" for i in range(4)]
+    try:
+        with tarfile.open(path, "w", format=format) as tar:
+            for i, name in enumerate(names):
+                member = tarfile.TarInfo(name)
+                member.size = 700 * i
+                tar.addfile(member, io.BytesIO(bytes([i]) * member.size))
+                tar.addfile(_directory(f"folder{i}"))
+    except ValueError:
+        pytest.skip("a name that this format can't hold")
+    found = IndexedTar(path)
+    assert found.damage is None
+    assert [f"{key}.jpg" for key in found.keys] == names
+    assert [found.read(key, "jpg") for key in found.keys] == [bytes([i]) * 700 * i for i in range(4)]
+
+
+def _directory(name: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type = tarfile.DIRTYPE
+    return member
 
 
 def test_wherever_a_tar_is_cut_whole_samples_stay_and_the_damage_is_said(tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
-import struct
 import tarfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +16,10 @@ from PIL import Image
 
 from lgd_timm.errors import ShardError
 from lgd_timm.shards.index import IndexedTar, ShardSet, open_shards
-from lgd_timm.shards.read import BadSamples, Batch, EpochPlan, InOrder, ShardDataset, loader
+from lgd_timm.shards.picture import Picture
+from lgd_timm.shards.read import BadSamples, Batch, EpochPlan, InOrder, ShardDataset, loader, on_device
 from lgd_timm.shards.stored import StoredEmbeddings
-from lgd_timm.shards.views import Views, decode
+from lgd_timm.shards.views import Views
 
 LENGTHS = (7, 5, 9, 11, 1)  # 33: one batch of 8 is left over, and one sample
 VIEWS = Views(size=16, augmentation="light", count=3)
@@ -145,7 +144,7 @@ def test_batches_hold_the_views_labels_and_keys_of_their_samples(train_shards: S
         tar = IndexedTar(train_shards.path(shard))
         for key in tar.keys:
             field = next(field for field in tar.samples[key] if field != "cls")
-            image = VIEWS.render(decode(tar.read(key, field)), key, 0)
+            image = VIEWS.render(Picture(tar.read(key, field)), key, 0)
             expected.append((key, image, train_shards.class_names.index(key.partition("_-")[0])))
     assert [(key, label) for key, _, label in read] == [(key, label) for key, _, label in expected]
     assert all(torch.equal(a[1], b[1]) for a, b in zip(read, expected, strict=True))
@@ -189,18 +188,51 @@ def test_embeddings_are_those_of_the_sample_and_the_view(train_shards: ShardSet)
     assert moved.keys == batch.keys
 
 
+# Colours and devices
+
+MOCO = Views(size=24, augmentation="mocov2", count=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_colours_changed_on_the_device_are_the_workers_to_one_255th(train_shards: ShardSet, workers: int) -> None:
+    plan = InOrder(range(48), 8, views=3)
+    mine, left = (
+        list(loader(ShardDataset(train_shards, views=MOCO, photometry=place), plan, workers=workers)) for place in ("worker", "device")
+    )
+    assert all(not batch.colours for batch in mine)
+    assert any(not torch.equal(a.images, b.images) for a, b in zip(mine, left, strict=True))
+    for expected, batch in zip(mine, on_device(left, torch.device("cpu")), strict=True):
+        assert (batch.images.int() - expected.images.int()).abs().max() <= 1
+        assert batch.keys == expected.keys
+        assert not batch.colours
+
+
+def test_views_of_one_sample_that_stand_together_share_its_decoding(train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    class Counted(Picture):
+        def __init__(self, data: bytes) -> None:
+            opened.append(data)
+            super().__init__(data)
+
+    monkeypatch.setattr("lgd_timm.shards.read.Picture", Counted)
+    dataset = ShardDataset(train_shards, views=MOCO)
+    together = dataset.__getitems__([(5, 0), (5, 1), (5, 2), (6, 0)])
+    assert len(opened) == 2
+    apart = [dataset.__getitems__([item]) for item in ((5, 0), (6, 0), (5, 1))]
+    assert len(opened) == 5
+    assert torch.equal(together.images[[0, 3, 1]], torch.cat([batch.images for batch in apart]))
+
+
 # Bad samples
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-# A photo to be turned, with text where EXIF wants a number: Pillow fails with TypeError
-ODD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHI4sI", 0x0112, 3, 1, 6, 0x011A, 2, 4, b"abc\0", 0)
 BAD = {
     "truncated jpeg": (None, encode(NOISE, "JPEG")[:-2000], "truncated"),
     "truncated png": (None, encode(NOISE, "PNG")[:-2000], "can't be read as an image"),
     "empty": (None, b"", "0 bytes that are no image"),
     "text": (None, b"<html>gone</html>", "17 bytes that are no image"),
     "broken png": (None, encode(NOISE, "PNG")[:33] + b"\0\0\0\0\x92\xfa\0Y" + bytes(50), "bytes that are no image"),
-    "odd exif": (None, encode(NOISE, "JPEG", exif=ODD_EXIF), "TypeError"),
     "label": ("cls", b"cat", "invalid literal"),
 }
 
@@ -286,62 +318,3 @@ def test_no_bad_sample_is_allowed_at_zero() -> None:
     assert bad.add([]) == []
     with pytest.raises(ShardError, match="allows 0"):
         bad.add([("a", "x")])
-
-
-# Kinds of images
-
-RED, BLUE = (250, 10, 10), (10, 10, 250)
-TWO = Image.new("RGB", (20, 10), RED)
-TWO.paste(BLUE, (10, 0, 20, 10))  # left red, right blue
-
-
-def exif(orientation: int) -> Image.Exif:
-    value = Image.Exif()
-    value[0x0112] = orientation
-    return value
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize(
-    ("orientation", "first", "axis"), [(1, RED, 2), (2, BLUE, 2), (3, BLUE, 2), (5, RED, 1), (6, RED, 1), (7, BLUE, 1), (8, BLUE, 1)]
-)
-def test_photos_stand_upright(kind: str, orientation: int, first: tuple[int, ...], axis: int) -> None:
-    pixels = decode(encode(TWO, kind, exif=exif(orientation), **({"quality": 100} if kind != "PNG" else {})))
-    assert pixels.shape == ((3, 10, 20) if axis == 2 else (3, 20, 10))
-    half = pixels.narrow(axis, 0, 8).float().mean((1, 2))
-    assert (half - torch.tensor(first)).abs().max() < 12
-
-
-def ramp(_: object) -> bytes:
-    return encode(Image.fromarray(np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)), "PNG")
-
-
-def palette(image: Image.Image) -> bytes:
-    return encode(image.quantize(8), "PNG", transparency=bytes([0, 128, 255]))
-
-
-COLOURS = Image.fromarray(np.stack(np.meshgrid(np.arange(0, 256, 16), np.arange(0, 256, 16), [128]), -1)[:, :, 0].astype(np.uint8))
-KINDS: dict[str, tuple[Callable[[Image.Image], bytes], Image.Image, int]] = {
-    "jpeg": (lambda image: encode(image, "JPEG", quality=98, subsampling=0), COLOURS, 6),
-    "png": (lambda image: encode(image, "PNG"), COLOURS, 0),
-    "webp": (lambda image: encode(image, "WEBP", lossless=True), COLOURS, 0),
-    "cmyk": (lambda image: encode(image.convert("CMYK"), "JPEG", quality=98), COLOURS, 8),
-    "rgba": (lambda image: encode(image.convert("RGBA"), "PNG"), COLOURS, 0),
-    "grey": (lambda image: encode(image.convert("L"), "PNG"), COLOURS.convert("L").convert("RGB"), 0),
-    "grey alpha": (lambda image: encode(image.convert("LA"), "PNG"), COLOURS.convert("L").convert("RGB"), 0),
-    "black and white": (lambda image: encode(image.convert("1"), "PNG"), COLOURS.convert("1").convert("RGB"), 0),
-    "palette with transparency": (palette, COLOURS.quantize(8).convert("RGB"), 0),
-    "16 bit": (ramp, Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB"), 1),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_images_of_any_kind_become_rgb(kind: str) -> None:
-    make, expected, tolerance = KINDS[kind]
-    pixels = decode(make(COLOURS))
-    assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 16, 16))
-    difference = pixels.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
-    assert difference.abs().float().mean() <= tolerance
-    view = Views(size=8, augmentation="mocov2").render(pixels, "key", 0)
-    assert (view.dtype, view.shape) == (torch.uint8, (3, 8, 8))

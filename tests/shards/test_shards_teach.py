@@ -5,44 +5,68 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import webdataset
 from torch import Tensor
+from tqdm import tqdm
 
 from lgd_timm import files
 from lgd_timm.errors import ShardError, TeacherError
 from lgd_timm.preprocess import Preprocess
 from lgd_timm.recipe import TeachRecipe
+from lgd_timm.shards import sidecar
+from lgd_timm.shards import teach as teaching
 from lgd_timm.shards.index import IndexedTar, ShardSet, open_shards
+from lgd_timm.shards.picture import Picture
 from lgd_timm.shards.read import InOrder, ShardDataset, loader
+from lgd_timm.shards.sidecar import RECORD
 from lgd_timm.shards.stored import StoredEmbeddings, find_stored, open_stored
 from lgd_timm.shards.teach import teach, teach_recipe
-from lgd_timm.shards.views import Views, decode
+from lgd_timm.shards.views import Views
 from lgd_timm.teachers import ImageTeacher, OpenCLIP, spec_from_dict
 
 VIEWS = Views(size=16, augmentation="light", count=3)
 
 
-class Tiny(ImageTeacher):
-    """A fixed random projection. Fails at call `fail_at`."""
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
-    def __init__(self, *, seed: int = 0, fail_at: int | None = None) -> None:
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Tiny(ImageTeacher):
+    """A fixed random projection. At call `fail_at` it does what it is told instead."""
+
+    def __init__(self, *, seed: int = 0, fail_at: int | None = None, fail: Callable[[], None] = interrupt) -> None:
         super().__init__(Preprocess(size=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)))
         self.name, self.embed_dim, self.fingerprint = "tiny", 5, f"{seed:02x}" * 8
         weight = torch.randn(5, 3 * 8 * 8, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("weight", weight)
-        self.calls, self.fail_at = 0, fail_at
+        self.calls, self.fail_at, self.fail = 0, fail_at, fail
+        self.sizes: set[int] = set()
 
     def encode(self, inputs: Tensor) -> Tensor:
         self.calls += 1
+        self.sizes.add(len(inputs))
         if self.calls == self.fail_at:
-            raise KeyboardInterrupt
+            self.fail()
         return inputs.flatten(1) @ self.weight.T
 
 
@@ -58,14 +82,14 @@ def run(shards: ShardSet, teacher: ImageTeacher | None = None, **options: object
     )
 
 
-def images_of(shards: ShardSet) -> list[tuple[str, str, Tensor]]:
-    """(file name, key, image) of every readable sample."""
+def images_of(shards: ShardSet) -> list[tuple[str, str, Picture]]:
+    """(file name, key, picture) of every readable sample."""
     found = []
     for shard, filename in enumerate(shards.filenames):
         tar = IndexedTar(shards.path(shard))
         for key, fields in tar.samples.items():
             field = next(field for field in fields if field != "cls")
-            found.append((filename, key, decode(tar.read(key, field))))
+            found.append((filename, key, Picture(tar.read(key, field))))
     return found
 
 
@@ -80,11 +104,37 @@ def spoil(shards: ShardSet, shard: int, place: int) -> str:
     return key
 
 
+def in_another_process(function: Callable[[], object]) -> int:
+    """Its exit code; negative: the signal that ended it."""
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def entry(stored: StoredEmbeddings) -> dict[str, Any]:
+    return json.loads((stored.root / "_info.json").read_text())["splits"]["train"]
+
+
+def without_record(path: Path) -> None:
+    """Make a sidecar one of before: the same samples, no record."""
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar if member.name != RECORD]
+    with tarfile.open(path, "w") as tar:
+        for member, data in members:
+            tar.addfile(member, io.BytesIO(data))
+
+
 def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
 
 
-def says(teacher: ImageTeacher, views: Views, image: Tensor, key: str, index: int) -> np.ndarray:
+def says(teacher: ImageTeacher, views: Views, image: Picture, key: str, index: int) -> np.ndarray:
     embedding = teacher(views.render(image, key, index)[None])[0]
     return (embedding / embedding.norm()).numpy()
 
@@ -254,6 +304,175 @@ def test_a_sample_without_embedding_is_a_bad_sample(shards: ShardSet, shard_fold
     assert "no stored embedding" in reason
 
 
+def test_what_was_left_out_is_known_to_the_next_run(shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = [spoil(shards, shard, 5) for shard in (0, 2)]
+    names = [f"{shards.filenames[shard]}/{key}" for shard, key in zip((0, 2), keys, strict=True)]
+    with pytest.raises(KeyboardInterrupt):
+        run(shards, Tiny(fail_at=6), out=tmp_path / "out", max_bad=0.05)
+    teacher = Tiny()
+    stored = run(shards, teacher, out=tmp_path / "out", max_bad=0.05)
+    assert teacher.calls == 8  # the first shard, with its hole, is done
+    assert list(entry(stored)["left_out"]) == names
+    before = contents(stored.root)
+
+    caplog.clear()
+    teacher = Tiny()
+    run(shards, teacher, out=tmp_path / "out", max_bad=0.05)
+    assert teacher.calls == 0
+    assert contents(stored.root) == before
+    for name in names:
+        assert any(f"skipped {name}" in line and "as before" in line for line in caplog.messages)
+    with pytest.raises(ShardError, match=r"2 of 48 samples can't be read"):
+        run(shards, out=tmp_path / "out", max_bad=0.03)
+
+
+def test_the_record_is_no_sample(shards: ShardSet) -> None:
+    stored = run(shards)
+    for filename in shards.filenames:
+        path = stored.root / filename
+        with tarfile.open(path) as tar:
+            assert tar.getnames()[-1] == RECORD
+        assert all(set(fields) == {"npy"} for fields in IndexedTar(path).samples.values())
+        read = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode())
+        assert [(sample["__key__"], sample["npy"].shape) for sample in read] == [(key, (3, 5)) for key in IndexedTar(path).keys]
+
+
+def test_sidecars_of_before_stay_as_they_are(shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
+    """They have no record: those that have all keys are whole, what they lost is not known."""
+    stored = run(shards)
+    for filename in shards.filenames:
+        without_record(stored.root / filename)
+    info = json.loads((stored.root / "_info.json").read_text())
+    for name in ("left_out", "fidelity"):
+        del info["splits"]["train"][name]
+    (stored.root / "_info.json").write_text(json.dumps(info))
+    stored = open_stored(stored.root)
+    stored.check(shards, VIEWS)
+    before = {filename: (stored.root / filename).read_bytes() for filename in shards.filenames}
+    teacher = Tiny()
+    with caplog.at_level(logging.INFO):
+        run(shards, teacher)
+    assert teacher.calls == 0
+    assert {filename: (stored.root / filename).read_bytes() for filename in shards.filenames} == before
+    assert entry(stored)["fidelity"] is None
+    assert any("fidelity of float16: not known" in line for line in caplog.messages)
+
+
+def test_a_shard_that_changed_before_the_folder_was_finished_is_taught_again(shards: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(shards, Tiny(fail_at=6), out=tmp_path / "out")
+    teacher = Tiny()
+    run(replace(shards, sha256=("0" * 64, *shards.sha256[1:])), teacher, out=tmp_path / "out")
+    assert teacher.calls == 12
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(shards: ShardSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert in_another_process(lambda: run(shards, Tiny(fail_at=7, fail=kill), out=out)) == -signal.SIGKILL
+    assert len(hidden(out)) == 1  # nobody could clear up
+    assert sorted(path.name for path in out.iterdir() if path.name not in hidden(out)) == ["_teacher.json", shards.filenames[0]]
+    (out / ".mine").touch()
+    teacher = Tiny()
+    stored = run(shards, teacher, out=out)
+    assert teacher.calls == 8
+    assert hidden(out) == [".mine"]
+    (out / ".mine").unlink()
+    assert contents(out) == contents(run(shards, out=tmp_path / "whole").root)
+    assert entry(stored)["fidelity"]["least_cosine"] > 0.99999
+
+
+def test_two_runs_do_not_write_to_one_folder(shards: ShardSet) -> None:
+    def rival() -> None:
+        try:
+            run(shards)
+        except TeacherError as error:
+            sys.exit(7 if "Another lgd-timm teach is writing" in str(error) else 1)
+
+    codes = []
+    stored = run(shards, Tiny(fail_at=6, fail=lambda: codes.append(in_another_process(rival))))
+    assert codes == [7]
+    assert in_another_process(rival) == 0  # the lock is gone with the run
+    stored.check(shards, VIEWS)
+
+
+def test_a_shard_without_a_good_image_has_an_empty_sidecar(shards: ShardSet, tmp_path: Path) -> None:
+    keys = [spoil(shards, 1, place) for place in range(16)]
+    with pytest.raises(ShardError, match="can't be read"):
+        run(shards, out=tmp_path / "none", max_bad=0.3)
+    stored = run(shards, out=tmp_path / "some", max_bad=0.34)
+    assert entry(stored)["shard_lengths"] == [16, 0, 16]
+    assert list(entry(stored)["left_out"]) == [f"{shards.filenames[1]}/{key}" for key in keys]
+    teacher = Tiny()
+    run(shards, teacher, out=tmp_path / "some", max_bad=0.34)
+    assert teacher.calls == 0
+
+
+def test_a_shard_that_is_empty(shards: ShardSet, tmp_path: Path) -> None:
+    with tarfile.open(shards.root / "empty.tar", "w"):
+        pass
+    shards = replace(shards, filenames=("empty.tar", *shards.filenames), lengths=(0, *shards.lengths), sha256=("e", *shards.sha256))
+    stored = run(shards, out=tmp_path / "out")
+    assert entry(stored)["shard_lengths"] == [0, 16, 16, 16]
+    assert stored.read(shards.filenames[1], IndexedTar(shards.path(1)).keys[0], 0).shape == (5,)
+
+
+def test_a_sidecar_that_lost_samples_on_the_way_is_not_called_finished(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = sidecar.SidecarWriter.add
+    monkeypatch.setattr(sidecar.SidecarWriter, "add", lambda self, keys, rows, bad: add(self, keys[:-3], rows[:-3], bad=bad))
+    with pytest.raises(ShardError, match=rf"{shards.filenames[0]} .*does not hold the 16 samples.*start again"):
+        run(shards, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "_info.json").exists()
+    monkeypatch.undo()
+    run(shards, out=tmp_path / "out").check(shards, VIEWS)
+
+
+def test_no_forward_is_of_more_images_than_the_batch_size(shards: ShardSet, tmp_path: Path) -> None:
+    teacher = Tiny()
+    many = run(shards, teacher, batch_size=2, out=tmp_path / "2")  # 3 views
+    assert teacher.sizes == {2, 1}
+    one = run(shards, batch_size=1000, out=tmp_path / "1000")
+    for filename, key, _ in images_of(shards):
+        np.testing.assert_allclose(many.read(filename, key, 2), one.read(filename, key, 2), atol=1e-3)
+
+
+def test_a_compiled_teacher_sees_one_batch_size(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[ImageTeacher] = []
+    monkeypatch.setattr(Tiny, "compile_encoder", lambda teacher: compiled.append(teacher))  # noqa: PLW0108 (it binds)
+    spoil(shards, 0, 3)
+    teacher = Tiny()
+    stored = run(shards, teacher, batch_size=22, compile=True, max_bad=0.1, out=tmp_path / "c")
+    assert compiled == [teacher]
+    assert teacher.sizes == {21}
+    other = run(shards, batch_size=22, max_bad=0.1, out=tmp_path / "e")
+    for filename in shards.filenames:
+        for key in IndexedTar(stored.root / filename).keys:
+            np.testing.assert_allclose(stored.read(filename, key, 1), other.read(filename, key, 1), atol=1e-3)
+
+
+def test_one_loader_walks_all_shards(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = []
+    monkeypatch.setattr(teaching, "loader", lambda *args, **options: walks.append(loader(*args, **options)) or walks[-1])
+    run(shards, workers=1)
+    assert [len(walk) for walk in walks] == [12]
+
+
+def test_rate_and_time_left_count_what_is_done_now(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bars: list[dict[str, Any]] = []
+    monkeypatch.setattr(teaching, "tqdm", lambda **options: bars.append(options) or tqdm(**options))
+    spoil(shards, 0, 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(shards, Tiny(fail_at=7), out=tmp_path / "out", max_bad=0.03)
+    with caplog.at_level(logging.INFO):
+        run(shards, out=tmp_path / "out", max_bad=0.03)
+    assert [(bar["initial"], bar["total"]) for bar in bars] == [(0, 144), (45, 144)]
+    assert any("teach train: 96 views of 32 images in " in line and " images/s" in line for line in caplog.messages)
+    assert any(line.startswith("fidelity of float16: mean cosine 1.000000, least ") for line in caplog.messages)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_teacher_that_says_nan_is_refused(shards: ShardSet, tmp_path: Path, value: float) -> None:
     teacher = Tiny()
@@ -261,6 +480,14 @@ def test_a_teacher_that_says_nan_is_refused(shards: ShardSet, tmp_path: Path, va
     with pytest.raises(TeacherError, match="teacher tiny gave embeddings that are not finite"):
         run(shards, teacher, out=tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_teacher.json"]
+    run(shards, out=tmp_path / "out").check(shards, VIEWS)
+
+
+def test_a_teacher_that_says_nothing_is_refused(shards: ShardSet, tmp_path: Path) -> None:
+    teacher = Tiny()
+    teacher.weight.zero_()
+    with pytest.raises(TeacherError, match="not finite, or zero: 12 of 12 in a batch"):
+        run(shards, teacher, out=tmp_path / "out")
 
 
 # Stored embeddings
@@ -278,6 +505,17 @@ def test_more_or_other_views_than_stored_are_refused(shards: ShardSet) -> None:
     ):
         with pytest.raises(TeacherError, match=r"holds Views\(.*count=3.* asked for Views\("):
             stored.check(shards, views)
+
+
+def test_views_of_another_version_are_refused(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = run(shards)
+    monkeypatch.setattr("lgd_timm.shards.views.VERSION", "another")
+    with pytest.raises(TeacherError, match=r"was taught with another version of the views \(.*other pixels now.*teach again"):
+        stored.check(shards, VIEWS)
+    with pytest.raises(TeacherError, match=r"holds Views\("):
+        stored.check(shards, replace(VIEWS, seed=1))
+    assert find_stored(shards, views=VIEWS, teacher=Tiny().fingerprint) is None
+    assert run(shards).root != stored.root
 
 
 def test_find_stored_goes_by_teacher_views_and_shards(shards: ShardSet, shard_folder: Path) -> None:
@@ -313,23 +551,6 @@ def test_a_malformed_teacher_file_is_said(shards: ShardSet, text: str) -> None:
         run(shards)
 
 
-def test_a_stored_array_of_another_shape_or_kind_is_refused(shards: ShardSet) -> None:
-    stored = run(shards)
-    path = stored.root / shards.filenames[0]
-    for array, message in (
-        (np.zeros((2, 5), np.float16), r"shape \(2, 5\), expected \(3, 5\)"),
-        (np.array([{}], object), "allow_pickle=False"),
-    ):
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=True)
-        with tarfile.open(path, "w") as tar:
-            member = tarfile.TarInfo("key.npy")
-            member.size = len(buffer.getvalue())
-            tar.addfile(member, io.BytesIO(buffer.getvalue()))
-        with pytest.raises(ValueError, match=message):
-            open_stored(stored.root).read(shards.filenames[0], "key", 0)
-
-
 def test_a_cut_sidecar_says_its_damage(shards: ShardSet) -> None:
     stored = run(shards)
     path = stored.root / shards.filenames[0]
@@ -342,7 +563,44 @@ def test_a_cut_sidecar_says_its_damage(shards: ShardSet) -> None:
         reader.read(path.name, keys[-1], 0)
 
 
-# A real teacher
+# int8
+
+
+def test_int8_keeps_the_direction(shards: ShardSet) -> None:
+    whole, small = run(shards), run(shards, dtype="int8")
+    assert small.root.name == f"{whole.root.name}-int8"
+    cosines = []
+    for filename, key, image in images_of(shards):
+        stored = np.load(io.BytesIO(IndexedTar(small.root / filename).read(key, "npy")), allow_pickle=False)
+        assert (stored.shape, stored.dtype) == ((3, 5), np.int8)
+        for index in range(3):
+            said = says(Tiny(), VIEWS, image, key, index)
+            np.testing.assert_allclose(stored[index], 127 * said / np.abs(said).max(), atol=0.501)
+            again = small.read(filename, key, index)
+            assert again.dtype == np.float16
+            assert abs(np.linalg.norm(again.astype(np.float64)) - 1) < 2e-3
+            cosines.append(float(said @ again.astype(np.float32)) / np.linalg.norm(again.astype(np.float32)))
+    assert np.isclose(entry(small)["fidelity"]["mean_cosine"], np.mean(cosines), atol=1e-6)
+    assert np.isclose(entry(small)["fidelity"]["least_cosine"], np.min(cosines), atol=1e-6)
+    assert entry(whole)["fidelity"]["least_cosine"] > entry(small)["fidelity"]["least_cosine"] > 0.999
+    assert find_stored(shards, views=VIEWS, teacher=Tiny().fingerprint).root == whole.root
+
+
+def test_forms_do_not_mix(shards: ShardSet, tmp_path: Path) -> None:
+    run(shards, out=tmp_path / "out")
+    with pytest.raises(TeacherError, match=r"another origin \(dtype differ"):
+        run(shards, out=tmp_path / "out", dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_fidelity_is_of_all_shards_after_a_restart(shards: ShardSet, tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(shards, Tiny(fail_at=11), out=tmp_path / "out", dtype=dtype)
+    run(shards, out=tmp_path / "out", dtype=dtype)
+    assert contents(tmp_path / "out") == contents(run(shards, out=tmp_path / "whole", dtype=dtype).root)
+
+
+# A real teacher, and real processes
 
 
 def test_teach_recipe(shards: ShardSet, tiny_clip: Path) -> None:
@@ -359,3 +617,40 @@ def test_teach_recipe(shards: ShardSet, tiny_clip: Path) -> None:
     assert spec_from_dict(stored.facts["teacher"]) == spec
     assert stored.facts["text_fingerprint"] == spec.text().fingerprint
     assert (stored.embed_dim, stored.views) == (16, views)
+
+
+@pytest.fixture
+def recipe(shards: ShardSet, tiny_clip: Path, tmp_path: Path) -> TeachRecipe:
+    """The tiny CLIP on the three train shards; written as a file, too."""
+    views = Views(size=32, augmentation="light", count=2)
+    recipe = TeachRecipe(OpenCLIP(f"local-dir:{tiny_clip}"), views, str(shards.root), device="cpu", batch_size=8, max_bad=0.05)
+    (tmp_path / "teach.yaml").write_text(recipe.to_yaml())
+    return recipe
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    ranks = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lgd_timm.cli", "teach")
+    return subprocess.run([*ranks, *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_two_processes_share_the_shards_out_and_give_the_same_bytes(recipe: TeachRecipe, shards: ShardSet, tmp_path: Path) -> None:
+    key = spoil(shards, 1, 5)  # that is in rank 1's part
+    alone = teach_recipe(replace(recipe, dtype="int8"), out=tmp_path / "alone")
+    done = torchrun(tmp_path / "teach.yaml", "--dtype", "int8", "--out", tmp_path / "both")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"embeddings: {tmp_path / 'both'}\n"
+    assert done.stderr.count("teach train: 94 views of 47 images in ") == 1
+    assert done.stderr.count("fidelity of int8: mean cosine 0.9999") == 1
+    assert done.stderr.count(f"skipped {shards.filenames[1]}/{key}") == 1
+    assert contents(tmp_path / "both") == contents(alone.root)
+
+
+def test_a_rank_that_fails_ends_all(recipe: TeachRecipe, shards: ShardSet, tmp_path: Path) -> None:
+    spoil(shards, 1, 5)
+    done = torchrun(tmp_path / "teach.yaml", "--max_bad", "0", "--out", tmp_path / "out")
+    assert done.returncode != 0
+    assert "lgd-timm: error: 1 of 48 samples can't be read" in done.stderr
+    assert not (tmp_path / "out" / "_info.json").exists()
+    stored = teach_recipe(recipe, out=tmp_path / "out")
+    assert entry(stored)["shard_lengths"] == [16, 15, 16]
+    assert hidden(stored.root) == []
