@@ -24,7 +24,7 @@ an independent implementation: `lgd_timm`). It knows {count} category names and 
 {table}
 
 Top-1 over {samples} images of `{data}`, split `{split}`. Zero-shot: no label was used, neither to train nor to choose.
-{notes}
+{scored}{notes}
 
 ## How to load it
 
@@ -80,6 +80,7 @@ def model_card(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], names: 
         samples=student.get("samples", "no"),
         data=recipe.data.shards,
         split=recipe.data.val_split,
+        scored=_scored(student.get("names", ()), count=len(names)),
         notes=metrics.get("notes", ""),
         training=_training(metrics.get("training", {})),
         repo=f"lgd-timm/{name}",
@@ -91,7 +92,21 @@ def model_card(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], names: 
         size=facts.get("size", "?"),
         mean=facts.get("mean", "?"),
         std=facts.get("std", "?"),
-        names=", ".join(names[:200]) + (f", ... ({len(names)} in all)" if len(names) > 200 else ""),
+        names=_listed(names),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:200]) + (f", ... ({len(names)} in all)" if len(names) > 200 else "")
+
+
+def _scored(names: Sequence[str], *, count: int) -> str:
+    """One sentence on the names that were scored, where they are not the model's own."""
+    if not names:
+        return ""
+    return (
+        f"Student and teacher were asked about the {len(names)} names of that split, which are not the {count} that the student was "
+        f"distilled for: the scores are those of its embeddings, not of the classifier below. They are: {_listed(names)}.\n"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     distill = _add(commands, "distill", _distill, "distil a student", overrides=True)
     distill.add_argument("recipe", help="YAML recipe, or a published folder")
     distill.add_argument("--output", help="run folder (default: output/NAME)")
-    distill.add_argument("--vocabulary", help="other names: a text file, folder:PATH, coco:PATH, ... (vocabulary.source)")
+    distill.add_argument("--vocabulary", help="other names: a text file, '[a, b]', folder:PATH, coco:PATH, ... (vocabulary.source)")
     distill.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     distill.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
 
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     zero_shot.add_argument("model", help="published folder, name such as lgd_mobilenetv2, or a YAML recipe: its teacher")
     zero_shot.add_argument("--data", required=True, help="shard folder")
     zero_shot.add_argument("--split", default="val")
-    zero_shot.add_argument("--vocabulary", help="names in the order of the labels (default: the model's own)")
+    zero_shot.add_argument("--vocabulary", help="names in label order, or a file (default: what its run was scored on, else its own)")
     zero_shot.add_argument("--templates", default="none", help="prompt templates for --vocabulary: none, simple, openai, a file")
     zero_shot.add_argument("--batch-size", type=int, default=256)
     zero_shot.add_argument("--workers", type=int, default=0)
@@ -135,7 +136,9 @@ def _teach(options: argparse.Namespace) -> None:
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return
-    print(f"embeddings: {teach_recipe(recipe, out=options.out).root}")
+    stored = teach_recipe(recipe, out=options.out)
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        print(f"embeddings: {stored.root}")
 
 
 def _distill(options: argparse.Namespace) -> None:
@@ -153,12 +156,13 @@ def _distill(options: argparse.Namespace) -> None:
 
 def _zero_shot(options: argparse.Namespace) -> None:
     from .evaluate.subject import evaluate_zero_shot
+    from .recipe import read_value
 
     scores = evaluate_zero_shot(
         options.model,
         data=options.data,
         split=options.split,
-        vocabulary=options.vocabulary,
+        vocabulary=None if options.vocabulary is None else read_value("vocabulary", options.vocabulary),
         templates=options.templates,
         batch_size=options.batch_size,
         workers=options.workers,

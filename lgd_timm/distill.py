@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from .checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
 from .errors import RecipeError, WeightsError
-from .evaluate.zero_shot import ZeroShot, check_labels, stored_classifier, taught, zero_shot, zero_shot_classifier
+from .evaluate.zero_shot import ZeroShot, stored_classifier, taught, zero_shot, zero_shot_classifier
 from .progress import Progress
 from .publish import Banks, round_weights, save
 from .recipe import Recipe, VocabularyRecipe, read_recipe
 from .run import Run, build
-from .shards import Views, open_shards
-from .shards.read import Batch, EpochPlan, ShardDataset, loader
+from .shards.read import Batch, EpochPlan, ShardDataset, loader, on_device
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False) -> Path:
         log.info("%s is finished already", out)
         return out / "published"
     run = build(recipe, out)
-    if recipe.data.val_split:  # now and not after the first epoch
-        check_validation(run)
     if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
         run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
         log.info("resumed %s at step %d", checkpoints[-1], run.step)
@@ -93,15 +90,20 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 def _batches(run: Run, total: int) -> Iterator[Batch]:
     plan = EpochPlan(**{**run.plan.__dict__, "start": run.step, "stop": total})
-    for batch in loader(run.dataset, plan, workers=run.recipe.data.workers):
+    yield from on_device(_counted(run, loader(run.dataset, plan, workers=run.recipe.data.workers)), run.device)
+
+
+def _counted(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches, their bad samples counted and named."""
+    for batch in batches:
         for line in run.bad.add(batch.bad):
             log.warning(line)
-        yield batch.to(run.device)
+        yield batch
 
 
 def _end_of_epoch(run: Run, epoch: int, progress: Progress) -> None:
     settings, last = run.recipe.run, epoch == run.recipe.schedule.epochs
-    if run.recipe.data.val_split and (epoch % settings.evaluate_every == 0 and not last):
+    if run.validation is not None and (epoch % settings.evaluate_every == 0 and not last):
         score = evaluate(run, run.task.best_student)
         progress.note({"epoch": epoch, "zero_shot_top1": score.top1, "zero_shot_top5": score.top5})
         run.task.train()
@@ -118,43 +120,25 @@ def _end_of_epoch(run: Run, epoch: int, progress: Progress) -> None:
 
 
 def evaluate(run: Run, encoder: torch.nn.Module) -> ZeroShot:
-    """Zero-shot score of an encoder on the recipe's evaluation split."""
-    return _score(run, zero_shot_classifier(encoder.eval(), run.teaching.bank), _validation(run))
+    """Zero-shot score of an encoder on the recipe's evaluation split, which there must be."""
+    assert run.validation is not None
+    return _score(run, zero_shot_classifier(encoder.eval(), run.validation.bank), run.validation.dataset)
 
 
 def evaluate_teacher(run: Run) -> ZeroShot | None:
     """The teacher's own score on the same images: online, or from stored embeddings of unaugmented views; None without either."""
+    assert run.validation is not None
     if run.teaching.image is not None:
         return evaluate(run, run.teaching.image)
-    dataset = _validation(run)
+    dataset = run.validation.dataset
     images = taught(dataset, views=dataset.views, teacher=run.teaching.facts["fingerprint"])
-    return None if images is None else _score(run, stored_classifier(run.teaching.bank), images)
+    return None if images is None else _score(run, stored_classifier(run.validation.bank), images)
 
 
 def _score(run: Run, classify: Callable[[Batch], Tensor], dataset: ShardDataset) -> ZeroShot:
-    data, names = run.recipe.data, run.teaching.vocabulary.names
-    return zero_shot(classify, dataset, names=names, workers=data.workers, device=run.device, max_bad=data.max_bad)
-
-
-def _validation(run: Run) -> ShardDataset:
-    shards = open_shards(run.recipe.data.shards, split=run.recipe.data.val_split or "")
-    return ShardDataset(
-        shards,
-        views=Views(size=run.teaching.views.size, augmentation="none", interpolation=run.teaching.views.interpolation),
-        allow_empty=True,
-    )
-
-
-def check_validation(run: Run) -> None:
-    """The evaluation split must be there, labelled, and of as many classes as there are names. Raises: LGDError."""
-    dataset, names = _validation(run), run.teaching.vocabulary.names
-    check_labels(dataset[(0, 0)], names, dataset)
-    classes = dataset.shards.class_names
-    if classes and len(classes) != len(names):
-        raise RecipeError(
-            f"data.val_split {run.recipe.data.val_split!r} has {len(classes)} classes, the vocabulary {len(names)} names. "
-            "Scores would mean nothing: give one name a class in the order of the labels, or set --data.val_split null."
-        )
+    assert run.validation is not None
+    data = run.recipe.data
+    return zero_shot(classify, dataset, names=run.validation.names, workers=data.workers, device=run.device, max_bad=data.max_bad)
 
 
 def finish(run: Run, out: Path) -> Path:
@@ -173,16 +157,8 @@ def finish(run: Run, out: Path) -> Path:
             "date": date.today().isoformat(),
         },
     }
-    if run.recipe.data.val_split:
-        score, teacher = evaluate(run, student), evaluate_teacher(run)
-        metrics["zero_shot"] = score.to_dict()
-        metrics["teacher_zero_shot"] = teacher.to_dict() if teacher else None
-        metrics["summary"] = {
-            "zero_shot_top1": round(score.top1, 2),
-            "teacher_zero_shot_top1": round(teacher.top1, 2) if teacher else None,
-        }
-        log.info("student: %s", score)
-        log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
+    if run.validation is not None:
+        metrics.update(_scores(run, student, run.validation.names))
     preprocess = student.preprocess
     metrics["input"] = {
         "size": preprocess.size,
@@ -204,10 +180,37 @@ def finish(run: Run, out: Path) -> Path:
         out,
         student=student,
         banks=banks,
-        recipe=replace(run.recipe, vocabulary=VocabularyRecipe(list(banks.names), list(banks.templates))),  # names travel along
+        recipe=spelled_out(run),
         metrics=metrics,
         name=name,
         embedding_norm=norm,
+    )
+
+
+def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    """What `metrics.json` says of student and teacher on the evaluation split; with its names, where they are not the student's."""
+    score, teacher = evaluate(run, student), evaluate_teacher(run)
+    log.info("student: %s", score)
+    log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
+    others = {} if names == run.teaching.vocabulary.names else {"names": list(names)}
+    return {
+        "zero_shot": {**score.to_dict(), **others},
+        "teacher_zero_shot": {**teacher.to_dict(), **others} if teacher else None,
+        "summary": {
+            "zero_shot_top1": round(score.top1, 2),
+            "teacher_zero_shot_top1": round(teacher.top1, 2) if teacher else None,
+        },
+    }
+
+
+def spelled_out(run: Run) -> Recipe:
+    """The recipe with names in place of their sources, because it travels; run for other names, it is scored on the same ones."""
+    vocabulary = run.teaching.vocabulary
+    val_names = None if run.validation is None else list(run.validation.names)
+    return replace(
+        run.recipe,
+        vocabulary=VocabularyRecipe(list(vocabulary.names), list(vocabulary.templates)),
+        data=replace(run.recipe.data, val_vocabulary=val_names),
     )
 
 

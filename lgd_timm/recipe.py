@@ -44,6 +44,7 @@ class DataRecipe:
     shards: str = ""
     train_split: str = "train"
     val_split: str | None = None
+    val_vocabulary: str | list[str] | None = None  # names of its labels, in their order; None: the names that are learned
     batch_size: int = 256  # global: shared by all ranks
     workers: int = 0
     max_bad: float = 0.001  # share of the split that may be unreadable
@@ -93,6 +94,7 @@ class RunRecipe:
     amp: Literal["none", "float16", "bfloat16"] = "none"
     channels_last: bool = True
     compile: bool = False
+    photometry: Literal["auto", "worker", "device"] = "auto"  # where colours are changed; auto: on an accelerator, else in the workers
     ema_decay: float | None = None
     checkpoint_every: int = 1  # epochs
     evaluate_every: int = 1  # epochs
@@ -107,7 +109,8 @@ class TeachRecipe:
     views: Views
     shards: str
     split: str = "train"
-    batch_size: int = 64
+    dtype: Literal["float16", "int8"] = "float16"  # what an embedding's numbers are stored as
+    batch_size: int = 64  # images a rank and step, each view being one
     workers: int = 0
     device: str = "auto"
     compile: bool = False
@@ -218,10 +221,15 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise RecipeError(f"--{key}: {parent!r} holds a single value, it has no field {last!r}.")
+    data[last] = read_value(key, value) if isinstance(value, str) else value
+
+
+def read_value(key: str, text: str) -> Any:
+    """What a word on the command line means, `--key text`: YAML, so that lists and numbers can be given. Raises: RecipeError."""
     try:
-        data[last] = yaml.safe_load(value) if isinstance(value, str) else value
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--{key} {value!r} is not YAML: {_one_line(error)}. Quote it.") from error
+        raise RecipeError(f"--{key} {text!r} is not YAML: {_one_line(error)}. Quote it.") from error
 
 
 def _one_line(error: Exception) -> str:

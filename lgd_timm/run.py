@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,15 @@ from torch import Tensor
 from .banks import text_bank
 from .devices import pick_device
 from .errors import RecipeError
+from .evaluate.zero_shot import check_labels
 from .objectives import LGD
 from .recipe import Recipe
 from .shards import Views, open_shards
-from .shards.read import BadSamples, EpochPlan, ShardDataset
+from .shards.read import BadSamples, EpochPlan, ShardDataset, place_photometry
 from .shards.stored import StoredEmbeddings
 from .student import create_student
 from .task import LGDTask
-from .teachers import ImageTeacher, Stored, TextTeacher, spec_from_dict
+from .teachers import ImageTeacher, Stored, spec_from_dict
 from .vocabulary import Vocabulary, load_vocabulary
 
 
@@ -38,6 +41,15 @@ class Teaching:
     image: ImageTeacher | None = None
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What encoders are scored on: labelled images, the names of their labels, and these names' bank [C, D]."""
+
+    dataset: ShardDataset
+    names: tuple[str, ...]
+    bank: Tensor
+
+
 @dataclass
 class Run:
     """One distillation: what was built, and where it stands."""
@@ -45,6 +57,7 @@ class Run:
     recipe: Recipe
     out: Path
     teaching: Teaching
+    validation: Validation | None
     device: torch.device
     rank: int
     world_size: int
@@ -82,10 +95,12 @@ def build(recipe: Recipe, out: Path) -> Run:
     if recipe.data.batch_size % world_size:
         raise RecipeError(f"data.batch_size = {recipe.data.batch_size} is global and must divide by {world_size} ranks.")
     shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
-    teaching = prepare_teaching(recipe)
+    teaching, bank_of = prepare_teaching(recipe)
     if teaching.stored is not None:
         teaching.stored.check(shards, teaching.views)
-    dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored)
+    validation = prepare_validation(recipe, teaching, bank_of) if recipe.data.val_split else None
+    photometry = place_photometry(recipe.run.photometry, device)
+    dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored, photometry=photometry)
     plan = EpochPlan(
         shards.lengths,
         batch_size=recipe.data.batch_size // world_size,
@@ -100,6 +115,7 @@ def build(recipe: Recipe, out: Path) -> Run:
         recipe=recipe,
         out=out,
         teaching=teaching,
+        validation=validation,
         device=device,
         rank=rank,
         world_size=world_size,
@@ -113,22 +129,21 @@ def build(recipe: Recipe, out: Path) -> Run:
     )
 
 
-def prepare_teaching(recipe: Recipe) -> Teaching:
-    """Names, bank and teacher. With stored embeddings the image tower is not built, and the text tower only for new names."""
+def prepare_teaching(recipe: Recipe) -> tuple[Teaching, Callable[[Vocabulary], Tensor]]:
+    """Names, bank and teacher; and the function that makes any vocabulary's bank.
+
+    With stored embeddings the image tower is not built, and the text tower once, only if there are new names.
+    """
     vocabulary = load_vocabulary(recipe.vocabulary.source, templates=recipe.vocabulary.templates)
     if isinstance(recipe.teacher, Stored):
         stored = recipe.teacher.open()
-        text_fingerprint, folders = stored.facts["text_fingerprint"], [stored.root / "text"]
-
-        def text() -> TextTeacher:
-            return spec_from_dict(stored.facts["teacher"]).text()
-
-        bank = text_bank(vocabulary, text_fingerprint=text_fingerprint, text=text, folders=folders)
-        return Teaching(stored.facts, recipe.views or stored.views, bank, vocabulary, stored=stored)
+        text = cache(lambda: spec_from_dict(stored.facts["teacher"]).text())
+        bank_of = partial(text_bank, text_fingerprint=stored.facts["text_fingerprint"], text=text, folders=[stored.root / "text"])
+        return Teaching(stored.facts, recipe.views or stored.views, bank_of(vocabulary), vocabulary, stored=stored), bank_of
     if recipe.views is None:
         raise RecipeError("The recipe lacks `views` (size, augmentation), which an online teacher needs.")
     image, tower = recipe.teacher.image(), recipe.teacher.text()
-    bank = text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=lambda: tower)
+    bank_of = partial(text_bank, text_fingerprint=tower.fingerprint, text=lambda: tower)
     facts = {
         "teacher": recipe.to_dict()["teacher"],
         "name": image.name,
@@ -136,7 +151,27 @@ def prepare_teaching(recipe: Recipe) -> Teaching:
         "text_fingerprint": tower.fingerprint,
         "embed_dim": image.embed_dim,
     }
-    return Teaching(facts, recipe.views, bank, vocabulary, image=image)
+    return Teaching(facts, recipe.views, bank_of(vocabulary), vocabulary, image=image), bank_of
+
+
+def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vocabulary], Tensor]) -> Validation:
+    """The evaluation split and its names' bank. The split must be there, labelled, and of as many classes as there are names.
+
+    The student lives in the teacher's space, so it can be asked about names that it was not distilled for.
+    """
+    data, vocabulary = recipe.data, teaching.vocabulary
+    if data.val_vocabulary is not None:
+        vocabulary = load_vocabulary(data.val_vocabulary, templates=recipe.vocabulary.templates)
+    views = Views(size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation)
+    dataset = ShardDataset(open_shards(data.shards, split=data.val_split or ""), views=views, allow_empty=True)
+    classes = dataset.shards.class_names
+    if classes and len(classes) != len(vocabulary):
+        raise RecipeError(
+            f"data.val_split {data.val_split!r} has {len(classes)} classes, its vocabulary {len(vocabulary)} names, so scores would mean "
+            "nothing. Set data.val_vocabulary to the names of its labels in their order, or do not evaluate: --data.val_split null."
+        )
+    check_labels(dataset[(0, 0)], vocabulary.names, dataset)
+    return Validation(dataset, vocabulary.names, bank_of(vocabulary))
 
 
 def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDTask:

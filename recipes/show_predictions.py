@@ -35,34 +35,37 @@ def main() -> None:
     model = timm.create_model(f"local-dir:{options.folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     tiles = []
-    for image, label in read_images(options.data, options.split, options.count):
+    for image, truth in read_images(options.data, options.split, options.count):
         with torch.inference_mode():
             probabilities = model(transform(image).unsqueeze(0)).softmax(1)[0]
         best = int(probabilities.argmax())
-        tiles.append((image, f"{names[best]} {100 * probabilities[best]:.0f} %", names[label], best == label))
+        right = names[best] == truth if truth in names else None  # distilled for other names: nothing to be right about
+        tiles.append((image, f"{names[best]} {100 * probabilities[best]:.0f} %", truth, right))
     draw(tiles).save(options.out)
-    print(f"{sum(right for *_, right in tiles)} of {len(tiles)} pictures named right: {options.out}")
+    known = [right for *_, right in tiles if right is not None]
+    print(f"{sum(known)} of {len(known)} pictures named right: {options.out}" if known else options.out)
 
 
-def read_images(data: str, split: str, count: int) -> list[tuple[Image.Image, int]]:
+def read_images(data: str, split: str, count: int) -> list[tuple[Image.Image, str]]:
+    """Pictures, and the names of their class folders."""
     shards = open_shards(data, split=split)
     tar = IndexedTar(shards.path(0))
     images = []
     for key in tar.keys[:count]:
         field = next(f for f in IMAGE_FIELDS if f in tar.samples[key])
-        images.append((Image.open(io.BytesIO(tar.read(key, field))).convert("RGB"), int(tar.read(key, "cls"))))
+        images.append((Image.open(io.BytesIO(tar.read(key, field))).convert("RGB"), shards.class_names[int(tar.read(key, "cls"))]))
     return images
 
 
-def draw(tiles: list[tuple[Image.Image, str, str, bool]]) -> Image.Image:
-    """A sheet of pictures; under each the answer, green when right, else red with the true name below it."""
+def draw(tiles: list[tuple[Image.Image, str, str, bool | None]]) -> Image.Image:
+    """A sheet of pictures; under each the answer, green when right, else the true name below it."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (TILE + MARGIN) + MARGIN, rows * (TILE + TEXT + MARGIN) + MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for i, (image, answer, truth, right) in enumerate(tiles):
         left, top = MARGIN + i % COLUMNS * (TILE + MARGIN), MARGIN + i // COLUMNS * (TILE + TEXT + MARGIN)
         sheet.paste(image.resize((TILE, TILE), Image.Resampling.BICUBIC), (left, top))
-        pen.text((left, top + TILE + 2), answer, fill=RIGHT if right else WRONG, font=font)
+        pen.text((left, top + TILE + 2), answer, fill={True: RIGHT, False: WRONG, None: "black"}[right], font=font)
         if not right:
             pen.text((left, top + TILE + 20), f"is: {truth}", fill="grey", font=font)
     return sheet

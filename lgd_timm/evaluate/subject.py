@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .. import hub
 from ..banks import text_bank
 from ..devices import pick_device
-from ..errors import LGDError
+from ..errors import LGDError, VocabularyError
 from ..publish import load
 from ..recipe import read_teacher
 from ..shards import Views, open_shards
@@ -39,20 +40,27 @@ def evaluate_zero_shot(
     *,
     data: str | Path,
     split: str = "val",
-    vocabulary: str | None = None,
-    templates: str = "none",
+    vocabulary: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] = "none",
     batch_size: int = 256,
     workers: int = 0,
     device: str = "auto",
 ) -> dict[str, ZeroShot | None]:
     """Score a model, and its teacher where the teacher's embeddings of these images are stored beside the shards.
 
+    The student lives in its teacher's space, so `vocabulary` may be other names than those that it was distilled for. Without
+    it, a student is asked about the names that its run scored it on, which mostly are its own.
     Raises: LGDError when the model, the data or the names can't be used.
     """
     names = None if vocabulary is None else load_vocabulary(vocabulary, templates=templates)
-    subject = find_subject(model, names)
+    subject = find_subject(model, names, folders=sorted(Path(data).glob("*/text")))
     place = pick_device(device)
     dataset = ShardDataset(open_shards(data, split=split), views=subject.views, allow_empty=True)
+    if dataset.shards.class_names and len(dataset.shards.class_names) != len(subject.vocabulary):
+        raise VocabularyError(
+            f"{data} ({split}) has {len(dataset.shards.class_names)} classes, {model} is asked about {len(subject.vocabulary)} names, so "
+            "scores would mean nothing. Give the names of its labels in their order: --vocabulary."
+        )
     settings: dict[str, Any] = {"names": subject.vocabulary.names, "batch_size": batch_size, "workers": workers, "device": place}
     encoder = subject.encoder.to(place).eval()
     scores: dict[str, ZeroShot | None] = {subject.label: zero_shot(zero_shot_classifier(encoder, subject.bank), dataset, **settings)}
@@ -68,38 +76,42 @@ def _teacher_score(subject: Subject, dataset: ShardDataset, settings: dict[str, 
     return None if images is None else zero_shot(stored_classifier(subject.bank), images, description="teacher", **settings)
 
 
-def find_subject(model: str, vocabulary: Vocabulary | None) -> Subject:
-    """A published folder, a published weight's name, or a recipe (its online teacher). Raises: LGDError for anything else."""
+def find_subject(model: str, vocabulary: Vocabulary | None, *, folders: Sequence[Path] = ()) -> Subject:
+    """A published folder, a published weight's name, or a recipe (its online teacher). Banks of other names may lie in `folders`.
+
+    Raises: LGDError for anything else.
+    """
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
         return _teacher_subject(path, vocabulary)
     if path.is_dir():
-        return _published_subject(path, vocabulary)
+        return _published_subject(path, vocabulary, folders)
     if model.startswith("lgd_") and timm.is_model(model):
         default = None if "." in model else timm.get_pretrained_cfg(model)
-        return _published_subject(hub.locate(f"{model}.{default.tag}" if default else model), vocabulary)
+        return _published_subject(hub.locate(f"{model}.{default.tag}" if default else model), vocabulary, folders)
     raise LGDError(
         f"{model!r} is no published folder, no lgd_ weight and no recipe. A plain timm model has no projector into a teacher's space: "
         "distil it first (lgd-timm distill)."
     )
 
 
-def _published_subject(folder: Path, vocabulary: Vocabulary | None) -> Subject:
+def _published_subject(folder: Path, vocabulary: Vocabulary | None, folders: Sequence[Path]) -> Subject:
     published = load(folder)
     teacher = published.metrics.get("teacher", {})
     bank = published.banks.text
     own = Vocabulary(published.banks.names, published.banks.templates)
-    if vocabulary is not None and vocabulary != own:
+    vocabulary = vocabulary or load_vocabulary(published.recipe.data.val_vocabulary or own.names, templates=own.templates)
+    if vocabulary != own:
 
         def text() -> TextTeacher:
             if "teacher" not in teacher:
                 raise LGDError(f"{folder}/metrics.json does not say which teacher reads new names. Use the folder's own names.")
             return spec_from_dict(teacher["teacher"]).text()
 
-        bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text)
+        bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text, folders=folders)
     views = published.recipe.views or Views(**teacher.get("views", {"size": published.student.preprocess.size}))
     views = replace(views, augmentation="none", count=1)
-    return Subject("student", published.student, vocabulary or own, bank, views, teacher.get("fingerprint"))
+    return Subject("student", published.student, vocabulary, bank, views, teacher.get("fingerprint"))
 
 
 def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:

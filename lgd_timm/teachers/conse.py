@@ -28,18 +28,29 @@ from .base import ImageTeacher, TextTeacher, module_fingerprint
 @dataclass(frozen=True)
 class Conse:
     """A ConSE teacher. `classifier`: any timm name with weights, or `local-dir:`/`hf-hub:`. `encoder`: any
-    sentence-transformers name or folder, or `package:MODULE/FOLDER` inside an installed package."""
+    sentence-transformers name or folder, or `package:MODULE/FOLDER` inside an installed package. `classes`: the timm ImageNet
+    subset of which the classifier's classes are, such as imagenet-1k. With it the text tower needs no classifier, not even its
+    config; without it the classifier says."""
 
     classifier: str
     encoder: str
     temperature: float = 2.0
     image_size: int | None = None  # None: the classifier's own
+    classes: str | None = None
 
     def image(self) -> ImageTeacher:
-        return _ConseImage(self, _create_classifier(self.classifier), _sentences(self.encoder)).freeze()
+        classifier = _create_classifier(self.classifier)
+        descriptions = class_descriptions(classifier) if self.classes is None else imagenet_descriptions(self.classes)
+        if len(descriptions) != classifier.num_classes:
+            raise TeacherError(
+                f"teacher.classes {self.classes!r}: {len(descriptions)} descriptions for the {classifier.num_classes} classes of "
+                f"{self.classifier!r}. Give the subset that it was trained on, or leave the field out."
+            )
+        return _ConseImage(self, classifier, _sentences(self.encoder)(descriptions)).freeze()
 
     def text(self) -> TextTeacher:
-        descriptions = class_descriptions(_create_classifier(self.classifier, pretrained=False))
+        classifier = _create_classifier(self.classifier, pretrained=False) if self.classes is None else None
+        descriptions = class_descriptions(classifier) if self.classes is None else imagenet_descriptions(self.classes)
         return _ConseText(_sentences(self.encoder), descriptions)
 
 
@@ -47,13 +58,12 @@ class _ConseImage(ImageTeacher):
     class_embeddings: Tensor
     centre: Tensor
 
-    def __init__(self, spec: Conse, classifier: Any, encoder: _SentenceEncoder) -> None:
+    def __init__(self, spec: Conse, classifier: Any, embeddings: Tensor) -> None:
         config = resolve_model_data_config(classifier)
         size = spec.image_size or config["input_size"][-1]
         super().__init__(Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"]))
         self.classifier = classifier
         self.temperature = spec.temperature
-        embeddings = encoder(class_descriptions(classifier))
         self.register_buffer("class_embeddings", embeddings)  # N [1000, D]
         self.register_buffer("centre", embeddings.mean(0))
         self.embed_dim = embeddings.shape[1]
@@ -122,13 +132,22 @@ def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
         raise TeacherError(f"teacher.classifier {name!r} can't be built ({error}).") from error
 
 
+def imagenet_descriptions(subset: str) -> list[str]:
+    """timm's long descriptions of an ImageNet subset's classes. Raises: TeacherError for one that it does not know."""
+    try:
+        info = ImageNetInfo(subset)
+    except (AssertionError, KeyError) as error:  # timm asserts, and under `python -O` it looks it up
+        known = "imagenet-1k, imagenet-12k, imagenet-22k, imagenet-21k-goog, imagenet-21k-miil, imagenet-22k-ms"
+        raise TeacherError(f"teacher.classes {subset!r} is unknown to timm. Known: {known}. Or leave the field out.") from error
+    return [info.index_to_description(i, detailed=True) for i in range(info.num_classes())]
+
+
 def class_descriptions(classifier: Any) -> list[str]:
     """One description a class: timm's long ones for ImageNet heads, else the model's own label names."""
     own = classifier.pretrained_cfg.get("label_names")
     subset = infer_imagenet_subset(classifier)
     if subset is not None:
-        info = ImageNetInfo(subset)
-        return [info.index_to_description(i, detailed=True) for i in range(info.num_classes())]
+        return imagenet_descriptions(subset)
     if own:
         return list(own)
     raise TeacherError(

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lgd_timm import hub
+from lgd_timm.banks import save_bank, text_bank_name
 from lgd_timm.errors import LGDError, ShardError, VocabularyError, WeightsError
 from lgd_timm.evaluate import zero_shot, zero_shot_classifier
-from lgd_timm.evaluate.subject import evaluate_zero_shot
+from lgd_timm.evaluate.subject import evaluate_zero_shot, find_subject
 from lgd_timm.evaluate.zero_shot import stored_classifier
 from lgd_timm.publish import load
 from lgd_timm.shards import Views, open_shards
@@ -24,6 +25,7 @@ from lgd_timm.shards.read import Batch, ShardDataset
 from lgd_timm.shards.stored import find_stored
 from lgd_timm.shards.write import write_shards
 from lgd_timm.teachers import OpenCLIP
+from lgd_timm.vocabulary import Vocabulary
 
 NAMES = ("blue", "green", "red")
 
@@ -202,6 +204,26 @@ def test_other_names_are_read_by_the_students_own_text_tower(published_folder: P
     assert asked["student"] is not None
     assert set(asked["student"].per_class) == {"crimson", "emerald", "navy"}
     assert asked["student"].top1 != own["student"].top1 or asked["student"].per_class.values() != own["student"].per_class.values()
+
+
+def test_names_whose_bank_is_stored_beside_the_shards_need_no_text_tower(
+    published_folder: Path, taught_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = Path(shutil.copytree(taught_folder, tmp_path / "shards"))
+    names = Vocabulary(("a", "b", "c"))
+    beside = next(shards.glob("*-none-*")) / "text" / text_bank_name(load(published_folder).banks.text_fingerprint, names)
+    save_bank(beside, text_bank(3, dim=16))
+    monkeypatch.setattr(OpenCLIP, "text", None)
+    assert find_subject(str(published_folder), names, folders=[beside.parent]).bank.equal(text_bank(3, dim=16))
+    score = evaluate_zero_shot(str(published_folder), data=shards, vocabulary=["a", "b", "c"], device="cpu")["student"]
+    assert score is not None
+    assert set(score.per_class) == {"a", "b", "c"}
+
+
+def test_another_number_of_names_than_of_classes_is_refused(published_folder: Path, taught_folder: Path) -> None:
+    for names in (["a", "b"], ["a", "b", "c", "d"]):  # too few may not be noticed at the first label, and too many never
+        with pytest.raises(VocabularyError, match=rf"\(val\) has 3 classes, .* is asked about {len(names)} names.*--vocabulary"):
+            evaluate_zero_shot(str(published_folder), data=taught_folder, vocabulary=names, device="cpu")
 
 
 def test_its_own_names_need_no_text_tower(

