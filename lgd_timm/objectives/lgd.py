@@ -10,15 +10,16 @@ The paper and its released code differ (facts.md 1.4); each difference is a swit
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import log_softmax, normalize
+from torch.nn.functional import normalize, pad
 
 from ..errors import LGDError
 from .base import Objective
+from .similarity import chunks, nearest_rows, similarity_loss
 
 Assignment = Literal["hard", "soft"]
 
@@ -77,6 +78,14 @@ def configure(preset: str = "reference", **switches: Any) -> LGDConfig:
     return replace(PRESETS[preset], **switches)
 
 
+class _Assigned(NamedTuple):
+    """A batch of the teacher's unit rows [B, D], the name nearest to each [B], and that name's probability [B]."""
+
+    teacher: Tensor
+    nearest: Tensor
+    confidence: Tensor
+
+
 class LGD(Objective):
     """The objective and its visual bank.
 
@@ -93,6 +102,7 @@ class LGD(Objective):
     text_bank: Tensor
     visual_bank: Tensor
     seen: Tensor
+    _note: tuple[Tensor, int, _Assigned] | None = None  # for `update`: the last teacher, its version, and what became of it
 
     def __init__(self, text_bank: Tensor, *, preset: str = "reference", seed: int = 0, **switches: Any) -> None:
         super().__init__()
@@ -105,90 +115,122 @@ class LGD(Objective):
         self.register_buffer("seen", torch.zeros(len(text_bank), dtype=torch.bool, device=text_bank.device))
 
     def forward(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Embeddings [B, D] each, before L2 normalisation -> `loss`, `loss_text`, `loss_visual`, float32 scalars."""
-        self._check(student, teacher)
-        config = self.config
-        with torch.autocast(student.device.type, enabled=False):  # temperatures of 0.01 need float32
-            s = normalize(student.float(), dim=1)
-            t = normalize(teacher.detach().float(), dim=1)
-            if self.training and config.update == "before":
-                self._aggregate(t)
-            text = cross_entropy(s @ self.text_bank.T / config.student_temperature, t @ self.text_bank.T / config.teacher_temperature)
-            visual = cross_entropy(
-                self._visual_logits(s, t, config.visual_student_temperature or config.student_temperature),
-                self._visual_logits(t, t, config.visual_teacher_temperature or config.teacher_temperature),
+        """Embeddings [B, D] each, before L2 normalisation -> `loss`, `loss_text`, `loss_visual`, float32 scalars.
+
+        Raises: LGDError for embeddings that do not fit the text bank or one another.
+        """
+        self._check("student", student)
+        self._check("teacher", teacher)
+        if len(student) != len(teacher):
+            raise LGDError(
+                f"{len(student)} student embeddings stand beside {len(teacher)} of the teacher; both must be of the same images."
             )
-            return {"loss": config.alpha * visual + (1 - config.alpha) * text, "loss_text": text, "loss_visual": visual}
+        self._note = None
+        losses, assigned = self._score(student, teacher)
+        # A graph can't ask for versions, and inference tensors have none: `update` then does without a note.
+        if self.training and self.config.update == "after" and not torch.compiler.is_compiling() and not teacher.is_inference():
+            self._note = (teacher, teacher._version, assigned)
+        return losses
 
     @torch.no_grad()
     def update(self, teacher: Tensor) -> None:
         """Language-Guided Knowledge Aggregation: move the visual bank towards the batch, teacher embeddings [B, D].
 
+        What the loss has found out about the same tensor is used again, unless the tensor was changed in between.
         With `update: before` the loss has done it already and this is empty. Across ranks one all-reduce carries sums
-        and counts, so the bank stays equal on every rank. Nothing is copied to the host.
-        """
-        if self.config.update == "after":
-            with torch.autocast(teacher.device.type, enabled=False):
-                self._aggregate(normalize(teacher.float(), dim=1))
+        and counts, so the bank stays equal on every rank. Rows with a value that is not finite are left out. Nothing is
+        copied to the host.
 
-    def _visual_logits(self, embeddings: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        # The bank changes in place after the loss, while the backward pass still needs it as it was.
-        logits = embeddings @ self.visual_bank.clone().T / temperature
-        if self.config.mask_unseen:
-            # Before anything was seen no row may stay, and a softmax needs one: then all do. Filled with the least finite
-            # number and only now that the temperature is in: minus infinity times a probability of 0 would be NaN.
-            logits = logits.masked_fill(~(self.seen | ~self.seen.any()), torch.finfo(logits.dtype).min)
-        if self.config.positive:
-            logits = torch.cat([(embeddings * teacher).sum(1, keepdim=True) / temperature, logits], dim=1)
-        return logits
+        Raises: LGDError for embeddings that do not fit the text bank.
+        """
+        self._check("teacher", teacher)
+        note, self._note = self._note, None
+        if self.config.update == "before":
+            return
+        with torch.autocast(teacher.device.type, enabled=False):
+            if note is not None and note[0] is teacher and note[1] == teacher._version:
+                assigned = note[2]
+            else:
+                unit = normalize(teacher.float(), dim=1)
+                assigned = _Assigned(unit, *nearest_rows(unit, self.text_bank, temperature=self.config.teacher_temperature))
+            self._aggregate(assigned)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """In place, with `torch.compile`'s arguments: the whole loss, but not the note for `update`."""
+        self._score = torch.compile(self._score, *args, **kwargs)  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As with every module a copy is not compiled; the code would go on using this one's banks.
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_score", "_note")}
+
+    def _score(self, student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], _Assigned]:
+        config = self.config
+        with torch.autocast(student.device.type, enabled=False):  # temperatures of 0.01 need float32
+            s = normalize(student.float(), dim=1)
+            t = normalize(teacher.detach().float(), dim=1)
+            text, *best = similarity_loss(
+                s,
+                t,
+                self.text_bank,
+                student_temperature=config.student_temperature,
+                teacher_temperature=config.teacher_temperature,
+            )
+            assigned = _Assigned(t, *best)
+            if self.training and config.update == "before":
+                self._aggregate(assigned)
+            visual = similarity_loss(
+                s,
+                t,
+                self.visual_bank,
+                student_temperature=config.visual_student_temperature or config.student_temperature,
+                teacher_temperature=config.visual_teacher_temperature or config.teacher_temperature,
+                positive=config.positive,
+                # Before anything was seen no row may stay, and a softmax needs one: then all do.
+                keep=self.seen | ~self.seen.any() if config.mask_unseen else None,
+            ).loss
+            losses = {"loss": config.alpha * visual + (1 - config.alpha) * text, "loss_text": text, "loss_visual": visual}
+            return losses, assigned
 
     @torch.no_grad()
-    def _aggregate(self, teacher: Tensor) -> None:
-        """One bank step with unit rows [B, D]: first sighting copies the mean, later ones move by momentum."""
-        weights = self._assign(teacher)  # [B, C]
-        sums, counts = weights.T @ teacher, weights.sum(0)
+    def _aggregate(self, assigned: _Assigned) -> None:
+        """One bank step: first sighting copies the mean, later ones move by momentum."""
+        gathered = self._gather(assigned)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            both = torch.cat([sums, counts[:, None]], dim=1)
-            dist.all_reduce(both)
-            sums, counts = both[:, :-1], both[:, -1]
-        tiny = torch.finfo(counts.dtype).tiny
-        present = counts > tiny  # a soft weight below the smallest normal number has no digits left to average with
-        mean = sums / counts.clamp_min(tiny)[:, None]
-        keep = torch.where(self.seen, self.config.momentum, 0.0)[:, None]
-        bank = keep * self.visual_bank + (1 - keep) * mean
+            dist.all_reduce(gathered)
+        sums, counts = gathered[:, :-1], gathered[:, -1]
+        present = counts > torch.finfo(counts.dtype).tiny  # a soft weight below it has no digits left to average with
+        keep = torch.where(self.seen, self.config.momentum, 0.0)
+        # keep * bank + (1 - keep) * sums / counts, in place; a factor of 1 and a share of 0 leave the other rows as they are.
+        factor, share = torch.where(present, keep, 1.0), torch.where(present, (1 - keep) / counts, 0.0)
+        self.visual_bank.mul_(factor[:, None]).addcmul_(sums, share[:, None])
         if self.config.renormalize:
-            bank = normalize(bank, dim=1)
-        self.visual_bank.copy_(torch.where(present[:, None], bank, self.visual_bank))
+            lengths = self.visual_bank.norm(dim=1).clamp_min(1e-12)
+            self.visual_bank.div_(torch.where(present, lengths, 1.0)[:, None])
         self.seen.logical_or_(present)
 
-    def _assign(self, teacher: Tensor) -> Tensor:
-        """Weight of each name for each image, [B, C]: one-hot of the most similar text, or a softmax over all."""
-        logits = teacher @ self.text_bank.T / self.config.teacher_temperature
-        if self.config.assignment == "soft":
-            return logits.softmax(1)
-        best, name = logits.max(1)
-        weights = torch.zeros_like(logits).scatter_(1, name[:, None], 1.0)
-        if self.config.threshold > 0:
-            weights *= ((best - logits.logsumexp(1)).exp() >= self.config.threshold)[:, None]
-        return weights
+    def _gather(self, assigned: _Assigned) -> Tensor:
+        """The batch's sums for each name and, in the last column, their weights: [C, D + 1]."""
+        hard, names = self.config.assignment == "hard", len(self.text_bank)
+        # A NaN is never at or above: embeddings that are not finite are left out.
+        use = assigned.confidence >= (self.config.threshold if hard else 0.0)
+        rows = pad(assigned.teacher, (0, 1), value=1.0)
+        if hard:  # one more row takes what is left out
+            gathered = rows.new_zeros(names + 1, rows.shape[1])
+            return gathered.index_add_(0, torch.where(use, assigned.nearest, names), rows)[:-1]
+        rows.masked_fill_(~use[:, None], 0.0)
+        gathered = rows.new_zeros(names, rows.shape[1])
+        for part in chunks(len(rows), names):
+            weights = (rows[part, :-1] @ self.text_bank.T / self.config.teacher_temperature).softmax(1)
+            gathered.addmm_(weights.T, rows[part])
+        return gathered
 
-    def _check(self, student: Tensor, teacher: Tensor) -> None:
+    def _check(self, who: str, embeddings: Tensor) -> None:
         expected = self.text_bank.shape[1]
-        for who, embeddings in (("student", student), ("teacher", teacher)):
-            if embeddings.ndim != 2 or embeddings.shape[1] != expected:
-                raise LGDError(f"{who} embeddings have shape {list(embeddings.shape)}; the text bank asks for [B, {expected}].")
-        if len(student) != len(teacher):
-            raise LGDError(
-                f"{len(student)} student embeddings stand beside {len(teacher)} of the teacher; both must be of the same images."
-            )
+        if embeddings.ndim != 2 or embeddings.shape[1] != expected:
+            raise LGDError(f"{who} embeddings have shape {list(embeddings.shape)}; the text bank asks for [B, {expected}].")
 
     def extra_repr(self) -> str:
         return f"names={len(self.text_bank)}, dim={self.text_bank.shape[1]}, {self.config}"
-
-
-def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """-mean_i sum_k softmax(teacher)_ik log softmax(student)_ik; logits [B, C] each."""
-    return -(teacher_logits.softmax(1) * log_softmax(student_logits, dim=1)).sum(1).mean()
 
 
 def _check_bank(bank: Tensor) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from lgd_timm.errors import LGDError
 from lgd_timm.objectives import LGD
-from lgd_timm.objectives.lgd import PRESETS, LGDConfig, configure, cross_entropy
+from lgd_timm.objectives.lgd import PRESETS, LGDConfig, configure
 
 NAMES, DIM, BATCH = 7, 12, 9
 SOFT = 0.1  # a teacher temperature at which every name counts; at 0.01 one takes all, and much goes unnoticed
@@ -230,8 +233,8 @@ def test_before_anything_is_seen_the_mask_leaves_all_rows(positive):
 def test_update_after_uses_the_old_bank_and_update_before_the_new_one():
     student, teacher = batch(1)
     after, before = objective(update="after"), objective(update="before")
-    for lgd in (after, before):
-        lgd._aggregate(normalize(batch(0)[1], dim=1))
+    after.update(batch(0)[1])
+    before(*batch(0))
     old = after.visual_bank.clone()
     new, _ = plain_update(teacher, text_bank(), old.numpy(), after.seen.numpy())
     assert after(student, teacher)["loss_visual"].item() == pytest.approx(plain_loss(student, teacher, old, positive=True), abs=1e-5)
@@ -383,6 +386,86 @@ def test_backward_after_the_update_gives_the_losses_own_gradient(switches):
     assert not torch.equal(gradient(lgd(student, teacher)["loss"], student), expected), "the bank has moved"
 
 
+@pytest.mark.parametrize("switches", [{}, {"threshold": 0.4}, {"assignment": "soft"}])
+def test_what_the_loss_found_out_changes_nothing_in_the_update(switches):
+    noted, fresh, other = (objective(**switches) for _ in range(3))
+    for step in range(3):
+        student, teacher = batch(step)
+        for lgd in (noted, fresh, other):
+            lgd(student, teacher)
+        noted.update(teacher)
+        fresh.update(teacher.clone())  # equal numbers, another tensor
+        other.update(batch(step + 1)[1])
+        assert torch.equal(noted.visual_bank, fresh.visual_bank)
+    assert not torch.equal(noted.visual_bank, other.visual_bank)
+
+
+def test_a_teacher_changed_in_place_between_loss_and_update_is_noticed():
+    changed, fresh = objective(), objective()
+    student, teacher = batch()
+    changed(student, teacher)
+    teacher.neg_()
+    changed.update(teacher)
+    fresh.update(teacher)
+    assert torch.equal(changed.visual_bank, fresh.visual_bank)
+
+
+def test_inference_tensors_are_taken_though_they_have_no_version():
+    noted, plain = objective(), objective()
+    student, teacher = batch()
+    with torch.inference_mode():
+        unversioned = teacher.clone()
+    for lgd, one in ((noted, unversioned), (plain, teacher)):
+        lgd(student, one)["loss"].backward()
+        lgd.update(one)
+    assert torch.equal(noted.visual_bank, plain.visual_bank)
+
+
+def products(lgd: LGD, teacher: Tensor) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        lgd.update(teacher)
+    return sum(event.name in ("aten::addmm_", "aten::mm") for event in profile.events())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_update_after_the_loss_multiplies_no_matrices(compile):
+    torch.compiler.reset()
+    lgd, (student, teacher) = objective(), batch()
+    if compile:
+        lgd.compile(backend="eager", fullgraph=True)
+    lgd(student, teacher)
+    assert products(lgd, teacher) == 0
+    assert products(lgd, teacher) == 1, "the note is for one update, and this one is on its own"
+
+
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_teacher_rows_that_are_not_finite_stay_out_of_the_bank(assignment, poison):
+    student, teacher = batch()
+    sound = teacher[torch.arange(BATCH) != 4]
+    teacher[4, 2] = poison
+    for noted in (True, False):
+        lgd, expected = objective(assignment=assignment), objective(assignment=assignment)
+        if noted:
+            lgd(student, teacher)
+        lgd.update(teacher)
+        expected.update(sound)
+        torch.testing.assert_close(lgd.visual_bank, expected.visual_bank)
+        assert torch.equal(lgd.seen, expected.seen)
+
+
+def test_a_copy_of_a_compiled_objective_has_its_own_bank():
+    torch.compiler.reset()
+    lgd, (student, teacher) = objective(), batch()
+    lgd.compile(backend="eager")
+    lgd(student, teacher * student)  # a note with a graph behind it, which has no copy
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(lgd)))
+    before = lgd(student, teacher)["loss"]
+    twin.visual_bank.neg_()
+    assert torch.equal(lgd(student, teacher)["loss"], before)
+    assert not torch.equal(twin(student, teacher)["loss"], before)
+
+
 def test_a_batch_of_one():
     lgd, (student, teacher) = objective(), batch(size=1)
     result = lgd(student, teacher)
@@ -479,6 +562,25 @@ def test_a_step_copies_nothing_to_the_host_and_loops_over_nothing(switches):
     assert len(many) == len(few), "more names must not take more operations"
 
 
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"mask_unseen": True, "threshold": 0.3, "renormalize": True}, {"assignment": "soft"}, {"assignment": "soft", "update": "before"}],
+)
+def test_no_value_is_read_on_the_host(switches):
+    """Fake tensors have none: whatever asks for one, or for a shape that hangs on one, raises."""
+    lgd, (student, teacher) = objective(**switches), batch()
+    with FakeTensorMode() as mode:
+        for name, buffer in [*lgd.named_buffers()]:
+            setattr(lgd, name, mode.from_tensor(buffer))
+        fake = mode.from_tensor(student)
+        result = lgd(fake, mode.from_tensor(teacher))
+        result["loss"].backward()
+        lgd.update(mode.from_tensor(teacher))
+        lgd(fake, (again := mode.from_tensor(teacher)))
+        lgd.update(again)
+    assert fake.grad.shape == student.shape
+
+
 @pytest.mark.parametrize("switches", [{}, {"mask_unseen": True, "threshold": 0.3, "renormalize": True, "positive": False}])
 def test_compiled_whole_it_gives_the_same_numbers(switches):
     torch.compiler.reset()
@@ -551,6 +653,13 @@ def test_embeddings_that_do_not_fit_are_refused(student, teacher, message):
         objective()(torch.ones(student), torch.ones(teacher))
 
 
+@pytest.mark.parametrize("update", ["after", "before"])
+@pytest.mark.parametrize("shape", [(4, DIM + 1), (DIM,), (4, DIM, 1)])
+def test_an_update_that_does_not_fit_is_refused(update, shape):
+    with pytest.raises(LGDError, match=rf"teacher embeddings have shape .*\[B, {DIM}\]"):
+        objective(update=update).update(torch.ones(shape))
+
+
 @pytest.mark.parametrize(
     ("bank", "message"),
     [
@@ -589,11 +698,3 @@ def test_a_text_bank_that_is_none_is_refused(bank, message):
 def test_unknown_switches_and_values_are_refused(switches, message):
     with pytest.raises(LGDError, match=message):
         LGD(text_bank(), **switches)
-
-
-def test_cross_entropy_is_least_where_the_distributions_are_equal():
-    logits = draw(5, 6, seed=8)
-    entropy = cross_entropy(logits, logits)
-    for seed in range(5):
-        assert cross_entropy(logits + 0.3 * draw(5, 6, seed=seed), logits) > entropy
-    torch.testing.assert_close(cross_entropy(logits + 7, logits - 3), entropy, msg="a constant has no say in a softmax")
