@@ -129,6 +129,7 @@ def _shards(options: argparse.Namespace) -> None:
 
 
 def _teach(options: argparse.Namespace) -> None:
+    from .devices import keep_memory
     from .recipe import read_teach_recipe
     from .shards.teach import teach_recipe
 
@@ -136,12 +137,14 @@ def _teach(options: argparse.Namespace) -> None:
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return
+    keep_memory()
     stored = teach_recipe(recipe, out=options.out)
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         print(f"embeddings: {stored.root}")
 
 
 def _distill(options: argparse.Namespace) -> None:
+    from .devices import keep_memory
     from .distill import distill
     from .recipe import read_recipe
 
@@ -151,6 +154,7 @@ def _distill(options: argparse.Namespace) -> None:
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return
+    keep_memory()
     print(f"published: {distill(recipe, out=options.output or f'output/{recipe.name}', resume=options.resume)}")
 
 

@@ -42,24 +42,25 @@ def recolour(images: Tensor, colours: Sequence[Colours]) -> Tensor:
 
 
 def _recolour(images: Tensor, colours: Sequence[Colours]) -> Tensor:
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
     for step in range(max(len(colour.jitter) for colour in colours)):
         for kind, function in enumerate(JITTERS):
             chosen = [i for i, colour in enumerate(colours) if step < len(colour.jitter) and colour.jitter[step][0] == kind]
-            _update(pixels, chosen, function, [colours[i].jitter[step][1] for i in chosen])
-    _update(pixels, [i for i, colour in enumerate(colours) if colour.grey], lambda part, _: _grey(part).expand_as(part))
+            pixels = _changed(pixels, chosen, function, [colours[i].jitter[step][1] for i in chosen])
+    pixels = _changed(pixels, [i for i, colour in enumerate(colours) if colour.grey], lambda part, _: _grey(part).expand_as(part))
     blurred = [i for i, colour in enumerate(colours) if colour.sigma > 0]
-    _update(pixels, blurred, _blur, [colours[i].sigma for i in blurred])
-    return pixels.round_().to(torch.uint8)
+    pixels = _changed(pixels, blurred, _blur, [colours[i].sigma for i in blurred])
+    return pixels.round().to(torch.int32).to(torch.uint8)  # at once takes a CPU three times as long
 
 
-def _update(pixels: Tensor, chosen: Sequence[int], function: Callable[[Tensor, Tensor], Tensor], amounts: Sequence[float] = ()) -> None:
-    """Replace the chosen images by the function of them and their amounts, float32 [N] on the host."""
+def _changed(pixels: Tensor, chosen: Sequence[int], function: Callable[[Tensor, Tensor], Tensor], amounts: Sequence[float] = ()) -> Tensor:
+    """The images, with the function of the chosen ones and of their amounts, float32 [N] on the host, in their places."""
     if len(chosen) == len(pixels):
-        pixels.copy_(function(pixels, torch.tensor(amounts)))
-    elif chosen:
-        index = _index(chosen, pixels.device)
-        pixels.index_copy_(0, index, function(pixels[index], torch.tensor(amounts)))
+        return function(pixels, torch.tensor(amounts))
+    if not chosen:
+        return pixels
+    index = _index(chosen, pixels.device)
+    return pixels.index_copy_(0, index, function(pixels[index], torch.tensor(amounts)))
 
 
 def _like(pixels: Tensor, values: Tensor) -> Tensor:
@@ -92,19 +93,18 @@ def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue by a share of a full circle, -0.5 to 0.5; value and saturation of HSV stay."""
+    """Turn the hue by a share of a full circle, -0.5 to 0.5; value and saturation of HSV stay.
+
+    Written without choices between sectors, which are slow: with channels scaled to 0..1 by minimum and chroma, the hue lies
+    1 + green + blue - red sixths of a circle from red, on green's side if that is above blue.
+    """
     red, green, blue = pixels.unbind(1)
-    value = torch.maximum(red, green).clamp_min_(blue)
-    chroma = value - torch.minimum(red, green).clamp_max_(blue)
-    inverse = torch.where(chroma > 0, chroma, 1.0).reciprocal_()
-    hue = torch.where(  # in sixths of a circle, -1 to 5
-        value == red,
-        (green - blue).mul_(inverse),
-        torch.where(value == green, (blue - red).mul_(inverse).add_(2), (red - green).mul_(inverse).add_(4)),
-    )
+    least, value = torch.minimum(red, green).clamp_max_(blue), torch.maximum(red, green).clamp_min_(blue)
+    chroma = value - least
+    hue = (green + blue).sub_(red).sub_(least).div_(chroma.clamp_min(1e-6)).add_(1).copysign_(green - blue)
     hue.add_(6 * _like(pixels, turn)[:, 0])
     result = torch.empty_like(pixels)
-    for channel, own in enumerate((0.0, 2.0, 4.0)):  # a channel loses chroma with the distance of the hue from its own
+    for channel, own in enumerate((0.0, 2.0, -2.0)):  # a channel loses chroma with the distance of the hue from its own
         away = (hue - own).abs_()
         away = torch.minimum(away, (6.0 - away).abs_(), out=away).sub_(1).clamp_(0, 1)
         torch.sub(value, away.mul_(chroma), out=result[:, channel])

@@ -32,8 +32,6 @@ TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-# Markers of files in which Pillow has to look for the orientation: EXIF, and XMP which it reads too.
-SIGNS = (b"Exif\x00", b"tiff:Orientation")
 REDUCTIONS = (8, 4, 2)  # of libjpeg's scaled decoding, those that are fast
 
 
@@ -118,13 +116,23 @@ class Picture:
             raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
 
     def _orientation(self) -> int:
-        if self._jpeg and not any(sign in self._data for sign in SIGNS):
+        if self._jpeg and not _has_metadata(self._data):
             return 1
         try:
             value = self._pillow.getexif().get(ORIENTATION, 1)
         except Exception as error:
             raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
         return value if value in TURNS else 1
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether a JPEG has an APP1 segment, where EXIF and XMP are, of which either may hold an orientation."""
+    start = 2
+    while data[start : start + 1] == b"\xff" and (marker := data[start + 1 : start + 2]) != b"\xda":  # the scan, with all the rest
+        if marker == b"\xe1":
+            return True
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return False
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

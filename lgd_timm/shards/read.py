@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ..errors import ShardError
 from .index import IMAGE_FIELDS, IndexedTar, ShardSet
@@ -83,7 +84,7 @@ class ShardDataset(Dataset):
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
         """Read and render a batch; a bad sample costs its place, not the batch."""
-        images = torch.empty(len(items), 3, self.views.size, self.views.size, dtype=torch.uint8)
+        images: list[Tensor] = []
         good: list[tuple[_Sample, Colours, np.ndarray | None]] = []
         bad: list[tuple[str, str]] = []
         sample: _Sample | None = None
@@ -96,12 +97,13 @@ class ShardDataset(Dataset):
             except (OSError, ValueError) as error:
                 bad.append((self._name(position), f"{type(error).__name__}: {error}"))
                 continue
-            images[len(good)] = image
+            images.append(image)
             good.append((sample, colours, embedding))
         if not good and not self.allow_empty:
             raise ShardError(f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
         return Batch(
-            images=images[: len(good)],
+            # In a worker, default_collate writes to the shared memory in which the batch travels
+            images=default_collate(images) if images else torch.empty(0, 3, self.views.size, self.views.size, dtype=torch.uint8),
             labels=torch.tensor([sample.label for sample, _, _ in good], dtype=torch.int64),
             keys=[sample.key for sample, _, _ in good],
             embeddings=self._embeddings([embedding for _, _, embedding in good]),
@@ -242,7 +244,7 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_be_modest,
         generator=torch.Generator(),  # of its own: the workers' seed must not move the global generator, on which dropout draws
     )
 
@@ -271,8 +273,11 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(_: int) -> None:
+def _be_modest(_: int) -> None:
+    """A worker's start."""
     torch.set_num_threads(1)  # workers are the parallelism; more threads would only fight
+    if hasattr(os, "nice"):  # while the queue is full the step goes first: a core shared evenly would keep all its threads waiting
+        os.nice(10)
 
 
 def place_photometry(place: Photometry | Literal["auto"], device: torch.device) -> Photometry:

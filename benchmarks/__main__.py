@@ -1,0 +1,107 @@
+"""`python -m benchmarks`, from the checkout: pairs of measurements in one table, each beside its goal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from lgd_timm.devices import keep_memory, pick_device
+from lgd_timm.errors import LGDError, MissingExtra
+from lgd_timm.students import STUDENTS
+
+from . import loader, objective, startup, steps, teaching
+from .pairs import Row, table
+from .photographs import describe, photographs
+from .settings import Settings, cores, machine
+
+ROWS = {
+    "a": (steps.stored_over_bare, "a step of distillation, loader included, over the student's own step"),
+    "b": (steps.stored_over_online, "the same step over one with the teacher at work"),
+    "c": (loader.rows, "the loader alone, images/s a core"),
+    "d": (objective.rows, "loss and bank: time over matrix products and over a loop, memory"),
+    "e": (teaching.rows, "`lgd-timm teach` over its teacher's forward"),
+    "f": (startup.rows, "import and create_model over timm's"),
+}
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    keep_memory()  # as `lgd-timm distill` and `teach` do; both sides of a pair profit
+    warnings.filterwarnings("ignore")  # of other libraries, between the lines of the table
+    logging.disable(logging.WARNING)
+    try:
+        settings = _settings(arguments)
+        if arguments.profile:
+            print(steps.top_operations(settings, arguments.profile))
+            return 0
+        facts = {**machine(settings), "photographs": describe(photographs(settings.photographs))}
+        if settings.quick:
+            facts["quick"] = "sizes are small and few: all runs, and the numbers say nothing"
+        done = [row for letter in arguments.only for row in _measured(letter, settings)]
+    except (LGDError, MissingExtra) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), table(done), sep="\n\n")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"machine": facts, "rows": [row.to_dict() for row in done]}, indent=1), encoding="utf-8")
+    return 0
+
+
+def _measured(letter: str, settings: Settings) -> list[Row]:
+    rows = []
+    for row in ROWS[letter][0](settings):
+        print("  ".join(row.cells()), file=sys.stderr, flush=True)  # the table comes last, and that can be long
+        rows.append(row)
+    return rows
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    device = torch.device(pick_device(arguments.device))
+    cuda = device.type == "cuda"
+    return Settings(
+        device=device,
+        rounds=arguments.rounds or (1 if arguments.quick else 5),
+        workers=arguments.workers or max(1, cores() // 2),
+        students=tuple(arguments.students or list(STUDENTS)[: 1 if arguments.quick else None]),
+        batch_size=arguments.batch_size or (8 if arguments.quick else 256 if cuda else 32),
+        amp=arguments.amp or ("bfloat16" if cuda else "none"),
+        compile=arguments.compile,
+        quick=arguments.quick,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    rows = "\n".join(f"  {letter}  {what}" for letter, (_, what) in ROWS.items())
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=f"{__doc__}\n\n{rows}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=_letters, default=tuple(ROWS), metavar="a,c", help="these rows")
+    parser.add_argument("--rounds", type=int, help="pairs of measurements in a row [5]")
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that all runs, measures nothing")
+    parser.add_argument("--json", metavar="FILE", help="write every value")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
+    parser.add_argument("--workers", type=int, help="of the loaders in rows a, b and e [half the cores]")
+    parser.add_argument("--students", nargs="+", choices=tuple(STUDENTS), help="of rows a and b [all]")
+    parser.add_argument("--batch-size", type=int, help="of rows a, b, c and e [32, on cuda 256]")
+    parser.add_argument("--amp", choices=("none", "bfloat16"), help="of the students [none, on cuda bfloat16]")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the students and the objective")
+    parser.add_argument(
+        "--profile", choices=tuple(STUDENTS), metavar="STUDENT", help="instead: the ten operations that take most of its step"
+    )
+    return parser
+
+
+def _letters(text: str) -> tuple[str, ...]:
+    if unknown := set(text.split(",")) - ROWS.keys():
+        raise argparse.ArgumentTypeError(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    return tuple(text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Row f: what it costs to import us and to create a model, beside timm alone. Each measurement is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lgd_timm.settings import hub_folder
+
+from .pairs import Goal, Row, Side, measure
+from .settings import Settings
+
+WEIGHT = "lgd_mobilenetv2.conse_cifar10"
+CHILD = """
+import json, sys, time
+from benchmarks.memory import peak_memory
+preparation, timed = sys.argv[1:]
+exec(preparation)
+start = time.perf_counter()
+exec(timed)
+print(json.dumps([time.perf_counter() - start, peak_memory()]))
+"""
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    ours, stock = f"timm.create_model({WEIGHT!r}, pretrained=True)", "timm.create_model('mobilenetv2_100')"
+    same = f"timm.create_model('local-dir:{hub_folder() / WEIGHT}', pretrained=True)"
+    # What is done, then (name, code before the clock starts, code that is timed) of both sides
+    comparisons = (
+        ("import", ("lgd_timm", "", "import lgd_timm"), ("timm", "", "import timm"), Goal(0.1)),
+        ("create with weights", ("lgd_mobilenetv2", "import timm, lgd_timm", ours), ("timm, same file", "import timm", same), None),
+        ("create", ("lgd_mobilenetv2 with weights", "import timm, lgd_timm", ours), ("timm, no weights", "import timm", stock), None),
+    )
+    for what, a, b, goal in comparisons:
+        peaks: tuple[list[float], list[float]] = ([], [])
+        sides = (_side(name, *code, peaks=seen) for (name, *code), seen in zip((a, b), peaks, strict=True))
+        row = measure(f"f  {what}", *sides, unit="s", rounds=settings.rounds, goal=goal, difference=True)
+        yield row
+        peaks_a, peaks_b = (seen[-settings.rounds :] for seen in peaks)
+        yield replace(row, unit="MiB peak", values_a=peaks_a, values_b=peaks_b, goal=None)
+
+
+def _side(name: str, preparation: str, timed: str, *, peaks: list[float]) -> Side:
+    """Seconds of the timed code; the process' peak memory goes into `peaks`."""
+
+    def once() -> float:
+        command = [sys.executable, "-c", CHILD, preparation, timed]
+        elapsed, peak = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        peaks.append(peak)
+        return elapsed
+
+    return Side(name, once)
