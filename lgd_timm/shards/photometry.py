@@ -122,8 +122,10 @@ def _blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
         size, padding = pixels.shape[axis], [radius, radius, 0, 0] if axis == 3 else [0, 0, radius, radius]
         wide = pad(pixels, padding, mode="reflect")
         pixels = wide.narrow(axis, radius, size) * weights[:, 0]
+        pair = torch.empty_like(pixels)
         for i in range(1, radius + 1):
-            pixels.addcmul_(wide.narrow(axis, radius - i, size) + wide.narrow(axis, radius + i, size), weights[:, i])
+            torch.add(wide.narrow(axis, radius - i, size), wide.narrow(axis, radius + i, size), out=pair)
+            pixels.addcmul_(pair, weights[:, i])
     return pixels
 
 
