@@ -15,7 +15,7 @@ from lgd_timm.devices import keep_memory, pick_device
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.students import STUDENTS
 
-from . import loader, objective, startup, steps, teaching
+from . import allocator, loader, objective, startup, steps, teaching
 from .pairs import Row, table
 from .photographs import describe, photographs
 from .settings import Settings, cores, machine
@@ -27,6 +27,7 @@ ROWS = {
     "d": (objective.rows, "loss and bank: time over matrix products and over a loop, memory"),
     "e": (teaching.rows, "`lgd-timm teach` over its teacher's forward"),
     "f": (startup.rows, "import and create_model over timm's"),
+    "g": (allocator.rows, "a CPU step that keeps its memory over one that does not"),
 }
 
 

@@ -36,14 +36,14 @@ def rows(settings: Settings) -> Iterator[Row]:
     )
     for what, a, b, goal in comparisons:
         peaks: tuple[list[float], list[float]] = ([], [])
-        sides = (_side(name, *code, peaks=seen) for (name, *code), seen in zip((a, b), peaks, strict=True))
+        sides = (fresh_process(name, *code, peaks=seen) for (name, *code), seen in zip((a, b), peaks, strict=True))
         row = measure(f"f  {what}", *sides, unit="s", rounds=settings.rounds, goal=goal, difference=True)
         yield row
         peaks_a, peaks_b = (seen[-settings.rounds :] for seen in peaks)
         yield replace(row, unit="MiB peak", values_a=peaks_a, values_b=peaks_b, goal=None)
 
 
-def _side(name: str, preparation: str, timed: str, *, peaks: list[float]) -> Side:
+def fresh_process(name: str, preparation: str, timed: str, *, peaks: list[float]) -> Side:
     """Seconds of the timed code; the process' peak memory goes into `peaks`."""
 
     def once() -> float:

@@ -98,7 +98,7 @@ class Picture:
                 image.draft("RGB", (image.width // reduce, image.height // reduce))
             if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to white
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # `convert` would copy all the same
         except Exception as error:  # struct.error, TypeError, SyntaxError, ...: Pillow raises anything for bad bytes
             raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
 

@@ -39,7 +39,7 @@ class ImageTeacher(nn.Module):
         return self.encode(self.preprocess(images)).float()
 
     def compile_encoder(self) -> None:
-        """Compile the tower with its weights as constants: 1.3 to 2 times faster on a CPU."""
+        """Compile the tower with its weights as constants: on a CPU 1.3 to 2 times faster for depthwise networks, a tenth for a ResNet."""
         self.encode = torch.compile(self.encode, options={"freezing": True})  # type: ignore[method-assign]
 
     def freeze(self) -> ImageTeacher:
