@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a distilled student: installs into .venv, distils on the embedded images, evaluates, publishes to a
-# folder, loads it with timm and draws what it answers. About 6 minutes on two idle cores, plus the download of torch.
+# folder, loads it with timm and draws what it answers. About 5 minutes on two idle cores, plus the download of torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-output/quickstart}
