@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from .pairs import Row, measure
+from .pairs import Row
 from .settings import Settings
-from .startup import fresh_process
+from .startup import fresh_processes
 
 STUDENT = """
 import timm, torch
@@ -26,15 +25,7 @@ STEPS = 5
 
 def rows(settings: Settings) -> Iterator[Row]:
     student = STUDENT.format(batch=settings.batch_size, size=settings.size)
-    peaks: tuple[list[float], list[float]] = ([], [])
     timed = f"for _ in range({STEPS}): step()"
-    sides = (
-        fresh_process("memory kept", KEEP + student, timed, peaks=peaks[0]),
-        fresh_process("as glibc does", student, timed, peaks=peaks[1]),
-    )
-    row = measure(
-        f"g  {STEPS} steps of mobilenetv2_100, {settings.size} px, B={settings.batch_size}", *sides, unit="s", rounds=settings.rounds
-    )
-    yield row
-    kept, given = (seen[-settings.rounds :] for seen in peaks)
-    yield replace(row, unit="MiB peak", values_a=kept, values_b=given)
+    what = f"g  {STEPS} steps of mobilenetv2_100, {settings.size} px, B={settings.batch_size}"
+    kept, given = ("memory kept", KEEP + student, timed), ("as glibc does", student, timed)
+    yield from fresh_processes(what, kept, given, rounds=settings.rounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lgd_timm.settings import hub_folder
@@ -28,22 +28,29 @@ print(json.dumps([time.perf_counter() - start, peak_memory()]))
 def rows(settings: Settings) -> Iterator[Row]:
     ours, stock = f"timm.create_model({WEIGHT!r}, pretrained=True)", "timm.create_model('mobilenetv2_100')"
     same = f"timm.create_model('local-dir:{hub_folder() / WEIGHT}', pretrained=True)"
-    # What is done, then (name, code before the clock starts, code that is timed) of both sides
+    # What is done, then both sides as `fresh_processes` has them
     comparisons = (
         ("import", ("lgd_timm", "", "import lgd_timm"), ("timm", "", "import timm"), Goal(0.1)),
         ("create with weights", ("lgd_mobilenetv2", "import timm, lgd_timm", ours), ("timm, same file", "import timm", same), None),
         ("create", ("lgd_mobilenetv2 with weights", "import timm, lgd_timm", ours), ("timm, no weights", "import timm", stock), None),
     )
     for what, a, b, goal in comparisons:
-        peaks: tuple[list[float], list[float]] = ([], [])
-        sides = (fresh_process(name, *code, peaks=seen) for (name, *code), seen in zip((a, b), peaks, strict=True))
-        row = measure(f"f  {what}", *sides, unit="s", rounds=settings.rounds, goal=goal, difference=True)
-        yield row
-        peaks_a, peaks_b = (seen[-settings.rounds :] for seen in peaks)
-        yield replace(row, unit="MiB peak", values_a=peaks_a, values_b=peaks_b, goal=None)
+        yield from fresh_processes(f"f  {what}", a, b, rounds=settings.rounds, goal=goal, difference=True)
 
 
-def fresh_process(name: str, preparation: str, timed: str, *, peaks: list[float]) -> Side:
+def fresh_processes(
+    what: str, a: Sequence[str], b: Sequence[str], *, rounds: int, goal: Goal | None = None, difference: bool = False
+) -> Iterator[Row]:
+    """Two rows, seconds and peak memory; a side is its name, the code before the clock starts, and the code that is timed."""
+    peaks: tuple[list[float], list[float]] = ([], [])
+    sides = (_side(*side, peaks=seen) for side, seen in zip((a, b), peaks, strict=True))
+    row = measure(what, *sides, unit="s", rounds=rounds, goal=goal, difference=difference)
+    yield row
+    peaks_a, peaks_b = (seen[-rounds:] for seen in peaks)  # without those of the warm-up
+    yield replace(row, unit="MiB peak", values_a=peaks_a, values_b=peaks_b, goal=None)
+
+
+def _side(name: str, preparation: str, timed: str, *, peaks: list[float]) -> Side:
     """Seconds of the timed code; the process' peak memory goes into `peaks`."""
 
     def once() -> float:

@@ -17,7 +17,7 @@ from lgd_timm.distill import train_step
 from lgd_timm.recipe import recipe_from_dict
 from lgd_timm.run import Run, build, build_optimizer, build_task
 from lgd_timm.shards import Views
-from lgd_timm.shards.read import Batch, EpochPlan, ShardDataset, loader, on_device
+from lgd_timm.shards.read import Batch, ShardDataset, loader, on_device
 from lgd_timm.students import stock_name
 from lgd_timm.teachers import ImageTeacher
 
@@ -62,7 +62,7 @@ def with_teacher(settings: Settings, student: str, teacher: ImageTeacher) -> Run
 
 
 def feed(run: Run) -> Feed:
-    plan = EpochPlan(**{**run.plan.__dict__, "stop": ENDLESS})
+    plan = replace(run.plan, stop=ENDLESS)
     return Feed(lambda: on_device(loader(run.dataset, plan, workers=run.recipe.data.workers), run.device))
 
 

@@ -21,7 +21,7 @@ from .progress import Progress
 from .publish import Banks, round_weights, save
 from .recipe import Recipe, VocabularyRecipe, read_recipe
 from .run import Run, build
-from .shards.read import Batch, EpochPlan, ShardDataset, loader, on_device
+from .shards.read import Batch, ShardDataset, loader, on_device
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def _batches(run: Run, total: int) -> Iterator[Batch]:
-    plan = EpochPlan(**{**run.plan.__dict__, "start": run.step, "stop": total})
+    plan = replace(run.plan, start=run.step, stop=total)
     yield from on_device(_counted(run, loader(run.dataset, plan, workers=run.recipe.data.workers)), run.device)
 
 
@@ -217,7 +217,7 @@ def spelled_out(run: Run) -> Recipe:
 @torch.no_grad()
 def embedding_norm(student: torch.nn.Module, run: Run) -> float:
     """Mean length of the student's embeddings over one training batch."""
-    plan = EpochPlan(**{**run.plan.__dict__, "start": 0, "stop": 1})
+    plan = replace(run.plan, start=0, stop=1)
     batch = next(iter(loader(run.dataset, plan)))
     return float(student(batch.to(run.device).images).norm(dim=1).mean())
 

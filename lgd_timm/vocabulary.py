@@ -33,7 +33,7 @@ _OPEN_CLIP_SUBSETS: dict[str, dict[tuple[int, str], str]] = {
 }
 
 # What ImageNetInfo accepts; it has no public list and refuses the rest with a bare assert.
-_TIMM_SUBSETS = [f"imagenet-{size}" for size in ("1k", "12k", "21k", "21k-goog", "21k-miil", "22k", "22k-ms")]
+TIMM_SUBSETS = [f"imagenet-{size}" for size in ("1k", "12k", "21k", "21k-goog", "21k-miil", "22k", "22k-ms")]
 
 # Named template sets -> list in open_clip.zero_shot_metadata.
 _OPEN_CLIP_TEMPLATES = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
@@ -204,8 +204,8 @@ def _open_clip(rest: str, base: Path) -> list[str]:
 
 def _timm(rest: str, base: Path) -> list[str]:
     """First lemma of each synset; names that clash take further words from timm, as few as tell them apart."""
-    if rest not in _TIMM_SUBSETS:
-        raise _unknown("timm vocabulary", rest, _TIMM_SUBSETS)
+    if rest not in TIMM_SUBSETS:
+        raise _unknown("timm vocabulary", rest, TIMM_SUBSETS)
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo(rest)

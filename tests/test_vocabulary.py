@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lgd_timm.errors import MissingExtra, VocabularyError
-from lgd_timm.vocabulary import _TIMM_SUBSETS, Vocabulary, load_vocabulary
+from lgd_timm.vocabulary import TIMM_SUBSETS, Vocabulary, load_vocabulary
 
 NAMES = ["cat", "dog", "sea otter"]
 
@@ -209,7 +209,7 @@ def test_annotation_files_that_do_not_fit_are_refused(tmp_path: Path, kind: str,
 # Names from libraries
 
 
-@pytest.mark.parametrize("subset", _TIMM_SUBSETS)
+@pytest.mark.parametrize("subset", TIMM_SUBSETS)
 def test_every_timm_subset_gives_one_distinct_name_per_class(subset: str) -> None:
     from timm.data import ImageNetInfo
 
@@ -223,7 +223,7 @@ def test_every_timm_subset_gives_one_distinct_name_per_class(subset: str) -> Non
 def test_timm_subsets_are_all_that_timm_knows() -> None:
     from timm.data import imagenet_info
 
-    assert {subset.replace("-", "") for subset in _TIMM_SUBSETS} == set(imagenet_info._SUBSETS)
+    assert {subset.replace("-", "") for subset in TIMM_SUBSETS} == set(imagenet_info._SUBSETS)
 
 
 def test_timm_imagenet_1k_adds_words_to_clashing_names_only() -> None:

@@ -9,7 +9,7 @@ It needs no labels of ours and no CLIP: useful where CLIP weights can't be had, 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import TeacherError, require
 from ..files import fingerprint, sha256_of
 from ..preprocess import Preprocess
+from ..vocabulary import TIMM_SUBSETS
 from .base import ImageTeacher, TextTeacher, module_fingerprint
 
 
@@ -40,7 +41,7 @@ class Conse:
 
     def image(self) -> ImageTeacher:
         classifier = _create_classifier(self.classifier)
-        descriptions = class_descriptions(classifier) if self.classes is None else imagenet_descriptions(self.classes)
+        descriptions = self._descriptions(lambda: classifier)
         if len(descriptions) != classifier.num_classes:
             raise TeacherError(
                 f"teacher.classes {self.classes!r}: {len(descriptions)} descriptions for the {classifier.num_classes} classes of "
@@ -49,9 +50,12 @@ class Conse:
         return _ConseImage(self, classifier, _sentences(self.encoder)(descriptions)).freeze()
 
     def text(self) -> TextTeacher:
-        classifier = _create_classifier(self.classifier, pretrained=False) if self.classes is None else None
-        descriptions = class_descriptions(classifier) if self.classes is None else imagenet_descriptions(self.classes)
+        descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
         return _ConseText(_sentences(self.encoder), descriptions)
+
+    def _descriptions(self, classifier: Callable[[], Any]) -> list[str]:
+        """Of the classes; the classifier is called for only when nobody has said which they are."""
+        return class_descriptions(classifier()) if self.classes is None else imagenet_descriptions(self.classes)
 
 
 class _ConseImage(ImageTeacher):
@@ -137,7 +141,7 @@ def imagenet_descriptions(subset: str) -> list[str]:
     try:
         info = ImageNetInfo(subset)
     except (AssertionError, KeyError) as error:  # timm asserts, and under `python -O` it looks it up
-        known = "imagenet-1k, imagenet-12k, imagenet-22k, imagenet-21k-goog, imagenet-21k-miil, imagenet-22k-ms"
+        known = ", ".join(TIMM_SUBSETS)
         raise TeacherError(f"teacher.classes {subset!r} is unknown to timm. Known: {known}. Or leave the field out.") from error
     return [info.index_to_description(i, detailed=True) for i in range(info.num_classes())]
 
