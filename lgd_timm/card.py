@@ -1,148 +1,305 @@
-"""The model card: front matter that the Hub reads, and a page that people read."""
+"""The model card: front matter that the Hub reads, and a page that people read.
+
+model_card(...)              the text, from what is known of a model
+card_of(folder)              the same for a published folder, from its own files
+rewrite_card(folder)         a folder's README.md anew, such as after an update of this package
+retarget(text, repo_id)      the same card for another repository
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 
-from .recipe import Recipe
+from .files import replacing
+from .front_matter import EVALUATIONS, SCORES, front_matter, teacher_spec
+from .lgd_file import read_lgd
+from .recipe import Recipe, read_recipe
+from .snippets import ORGANISATION, repository_of, retarget, section
 from .students import stock_name
+from .teachers import Stored
+from .vocabulary import Vocabulary
+
+__all__ = ["Network", "card_of", "model_card", "retarget", "rewrite_card", "weight_name"]
 
 PAGE = """\
 ---
 {front}---
 
-# {name}
+# {title}
 
-{student} ({architecture}), distilled without labels by Language-Guided Distillation ([arXiv 2406.11689](https://arxiv.org/abs/2406.11689),
-an independent implementation: `lgd_timm`). It knows {count} category names and was taught by {teacher}.
+{what}
 
 ## How good it is
 
-{table}
-
-Top-1 over {samples} images of `{data}`, split `{split}`. Zero-shot: no label was used, neither to train nor to choose.
-{scored}{notes}
+{numbers}
 
 ## How to load it
 
-```python
-import timm
-
-# a classifier over the names below, and a backbone; neither needs lgd_timm
-classifier = timm.create_model("hf-hub:{repo}", pretrained=True)
-backbone = timm.create_model("hf-hub:{repo}", pretrained=True, num_classes=0)
-
-import lgd_timm  # the same by name, from a local folder or the Hub, verified by sha256
-
-classifier = timm.create_model("{name}", pretrained=True)
-```
-
 {head}
 
-Input: {size} x {size} pixels, mean {mean}, std {std}: `timm.data.resolve_model_data_config(model)` has them all.
+Input: {size} x {size} pixels, mean {mean}, std {std}. `timm.data.resolve_model_data_config(model)` has them all.
 
+{load}
+{curve}
 ## Names
+
+It was distilled for these {count}:
 
 {names}
 
 ## How it was made
 
-{training}`recipe.yaml` beside this page is complete.
-To repeat it: `lgd-timm distill recipe.yaml`; for other names: add `--vocabulary names.txt`.
+{made}
+
+`recipe.yaml` beside this page is complete: names, data, views, objective, optimizer. To repeat it, and to make one for other names:
+
+{repeat}
+
+The recipe looks for its images at {shards}; say where yours are with `--data.shards PATH`.
 
 ## Limits
 
-It was trained on `{data}` only and answers with one of its names whatever it is shown. It inherits what its teacher gets wrong: errors and
-biases of the teacher's training data included. It is a small model at {size} px; expect little of it on other images without fine-tuning.
+{limits}
 
 ## Licence
 
-The weights are released under Apache-2.0. That says nothing of the images and the teacher, which have their own terms.
+* The weights: Apache-2.0.
+* The code that made them, `lgd_timm`: Apache-2.0.
+* The images ({shards}) and the teacher ({teacher}): their own terms, whatever is said above. Read them before you use this.{text_tower}
 """
 
 
-def model_card(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], names: Sequence[str]) -> str:
-    """README.md of a published folder. `metrics` is `metrics.json`."""
-    facts = metrics.get("input", {})
-    student, teacher = metrics.get("zero_shot", {}), metrics.get("teacher_zero_shot", {})
-    linear = recipe.student.projector == "linear"
-    return PAGE.format(
-        front=yaml.safe_dump(_front_matter(name, recipe, student), sort_keys=False, allow_unicode=True),
-        name=name,
-        student=recipe.student.model,
-        architecture=stock_name(recipe.student.model),
-        count=len(names),
-        teacher=metrics.get("teacher", {}).get("name", "a teacher"),
-        table=_table(student, teacher),
-        samples=student.get("samples", "no"),
-        data=recipe.data.shards,
-        split=recipe.data.val_split,
-        scored=_scored(student.get("names", ()), count=len(names)),
-        notes=metrics.get("notes", ""),
-        training=_training(metrics.get("training", {})),
-        repo=f"lgd-timm/{name}",
-        head=(
-            "Its classifier is the projector and the text bank folded into one linear layer: it classifies zero-shot."
-            if linear
-            else "Its projector is an MLP, which no stock classifier can hold: it stays in `lgd.safetensors`."
-        ),
-        size=facts.get("size", "?"),
-        mean=facts.get("mean", "?"),
-        std=facts.get("std", "?"),
-        names=_listed(names),
+@dataclass(frozen=True)
+class Network:
+    """Facts of the stock model: how many parameters it has, its classifier included, and features before the classifier."""
+
+    parameters: int
+    features: int
+
+
+def weight_name(recipe: Recipe) -> str:
+    """`<model>.<recipe>`, the name of what a recipe makes."""
+    return f"{recipe.student.model}.{recipe.name}"
+
+
+def rewrite_card(folder: str | Path, *, name: str | None = None, repo_id: str | None = None) -> Path:
+    """Write a published folder's README.md anew, from its recipe, metrics and weights. Returns the file.
+
+    By default for the repository that the old card names. Raises: LGDError when the folder can't be read.
+    """
+    path = Path(folder) / "README.md"
+    text = card_of(folder, name=name, repo_id=repo_id or (repository_of(path.read_text(encoding="utf-8")) if path.is_file() else None))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None = None) -> str:
+    """The card of a published folder, from the other files in it. Raises: LGDError when they can't be read."""
+    folder = Path(folder)
+    recipe, lgd = read_recipe(folder / "recipe.yaml"), read_lgd(folder / "lgd.safetensors")
+    metrics = folder / "metrics.json"
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        learned = [key for key in file.keys() if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]  # noqa: SIM118
+        parameters = sum(prod(file.get_slice(key).get_shape()) for key in learned)
+    return model_card(
+        name=name or weight_name(recipe),
+        recipe=recipe,
+        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        vocabulary=Vocabulary(lgd.banks.names, lgd.banks.templates),
+        network=Network(parameters, features=lgd.features),
+        files={path.name for path in folder.iterdir()},
+        repo_id=repo_id,
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:200]) + (f", ... ({len(names)} in all)" if len(names) > 200 else "")
+def model_card(
+    *,
+    name: str,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    network: Network,
+    files: Collection[str] = (),
+    repo_id: str | None = None,
+) -> str:
+    """README.md of a published folder. `metrics` is `metrics.json`; `files`: names of those beside it, as the card shows what is there.
+
+    `repo_id` is the repository that the page speaks of, by default one of our own.
+    """
+    linear, facts, open_clip = recipe.student.projector == "linear", metrics.get("input", {}), "open_clip_model.safetensors" in files
+    size = facts.get("size") or recipe.student.image_size or 224
+    repo_id = repo_id or f"{ORGANISATION}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
+    texts = [vocabulary.prompts(word)[0] for word in vocabulary.names[:3]]
+    spec = teacher_spec(recipe, metrics)
+    teacher = metrics.get("teacher", {}).get("name") or spec.get("model") or spec["kind"]
+    return PAGE.format(
+        front=yaml.safe_dump(
+            front_matter(name=name, recipe=recipe, metrics=metrics, open_clip=open_clip), sort_keys=False, allow_unicode=True, width=1000
+        ),
+        title=_plain(name),
+        what=_what(recipe, network, teacher=teacher, count=len(vocabulary), size=size),
+        numbers=_numbers(recipe, metrics, count=len(vocabulary)),
+        head=_HEAD[recipe.student.projector],
+        size=size,
+        mean=facts.get("mean", "as timm has it"),
+        std=facts.get("std", "as timm has it"),
+        load=section("load", repo_id, {"classes": linear, "open_clip": open_clip, "size": size, "texts": texts}),
+        curve="\n## Training\n\n![Losses and zero-shot accuracy while it learned](training.png)\n" if "training.png" in files else "",
+        count=len(vocabulary),
+        names=_listed(vocabulary.names),
+        made=_made(recipe, metrics),
+        repeat=section("repeat", repo_id, {"teacher": spec["kind"], "stored": isinstance(recipe.teacher, Stored)}),
+        shards=_code(recipe.data.shards),
+        limits=_limits(recipe, metrics, size=size),
+        teacher=_code(teacher),
+        text_tower="\n* `open_clip_model.safetensors` holds the teacher's text tower, which is under the teacher's terms."
+        if open_clip
+        else "",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ sections
+
+_HEAD = {
+    "linear": "Its classifier is the projector and the text bank folded into one linear layer: it classifies zero-shot.",
+    "mlp": "Its projector is an MLP, which no stock classifier can hold: it stays in `lgd.safetensors`. The stock file is the backbone.",
+}
+
+
+def _what(recipe: Recipe, network: Network, *, teacher: str, count: int, size: int) -> str:
+    model, architecture = recipe.student.model, stock_name(recipe.student.model)
+    stock = f"a stock {_code(architecture)} of {network.parameters / 1e6:.1f} million parameters"
+    ours = f"{_code(model)}, {stock}" if model != architecture else stock
+    use = f"a zero-shot classifier over these names at {size} x {size} pixels, and without its classifier " if _linear(recipe) else ""
+    return (
+        f"This is {ours}, distilled without labels from the teacher {_code(teacher)} and the names of {count} categories. "
+        f"It is {use}a backbone of {network.features:,} features for your own task. "
+        "The method is Language-Guided Distillation ([arXiv 2406.11689](https://arxiv.org/abs/2406.11689)), in the independent "
+        "implementation `lgd_timm`."
+    )
+
+
+def _linear(recipe: Recipe) -> bool:
+    return recipe.student.projector == "linear"
+
+
+def _numbers(recipe: Recipe, metrics: Mapping[str, Any], *, count: int) -> str:
+    """Every measured score, the teacher's beside it, chance last; then on what, and which names were asked."""
+    rows = []
+    for evaluation in EVALUATIONS:
+        student, teacher = metrics.get(evaluation.key) or {}, metrics.get(f"teacher_{evaluation.key}") or {}
+        chance = student.get("chance", (metrics.get("zero_shot") or {}).get("chance"))
+        for key, label in SCORES.items():
+            if key in student:
+                guess = None if chance is None else min(100.0, chance * int(key.removeprefix("top")))
+                cells = [_percent(student[key]), _percent(teacher.get(key)), _percent(guess)]
+                rows.append(f"| {evaluation.title} {label} | {' | '.join(cells)} |")
+    if not rows:
+        return "That was not measured."
+    table = "\n".join(["| accuracy | this student | its teacher | chance |", "|---|---|---|---|", *rows])
+    zero_shot, where = metrics.get("zero_shot") or {}, f"{_code(recipe.data.shards)}, split {_code(recipe.data.val_split or '?')}"
+    samples = f"Measured on {zero_shot['samples']:,} images of {where}" if "samples" in zero_shot else f"Measured on {where}"
+    bad = f"; {zero_shot['bad']:,} more could not be read" if zero_shot.get("bad") else ""
+    note = " Zero-shot: no label was used, neither to train nor to choose." if zero_shot else ""
+    other = _scored(zero_shot.get("names", ()), count=count) if zero_shot else ""
+    return f"{table}\n\n{samples}{bad}.{note}{other}" + (f"\n\n{metrics['notes']}" if metrics.get("notes") else "")
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
 
 
 def _scored(names: Sequence[str], *, count: int) -> str:
-    """One sentence on the names that were scored, where they are not the model's own."""
+    """On the names that were scored, where they are not the model's own."""
     if not names:
         return ""
     return (
-        f"Student and teacher were asked about the {len(names)} names of that split, which are not the {count} that the student was "
-        f"distilled for: the scores are those of its embeddings, not of the classifier below. They are: {_listed(names)}.\n"
+        f"\n\nStudent and teacher were asked about the {len(names)} names of that split, which are not the {count} that the student was "
+        f"distilled for: the scores are those of its embeddings, not of its classifier. They are:\n\n{_listed(names)}"
     )
 
 
-def _training(facts: Mapping[str, Any]) -> str:
-    """One sentence on what the run was, or nothing where it is not known."""
-    if not facts:
-        return ""
-    what = f"{facts['images']:,} images, {facts['epochs']} epochs, {facts['steps']:,} steps"
-    return f"{what} on {facts['device']} (torch {facts['torch']}, timm {facts['timm']}), {facts['date']}.\n"
-
-
-def _table(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
-    rows = ["| | zero-shot top-1 | top-5 |", "|---|---|---|"]
-    for label, scores in (("this student", student), ("its teacher", teacher)):
-        rows.append(f"| {label} | {scores['top1']:.2f} % | {scores['top5']:.2f} % |" if scores else f"| {label} | not measured | |")
-    if student:
-        rows.append(f"| chance | {student['chance']:.2f} % | |")
-    return "\n".join(rows)
-
-
-def _front_matter(name: str, recipe: Recipe, student: Mapping[str, Any]) -> dict[str, Any]:
-    front: dict[str, Any] = {
-        "license": "apache-2.0",
-        "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["timm", "lgd_timm", "image-classification", "knowledge-distillation", "zero-shot"],
+def _made(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
+    """What is known of the run, a line each."""
+    facts, teacher = metrics.get("training", {}), metrics.get("teacher", {})
+    lines = []
+    if facts:
+        took = f" in {_duration(facts['seconds'])}, evaluation left out," if facts.get("seconds") else ""
+        lines.append(
+            f"{facts['images']:,} images of {_code(recipe.data.shards)}, split {_code(recipe.data.train_split)}, {facts['epochs']} epochs, "
+            f"{facts['steps']:,} steps of {recipe.data.batch_size} images{took} on {facts['device']}, {facts['date']}; one run, seed "
+            f"{recipe.run.seed}"
+        )
+        versions = [f"{library} {facts[library]}" for library in ("lgd_timm", "torch", "timm") if library in facts]
+        lines.append(f"Versions: {', '.join(versions)}")
+    prints = {
+        "images": metrics.get("shards"),
+        "teacher": teacher.get("fingerprint"),
+        "its text tower": teacher.get("text_fingerprint"),
+        "views": teacher.get("views_fingerprint"),
     }
-    if student:
-        result = {
-            "task": {"type": "image-classification", "name": "Zero-shot image classification"},
-            "dataset": {
-                "name": recipe.data.shards,
-                "type": recipe.data.shards.rpartition("/")[2],
-                "split": recipe.data.val_split,
-            },
-            "metrics": [{"type": "accuracy", "value": round(student["top1"], 2), "name": "top-1"}],
-        }
-        front["model-index"] = [{"name": name, "results": [result]}]
-    return front
+    if known := [f"{what} `{value}`" for what, value in prints.items() if value]:
+        lines.append(f"Fingerprints: {', '.join(known)}")
+    return "\n".join(f"* {line}" for line in lines) or "Nothing was noted of the run."
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it; under a minute there is nothing to tell."""
+    if seconds < 60:
+        return "less than a minute"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+
+
+def _limits(recipe: Recipe, metrics: Mapping[str, Any], *, size: int) -> str:
+    student = metrics.get("zero_shot") or {}
+    shares = sorted((student.get("per_class") or {}).items(), key=lambda item: item[1])
+    worst = ""
+    if len(shares) > 5:
+        worst = (
+            f" Of the names that were scored it knows least: {', '.join(f'{_code(name)} ({share:.1f} %)' for name, share in shares[:3])}."
+        )
+    answer = " and answers with one of its names whatever it is shown" if _linear(recipe) else ""
+    return (
+        f"It was trained on {_code(recipe.data.shards)} only{answer}. It inherits what its teacher gets wrong, errors and biases of the "
+        f"teacher's training data included.{worst} It is a small model at {size} px: on other images expect little without fine-tuning."
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- markup
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as they are, in a block where nothing is markup; at most 200."""
+    text = ", ".join(names[:200]) + (f", ... ({len(names)} in all)" if len(names) > 200 else "")
+    fence = _fence(text, least=3)
+    lines = textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([f"{fence}text", *lines, fence])
+
+
+def _code(text: str) -> str:
+    """A word of somebody else's as inline code, in which nothing is markup."""
+    fence = _fence(text, least=1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _fence(text: str, *, least: int) -> str:
+    """More backticks than stand together in the text."""
+    return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+
+
+def _plain(text: str) -> str:
+    """Text outside of code, its markup escaped; underscores within words are none."""
+    return re.sub(r"([\\`*<>\[\]|#])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""`lgd-timm shards | teach | distill | evaluate | save | push | pull`: one short function a command.
+"""`lgd-timm shards | teach | distill | evaluate | save | push | pull | list`: one short function a command.
 
 A command parses, calls one function of the package and prints what it made. Bad input ends with one line and status 2.
 """
@@ -11,6 +11,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from .errors import LGDError, MissingExtra, RecipeError
@@ -48,12 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     shards.add_argument("--min-shards", type=int, default=1, help="at least so many shards; too few images are an error")
 
     teach = _add(commands, "teach", _teach, "store a teacher's embeddings beside shards", overrides=True)
-    teach.add_argument("recipe", help="YAML with teacher, views and shards")
+    teach.add_argument("recipe", help="YAML with teacher, views and shards; or what distill takes, if it says who taught")
     teach.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
-    teach.add_argument("--out", help="folder of the embeddings (default: beside the shards, named after teacher and views)")
+    teach.add_argument("--out", help="folder of the embeddings (default: what a recipe of distill names, else beside the shards)")
 
     distill = _add(commands, "distill", _distill, "distil a student", overrides=True)
-    distill.add_argument("recipe", help="YAML recipe, or a published folder")
+    distill.add_argument("recipe", help="YAML recipe, a published folder or hub://ORG/NAME[@REV]")
     distill.add_argument("--output", help="run folder (default: output/NAME)")
     distill.add_argument("--vocabulary", help="other names: a text file, '[a, b]', folder:PATH, coco:PATH, ... (vocabulary.source)")
     distill.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
@@ -61,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="evaluate a model").add_subparsers(required=True, metavar="WHAT")
     zero_shot = _add(evaluate, "zero-shot", _zero_shot, "zero-shot accuracy, the teacher's beside it")
-    zero_shot.add_argument("model", help="published folder, name such as lgd_mobilenetv2, or a YAML recipe: its teacher")
+    zero_shot.add_argument("model", help="published folder, hub://ORG/NAME[@REV], name as lgd_mobilenetv2, or a YAML recipe: its teacher")
     zero_shot.add_argument("--data", required=True, help="shard folder")
     zero_shot.add_argument("--split", default="val")
     zero_shot.add_argument("--vocabulary", help="names in label order, or a file (default: what its run was scored on, else its own)")
@@ -74,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     save = _add(commands, "save", _save, "make a published folder from a run's last checkpoint")
     save.add_argument("run", help="run folder of `lgd-timm distill`")
     save.add_argument("out", help="new folder")
+    save.add_argument("--open-clip", action="store_true", help="add the two files that open_clip loads: the teacher's text tower is large")
     save.add_argument("--register", metavar="ORG/NAME", help="also write the weight's row into the package's manifest")
 
     push = _add(commands, "push", _push, "publish a folder on the Hugging Face Hub")
@@ -83,11 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--tag")
     push.add_argument("--message")
     push.add_argument("--dry-run", action="store_true", help="check everything, send nothing")
+    push.add_argument("--register", action="store_true", help="write the weight's row, which is printed, into the package's manifest")
 
     pull = _add(commands, "pull", _pull, "download and verify a published folder")
     pull.add_argument("name", help="a published name, or ORG/NAME[@REVISION]")
     pull.add_argument("--revision")
     pull.add_argument("--local-dir", help="a new folder for the files (default: the Hub's cache)")
+
+    listing = _add(commands, "list", _list, "what is published, where it is, whether it is right")
+    listing.add_argument("--json", action="store_true", help="print JSON, with paths and what is wrong")
     return parser
 
 
@@ -133,12 +140,14 @@ def _teach(options: argparse.Namespace) -> None:
     from .recipe import read_teach_recipe
     from .shards.teach import teach_recipe
 
+    if options.out:
+        options.overrides["out"] = options.out
     recipe = read_teach_recipe(options.recipe, overrides=options.overrides)
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return
     keep_memory()
-    stored = teach_recipe(recipe, out=options.out)
+    stored = teach_recipe(recipe)
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         print(f"embeddings: {stored.root}")
 
@@ -147,15 +156,18 @@ def _distill(options: argparse.Namespace) -> None:
     from .devices import keep_memory
     from .distill import distill
     from .recipe import read_recipe
+    from .sources import local_source
 
     if options.vocabulary:
         options.overrides["vocabulary.source"] = options.vocabulary
-    recipe = read_recipe(options.recipe, overrides=options.overrides)
+    source = local_source(options.recipe)
+    recipe = read_recipe(source, overrides=options.overrides)
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return
     keep_memory()
-    print(f"published: {distill(recipe, out=options.output or f'output/{recipe.name}', resume=options.resume)}")
+    out = options.output or f"output/{recipe.name}"
+    print(f"published: {distill(recipe, out=out, resume=options.resume, source=source)}")
 
 
 def _zero_shot(options: argparse.Namespace) -> None:
@@ -186,7 +198,7 @@ def _save(options: argparse.Namespace) -> None:
     from .distill import save_run
     from .publish import register
 
-    folder = save_run(options.run, out=options.out)
+    folder = save_run(options.run, out=options.out, open_clip=options.open_clip)
     if options.register:
         register(folder, repo_id=options.register)
     print(f"published: {folder}")
@@ -194,23 +206,36 @@ def _save(options: argparse.Namespace) -> None:
 
 def _push(options: argparse.Namespace) -> None:
     from . import hub
+    from .publish import manifest_row, register
 
-    result = hub.push(
-        options.folder,
-        options.repo,
-        private=options.private,
-        tag=options.tag,
-        message=options.message,
-        dry_run=options.dry_run,
-    )
+    folder, registering = Path(options.folder), options.register and not options.dry_run
+    if registering:
+        hub.name_in_card(folder, options.repo)
+    result = hub.push(folder, options.repo, private=options.private, tag=options.tag, message=options.message, dry_run=options.dry_run)
     print(f"{'would send' if options.dry_run else 'sent'}: {', '.join(result.sent) or 'nothing, all is there'}")
     print(f"{result.url} at {result.commit}")
+    row = manifest_row(folder, repo_id=options.repo, commit=result.commit, files=result.files)
+    print(json.dumps({folder.resolve().name: row}, indent=1, ensure_ascii=False))
+    if registering:
+        register(folder, repo_id=options.repo, commit=result.commit)
 
 
 def _pull(options: argparse.Namespace) -> None:
     from . import hub
 
     print(hub.pull(options.name, revision=options.revision, local_dir=options.local_dir))
+
+
+def _list(options: argparse.Namespace) -> None:
+    from . import hub
+
+    rows = hub.listing()
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        metrics = ", ".join(f"{name} {value}" for name, value in row.metrics.items())
+        print(f"{row.name}  {row.size / 1e6:.1f} MB  {'+'.join(row.places) or 'nowhere yet'}  {row.state}  {metrics}")
 
 
 if __name__ == "__main__":

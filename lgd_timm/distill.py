@@ -14,21 +14,29 @@ import torch
 from timm.utils import dispatch_clip_grad
 from torch import Tensor
 
+from . import __version__
+from .card import weight_name
 from .checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
+from .curve import Row, read_log, training_curve, training_seconds
 from .errors import RecipeError, WeightsError
 from .evaluate.zero_shot import ZeroShot, stored_classifier, taught, zero_shot, zero_shot_classifier
+from .export.open_clip import check_open_clip
 from .progress import Progress
 from .publish import Banks, round_weights, save
-from .recipe import Recipe, VocabularyRecipe, read_recipe
+from .reach import relative
+from .recipe import Recipe, VocabularyRecipe, read_recipe, recipe_from_dict
+from .repeat import compare
 from .run import Run, build
 from .shards.read import Batch, ShardDataset, loader, on_device
+from .teachers import Stored, spec_from_dict
 
 log = logging.getLogger(__name__)
 
 
-def distill(recipe: Recipe, *, out: str | Path, resume: bool = False) -> Path:
+def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: str | Path | None = None) -> Path:
     """Run a recipe. Leaves `out/{recipe.yaml,log.jsonl,checkpoints,published}`; returns the published folder.
 
+    `source` is what the recipe was read from. If that is a published folder, a line of the log says whether the run repeats it.
     Raises: LGDError for any bad input, before anything is written; WeightsError when `out` holds another run.
     """
     out = Path(out)
@@ -38,6 +46,10 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False) -> Path:
         log.info("%s is finished already", out)
         return out / "published"
     run = build(recipe, out)
+    if run.rank == 0 and source is not None and (Path(source) / "model.safetensors").is_file():
+        origin = {"shards": run.dataset.shards.fingerprint, "teacher": run.teaching.facts}
+        published = read_recipe(Path(source) / "recipe.yaml")
+        compare(Path(source), metrics=origin, recipe=spelled_out(run).to_dict(), published=published.to_dict())
     if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
         run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
         log.info("resumed %s at step %d", checkpoints[-1], run.step)
@@ -141,21 +153,17 @@ def _score(run: Run, classify: Callable[[Batch], Tensor], dataset: ShardDataset)
     return zero_shot(classify, dataset, names=run.validation.names, workers=data.workers, device=run.device, max_bad=data.max_bad)
 
 
-def finish(run: Run, out: Path) -> Path:
-    """Evaluate what will be published, and publish it to folder `out`."""
+def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
+    """Evaluate what will be published, and publish it to folder `out`; with `open_clip`, the teacher's text tower goes along."""
     student = round_weights(run.task.best_student).eval()
+    teacher = spec_from_dict(run.teaching.facts["teacher"]) if open_clip else None
+    if teacher is not None:
+        check_open_clip(student, teacher)  # now, and not after the evaluation
+    rows = read_log(run.out / "log.jsonl", until=run.step)
     metrics: dict[str, Any] = {
         "teacher": run.teaching.facts,
         "shards": run.dataset.shards.fingerprint,
-        "training": {
-            "images": len(run.dataset),
-            "epochs": run.recipe.schedule.epochs,
-            "steps": run.step,
-            "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "date": date.today().isoformat(),
-        },
+        "training": _training(run, rows),
     }
     if run.validation is not None:
         metrics.update(_scores(run, student, run.validation.names))
@@ -174,17 +182,34 @@ def finish(run: Run, out: Path) -> Path:
         seen=objective.seen,
         text_fingerprint=run.teaching.facts["text_fingerprint"],
     )
-    name = f"{run.recipe.student.model}.{run.recipe.name}"
-    norm = embedding_norm(student, run)
     return save(
         out,
         student=student,
         banks=banks,
         recipe=spelled_out(run),
         metrics=metrics,
-        name=name,
-        embedding_norm=norm,
+        name=weight_name(run.recipe),
+        embedding_norm=embedding_norm(student, run),
+        curve=training_curve(rows, metrics, epochs=run.step / run.plan.steps_per_epoch),
+        open_clip=teacher,
     )
+
+
+def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
+    """What `metrics.json` says of the training."""
+    seconds = training_seconds(rows, images=run.step * run.recipe.data.batch_size)
+    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
+    return {
+        "images": len(run.dataset),
+        "epochs": run.recipe.schedule.epochs,
+        "steps": run.step,
+        **({} if seconds is None else {"seconds": seconds}),
+        "device": device if run.world_size == 1 else f"{run.world_size} x {device}",
+        "lgd_timm": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "date": date.today().isoformat(),
+    }
 
 
 def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[str, Any]:
@@ -204,14 +229,24 @@ def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[st
 
 
 def spelled_out(run: Run) -> Recipe:
-    """The recipe with names in place of their sources, because it travels; run for other names, it is scored on the same ones."""
-    vocabulary = run.teaching.vocabulary
+    """The recipe as it travels: complete, and of nothing that is here only.
+
+    Names stand in place of their sources; run for other names, it is scored on the same ones. Stored embeddings are accompanied
+    by who taught and on which views, so that they can be made again. Paths into the working directory are relative.
+    """
+    vocabulary, teacher = run.teaching.vocabulary, run.recipe.teacher
     val_names = None if run.validation is None else list(run.validation.names)
-    return replace(
+    if isinstance(teacher, Stored):
+        facts = run.teaching.facts
+        teacher = replace(teacher, taught_by=spec_from_dict(facts["teacher"]), dtype=facts["dtype"])
+    recipe = replace(
         run.recipe,
+        teacher=teacher,
+        views=run.teaching.views,
         vocabulary=VocabularyRecipe(list(vocabulary.names), list(vocabulary.templates)),
         data=replace(run.recipe.data, val_vocabulary=val_names),
     )
+    return recipe_from_dict(relative(recipe.to_dict()))
 
 
 @torch.no_grad()
@@ -222,12 +257,15 @@ def embedding_norm(student: torch.nn.Module, run: Run) -> float:
     return float(student(batch.to(run.device).images).norm(dim=1).mean())
 
 
-def save_run(folder: str | Path, *, out: str | Path) -> Path:
-    """Make a published folder from a run's last checkpoint. Raises: WeightsError when it has none."""
+def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False) -> Path:
+    """Make a published folder from a run's last checkpoint; with `open_clip`, one that open_clip loads too.
+
+    Raises: WeightsError when there is no checkpoint, or no open_clip text tower for it.
+    """
     folder = Path(folder)
     checkpoints = all_checkpoints(folder / "checkpoints")
     if not checkpoints:
         raise WeightsError(f"{folder} holds no checkpoint. Give the run folder of a finished or stopped lgd-timm distill.")
-    run = build(read_recipe(folder), folder)
+    run = build(read_recipe(folder / "recipe.yaml"), folder)  # the user's own, which may name any path
     run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
-    return finish(run, Path(out))
+    return finish(run, Path(out), open_clip=open_clip)

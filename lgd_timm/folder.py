@@ -1,71 +1,39 @@
 """What a published folder must be: which files, of which content, fit for plain timm.
 
-verify(folder, files)    every file has the size and the hash that was published
-check_folder(folder)     the folder can be published: complete, stock, loadable, with a card
+check_folder(folder)     the folder can be published: complete, stock, loadable, at one with itself, with a card
 """
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import timm
+import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from .errors import WeightsError
-from .files import sha256_of
+from .errors import LGDError, WeightsError
+from .verify import FileFacts, StrPath, facts_of
 
 REQUIRED_FILES = ("config.json", "model.safetensors", "README.md")
-PUBLISHED_FILES = (*REQUIRED_FILES, "lgd.safetensors", "recipe.yaml", "metrics.json")
+OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+PUBLISHED_FILES = (*REQUIRED_FILES, "lgd.safetensors", "recipe.yaml", "metrics.json", "training.png", *OPEN_CLIP_FILES)
 
-StrPath = str | os.PathLike[str]
-
-
-class FileFacts(TypedDict, total=False):
-    """A file's content: `size` in bytes and one hash, hexadecimal."""
-
-    size: int
-    sha256: str
-    git_sha1: str  # all that the Hub tells of small files: git's name for the blob
-
-
-def verify(folder: StrPath, files: Mapping[str, FileFacts]) -> None:
-    """Compare size and hash of each file in `folder` with `files`; WeightsError names all that differ."""
-    if wrong := wrong_files(folder, files):
-        raise WeightsError(
-            f"{folder} is not what was published: {'; '.join(wrong.values())}. "
-            "Delete the folder and pull it again (`lgd-timm pull`), or restore it from the checkout."
-        )
-
-
-def wrong_files(folder: StrPath, files: Mapping[str, FileFacts]) -> dict[str, str]:
-    """The files that differ from their facts, and how, in words."""
-    wrong = {}
-    for name, facts in files.items():
-        path = Path(folder) / name
-        kind, hashed = ("git sha1", _git_sha1) if "git_sha1" in facts else ("sha256", sha256_of)
-        found = f"{path.stat().st_size} bytes with {kind} {hashed(path)}" if path.is_file() else "no such file"
-        expected = f"{facts['size']} bytes with {kind} {facts.get('git_sha1') or facts['sha256']}"
-        if found != expected:
-            wrong[name] = f"{name} should have {expected}, but there is {found}"
-    return wrong
-
-
-def _git_sha1(path: Path) -> str:
-    content = path.read_bytes()  # only small files are in git itself; the others have a sha256
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_folder(folder: StrPath) -> dict[str, FileFacts]:
     """Check that a folder can be published: complete, stock, loadable, with a card. Returns its files' facts.
 
-    WeightsError for missing or unknown files, an `architecture` that is not timm's own, a safetensors file that
-    does not open or does not fit the architecture strictly, or a README.md without front matter.
+    WeightsError for missing or unknown files, an `architecture` that is not timm's own, a safetensors file that does not
+    open or does not fit the architecture strictly, answers that are not finite, names, banks and projector that do not fit
+    the model, a recipe, metrics or picture that can't be read, open_clip files that open_clip can't load, or a README.md
+    whose front matter the Hub would not take. It takes seconds.
     """
     folder = Path(folder)
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
@@ -74,13 +42,22 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
     if unknown := sorted(names.difference(PUBLISHED_FILES)):
         raise WeightsError(f"{folder} holds {', '.join(unknown)}; published are only {', '.join(PUBLISHED_FILES)}. Move them away.")
     shapes = {name: _shapes(folder / name) for name in sorted(names) if name.endswith(".safetensors")}
-    _check_model(folder, shapes["model.safetensors"])
+    features = _check_model(folder, shapes["model.safetensors"])
+    if "lgd.safetensors" in names:
+        _check_lgd(folder, features)
+    if "recipe.yaml" in names:
+        _check_recipe(folder / "recipe.yaml")
+    if "metrics.json" in names:
+        _read_json(folder / "metrics.json")
+    if "training.png" in names and not (folder / "training.png").read_bytes().startswith(b"\x89PNG\r\n"):
+        raise WeightsError(f"{folder}/training.png is no PNG. Remove it, or save the run again.")
+    if names.intersection(OPEN_CLIP_FILES):
+        _check_open_clip(folder, names)
     _check_card(folder / "README.md")
-    paths = [folder / name for name in PUBLISHED_FILES if name in names]
-    return {path.name: FileFacts(size=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
+    return {name: facts_of(folder / name) for name in PUBLISHED_FILES if name in names}
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _shapes(path: Path) -> Shapes:
     """Name and shape of every tensor of a safetensors file; the tensors themselves are not read."""
     try:
         with safe_open(path, framework="pt") as tensors:
@@ -89,12 +66,25 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise WeightsError(f"{path} does not open as safetensors ({error}). Write it again.") from error
 
 
-def _check_model(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """The weights must load strictly into the stock architecture that config.json names, as plain timm builds it."""
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON ({error}). Write it again.") from error
+    if not isinstance(data, dict):
+        raise WeightsError(f"{path} holds {type(data).__name__}, not an object. Write it again.")
+    return data
+
+
+def _check_model(folder: Path, shapes: Shapes) -> int:
+    """The weights must load strictly into the stock architecture that config.json names, as plain timm builds it, and answer.
+
+    Returns the number of features before the classifier.
+    """
     path = folder / "config.json"
     try:
-        architecture = str(json.loads(path.read_text(encoding="utf-8"))["architecture"])
-    except (ValueError, KeyError, TypeError) as error:
+        architecture = str(_read_json(path)["architecture"])
+    except (WeightsError, KeyError) as error:
         raise WeightsError(f"{path} is no timm config ({type(error).__name__}: {error}). Write it again.") from error
     if architecture.startswith("lgd_") or not timm.is_model(architecture):
         raise WeightsError(
@@ -110,14 +100,80 @@ def _check_model(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             f"{folder}: model.safetensors does not fit {architecture} strictly, {len(keys)} tensors differ: "
             f"{'; '.join(examples)}. Save state_dict and config.json of one model."
         )
+    return _answer(folder)
+
+
+@torch.no_grad()
+def _answer(folder: Path) -> int:
+    """Ask the model about a black picture of its own size; returns how many features it has."""
+    try:
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        picture = torch.zeros(1, *model.pretrained_cfg["input_size"])
+        outputs, classes = model(picture), model.num_classes
+        model.reset_classifier(0)
+        features = model(picture)
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{folder}: the model does not answer ({type(error).__name__}: {reason}). Check config.json.") from error
+    finite, wanted = bool(outputs.isfinite().all()), (1, classes or features.shape[1])
+    if tuple(outputs.shape) != wanted or not finite:
+        raise WeightsError(
+            f"{folder}: asked about a black picture, the model answers {tuple(outputs.shape)} numbers, "
+            f"{'all' if finite else 'not all'} finite; expected {wanted}, all finite. Check weights and config.json."
+        )
+    return features.shape[1]
+
+
+def _check_lgd(folder: Path, features: int) -> None:
+    """Names, text bank, classifier and projector must be of one model."""
+    from .lgd_file import read_lgd  # which needs a student, and so more than this module should bring along
+
+    lgd, config = read_lgd(folder / "lgd.safetensors"), _read_json(folder / "config.json")
+    names, bank = list(lgd.banks.names), lgd.banks.text
+    found: dict[str, Any] = {"text bank of rows": len(bank), "projector": (lgd.features, lgd.embed_dim)}
+    wanted: dict[str, Any] = {"text bank of rows": len(names), "projector": (features, bank.shape[1])}
+    if lgd.projector_kind == "linear":
+        found |= {"label_names": config.get("label_names"), "num_classes": config.get("num_classes")}
+        wanted |= {"label_names": names, "num_classes": len(names)}
+    wrong = [f"{what} {found[what]}, expected {wanted[what]}" for what in wanted if found[what] != wanted[what]]
+    if wrong:
+        raise WeightsError(
+            f"{folder}: lgd.safetensors does not fit config.json and model.safetensors: {'; '.join(wrong)}. Save all of one run."
+        )
+
+
+def _check_recipe(path: Path) -> None:
+    from .recipe import read_recipe
+
+    try:
+        read_recipe(path)
+    except LGDError as error:
+        raise WeightsError(f"{path} is no recipe that this version reads: {error}") from error
+
+
+def _check_open_clip(folder: Path, names: set[str]) -> None:
+    """Both files, and what open_clip makes of them where it is installed."""
+    if missing := [name for name in OPEN_CLIP_FILES if name not in names]:
+        raise WeightsError(f"{folder} has one of open_clip's two files and lacks {missing[0]}. Save it again, or remove the other.")
+    if importlib.util.find_spec("open_clip") is not None:
+        from .export.open_clip import load_open_clip
+
+        load_open_clip(folder)
+    elif "model_cfg" not in _read_json(folder / OPEN_CLIP_FILES[0]):
+        raise WeightsError(f"{folder}/{OPEN_CLIP_FILES[0]} lacks model_cfg. Save it again.")
 
 
 def _check_card(path: Path) -> None:
-    """The model card must begin with front matter that YAML reads as a mapping: the Hub's page is made from it."""
-    before, *parts = path.read_text(encoding="utf-8").split("---\n", maxsplit=2)
+    """The model card must begin with front matter that YAML and the Hub's client read: the Hub's page is made from it."""
+    text = path.read_text(encoding="utf-8")
+    before, *parts = text.split("---\n", maxsplit=2)
     try:
         front = yaml.safe_load(parts[0]) if len(parts) == 2 and not before else None
     except yaml.YAMLError as error:
         raise WeightsError(f"{path}: its front matter is not YAML ({error}). Correct it.") from error
     if not isinstance(front, dict):
         raise WeightsError(f"{path} has no front matter. Begin it with a line ---, `key: value` lines, a line ---.")
+    try:
+        ModelCard(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path}: the Hub's client refuses its front matter ({error}). Correct it.") from error

@@ -4,6 +4,8 @@ config.json, model.safetensors   stock architecture, stock keys; with a linear p
                                  is folded in, so the model IS a classifier over the vocabulary
 lgd.safetensors                  projector, text bank, visual bank, names: for embeddings and for other names
 recipe.yaml, metrics.json        how it was made, how good it is
+training.png                     losses and accuracy while it learned, where matplotlib drew them
+open_clip_*                      the same image tower with the teacher's text tower, when asked for: open_clip loads it
 README.md                        the model card
 """
 
@@ -17,33 +19,23 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import nn
 
 from . import hub
-from .card import model_card
+from .card import card_of
 from .errors import WeightsError
+from .export.open_clip import write_open_clip
 from .files import building, write_json
 from .folder import check_folder
+from .lgd_file import Banks, projector_tensors, read_lgd, write_lgd
 from .objectives.lgd import configure
 from .recipe import Recipe, read_recipe
 from .student import Student
 from .students import STUDENTS, stock_name
+from .teachers import TeacherSpec
 
-FORMAT = "lgd_timm 1"
-
-
-@dataclass(frozen=True)
-class Banks:
-    """The names and what stands for them. Text and visual bank: float32 [C, D]; seen: bool [C]."""
-
-    names: tuple[str, ...]
-    templates: tuple[str, ...]
-    text: Tensor
-    visual: Tensor | None
-    seen: Tensor | None
-    text_fingerprint: str  # of the text tower
+__all__ = ["Banks", "Published", "load", "manifest_row", "register", "round_weights", "save", "stock_model"]
 
 
 @dataclass(frozen=True)
@@ -67,18 +59,23 @@ def save(
     name: str,
     embedding_norm: float = 1.0,
     dtype: torch.dtype = torch.float16,
+    curve: bytes | None = None,
+    open_clip: TeacherSpec | None = None,
+    repo_id: str | None = None,
 ) -> Path:
     """Write a published folder, whole or not at all.
 
     `name` is `<entry>.<tag>`. `embedding_norm` is the mean length of the student's embeddings: it scales the folded
-    classifier, so that its softmax is the student's own at its temperature.
-    Raises: WeightsError when the folder exists, or when weights do not fit `dtype`.
+    classifier, so that its softmax is the student's own at its temperature. `curve` is the PNG of `training_curve`.
+    `open_clip`: the teacher, whose text tower then goes along in the two files that open_clip loads. `repo_id`: the
+    repository that the card speaks of, by default ours.
+    Raises: WeightsError when the folder exists, when weights do not fit `dtype`, when open_clip can't express the pair.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WeightsError(f"{out} exists and is no empty folder. Choose another one, or remove it.")
     stock = stock_model(student, banks, recipe, embedding_norm=embedding_norm)
-    for key, tensor in {**stock.state_dict(), **_projector_tensors(student)}.items():
+    for key, tensor in {**stock.state_dict(), **projector_tensors(student)}.items():
         if tensor.is_floating_point() and not tensor.to(dtype).isfinite().all():
             raise WeightsError(f"{key} does not fit {dtype}: save with dtype=torch.float32.")
     stock = stock.to(dtype=dtype, memory_format=torch.contiguous_format)
@@ -88,10 +85,15 @@ def save(
     with building(out) as temporary:
         timm.models.save_for_hf(stock, str(temporary), model_config=config, safe_serialization=True)
         _drop_model_args(temporary / "config.json")
-        (temporary / "lgd.safetensors").write_bytes(_safetensors(_lgd_tensors(student, banks, dtype), _lgd_metadata(student, banks)))
+        write_lgd(temporary / "lgd.safetensors", student=student, banks=banks, dtype=dtype)
         (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         write_json(temporary / "metrics.json", dict(metrics))
-        (temporary / "README.md").write_text(model_card(name=name, recipe=recipe, metrics=metrics, names=banks.names), encoding="utf-8")
+        if curve is not None:
+            (temporary / "training.png").write_bytes(curve)
+        if open_clip is not None:
+            architecture = config["architecture"]
+            write_open_clip(temporary, student=student, banks=banks, teacher=open_clip, architecture=architecture, dtype=dtype)
+        (temporary / "README.md").write_text(card_of(temporary, name=name, repo_id=repo_id), encoding="utf-8")
         for path in temporary.iterdir():
             path.chmod(0o644)
     return out
@@ -140,16 +142,7 @@ def load(folder: str | Path) -> Published:
             raise WeightsError(
                 f"{folder} lacks {name}, so it is no folder that lgd_timm published. `lgd-timm pull` or `lgd-timm save` makes one."
             )
-    try:
-        with safe_open(folder / "lgd.safetensors", framework="pt") as file:
-            facts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise WeightsError(f"{folder}/lgd.safetensors can't be read ({error}). Pull or save it again.") from error
-    if facts.get("lgd_format") != FORMAT:
-        raise WeightsError(
-            f"{folder}/lgd.safetensors has format {facts.get('lgd_format')!r}, this version reads {FORMAT!r}. Upgrade lgd_timm."
-        )
+    lgd = read_lgd(folder / "lgd.safetensors")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = config["pretrained_cfg"]["input_size"][-1]
@@ -157,21 +150,13 @@ def load(folder: str | Path) -> Published:
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{folder}: timm can't load config.json and model.safetensors ({reason}). Pull or save it again.") from error
-    student = Student(backbone, embed_dim=tensors["text_bank"].shape[1], projector=facts["projector"], image_size=size)
-    student.projector.load_state_dict({k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")})
-    banks = Banks(
-        names=tuple(json.loads(facts["names"])),
-        templates=tuple(json.loads(facts["templates"])),
-        text=tensors["text_bank"].float(),
-        visual=tensors["visual_bank"].float() if "visual_bank" in tensors else None,
-        seen=tensors.get("seen"),
-        text_fingerprint=facts["text_fingerprint"],
-    )
+    student = Student(backbone, embed_dim=lgd.banks.text.shape[1], projector=lgd.projector_kind, image_size=size)
+    student.projector.load_state_dict(lgd.projector)
     metrics = folder / "metrics.json"
     return Published(
         student=student.eval(),
-        banks=banks,
-        recipe=read_recipe(folder),
+        banks=lgd.banks,
+        recipe=read_recipe(folder / "recipe.yaml"),
         metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
         label_names=tuple(config.get("label_names", ())),
     )
@@ -193,39 +178,6 @@ def _drop_model_args(path: Path) -> None:
     write_json(path, config)
 
 
-def _projector_tensors(student: Student) -> dict[str, Tensor]:
-    return {f"projector.{key}": tensor for key, tensor in student.projector.state_dict().items()}
-
-
-def _lgd_tensors(student: Student, banks: Banks, dtype: torch.dtype) -> dict[str, Tensor]:
-    tensors = {key: tensor.to(dtype) for key, tensor in _projector_tensors(student).items()}
-    tensors["text_bank"] = banks.text.float()  # the names' own bank stays exact: it is small
-    if banks.visual is not None and banks.seen is not None:
-        tensors["visual_bank"], tensors["seen"] = banks.visual.to(dtype), banks.seen
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-
-
-def _lgd_metadata(student: Student, banks: Banks) -> dict[str, str]:
-    return {
-        "format": "pt",
-        "lgd_format": FORMAT,
-        "projector": student.projector_kind,
-        "names": json.dumps(banks.names, ensure_ascii=False),
-        "templates": json.dumps(banks.templates, ensure_ascii=False),
-        "text_fingerprint": banks.text_fingerprint,
-    }
-
-
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file whose metadata are sorted: the library leaves them in a random order, and equal content deserves equal sums."""
-    data = to_bytes(tensors, metadata)
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = {**json.loads(data[8:end]), "__metadata__": dict(sorted(metadata.items()))}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(end - 8)
-    assert len(text) == end - 8, "the header was written in another way than this one"
-    return data[:8] + text + data[end:]
-
-
 def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> None:
     """Write a published folder's row into the package's manifest, which is what makes its name a pretrained weight.
 
@@ -236,9 +188,9 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
     if folder.name.partition(".")[0] not in STUDENTS or "." not in folder.name:
         raise WeightsError(f"{folder.name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}.")
     files = check_folder(folder)
-    rows = json.loads(hub.MANIFEST.read_text(encoding="utf-8"))
+    rows = json.loads(hub.weights.MANIFEST.read_text(encoding="utf-8"))
     rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)  # in its old place, else last
-    write_json(hub.MANIFEST, rows)
+    write_json(hub.weights.MANIFEST, rows)
 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:

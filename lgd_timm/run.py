@@ -137,7 +137,8 @@ def prepare_teaching(recipe: Recipe) -> tuple[Teaching, Callable[[Vocabulary], T
     vocabulary = load_vocabulary(recipe.vocabulary.source, templates=recipe.vocabulary.templates)
     if isinstance(recipe.teacher, Stored):
         stored = recipe.teacher.open()
-        text = cache(lambda: spec_from_dict(stored.facts["teacher"]).text())
+        teacher = spec_from_dict(stored.facts.get("teacher"))  # before anything is written: what is published names it
+        text = cache(teacher.text)
         bank_of = partial(text_bank, text_fingerprint=stored.facts["text_fingerprint"], text=text, folders=[stored.root / "text"])
         return Teaching(stored.facts, recipe.views or stored.views, bank_of(vocabulary), vocabulary, stored=stored), bank_of
     if recipe.views is None:
@@ -199,15 +200,18 @@ def build_optimizer(recipe: Recipe, task: LGDTask, steps_per_epoch: int) -> tupl
         raise RecipeError(f"optimizer.name {settings.name!r} is unknown to timm. See timm.optim.list_optimizers().")
     lr = settings.lr if settings.lr is not None else settings.lr_base * recipe.data.batch_size / settings.lr_base_size
     options: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
-    optimizer = create_optimizer_v2(
-        task.student,
-        opt=settings.name,
-        lr=lr,
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        filter_bias_and_bn=not settings.weight_decay_all,
-        **options,
-    )
+    try:
+        optimizer = create_optimizer_v2(
+            task.student,
+            opt=settings.name,
+            lr=lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+            filter_bias_and_bn=not settings.weight_decay_all,
+            **options,
+        )
+    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:  # values that it refuses, libraries that it needs
+        raise RecipeError(f"optimizer {settings.name!r} can't be built of lr = {lr:g} and the recipe's other values ({error}).") from error
     if schedule.warmup_epochs >= schedule.epochs:
         raise RecipeError(f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}.")
     warmup: Any = schedule.warmup_epochs  # a fraction of an epoch is fine, whatever timm's annotation says

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import LGDError
 from .preprocess import Preprocess
+from .safe_weights import BUILD_ERRORS, timm_source
 
 Projector = Literal["linear", "mlp"]
 
@@ -65,6 +66,7 @@ def create_student(
 ) -> Student:
     """Any timm model as a student. `mean` and `std` (say, the teacher's) replace the model's own statistics.
 
+    `model` may be `local-dir:FOLDER` or `hf-hub:ORG/NAME[@REVISION]` too, of which only safetensors are read.
     Raises: LGDError for a name that timm does not know, or that it can't build.
     """
     if not timm.is_model(model) and ":" not in model:
@@ -74,8 +76,9 @@ def create_student(
     if image_size:
         statistics["input_size"] = (3, image_size, image_size)
     options: dict[str, Any] = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate or None}
+    source = timm_source(model, field="student.model", pretrained=pretrained)
     try:
-        backbone = timm.create_model(model, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=statistics, **options)
-    except (RuntimeError, OSError) as error:  # an unknown tag, a missing folder, the Hub out of reach
+        backbone = timm.create_model(source, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=statistics, **options)
+    except BUILD_ERRORS as error:  # an unknown tag, a folder that does not fit, the Hub out of reach
         raise LGDError(f"student.model {model!r} can't be built ({error}).") from error
     return Student(backbone, embed_dim=embed_dim, projector=projector, image_size=image_size)

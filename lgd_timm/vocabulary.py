@@ -92,6 +92,19 @@ def load_vocabulary(source: str | Sequence[str], *, templates: str | Sequence[st
         raise VocabularyError(f"{where}: {error}{advice}") from None
 
 
+def names_file(source: str) -> str | None:
+    """The path in a source, which is what it ends with; None where names come from a library."""
+    kind, colon, rest = source.partition(":")
+    if colon and kind in _KINDS:
+        return rest if kind in _FILE_KINDS else None
+    return source
+
+
+def templates_file(templates: str) -> str | None:
+    """The path that `templates` is, unless it is a known set or a template itself."""
+    return None if templates == "none" or templates in _OPEN_CLIP_TEMPLATES or "{}" in templates else templates
+
+
 def _check_names(names: Sequence[str]) -> None:
     if len(names) < 2:
         reason = "a distribution over fewer than two names is constant, nothing can be learned"
@@ -134,7 +147,7 @@ def _read_names(source: str | Sequence[str], base: Path) -> list[str]:
     kind, colon, rest = source.partition(":")
     if colon and kind in _KINDS:
         return _KINDS[kind](rest, base)
-    if colon and len(kind) > 1 and not (base / source).exists():  # one letter is a Windows drive
+    if colon and len(kind) > 1 and not _is_there(base / source):  # one letter is a Windows drive
         raise _unknown("kind of vocabulary source", kind, _KINDS)
     return _lines(source, base)
 
@@ -149,16 +162,23 @@ def _strings(values: object, *, what: str) -> list[str]:
     return list(values)
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
+
+
 def _text(path: Path) -> str:
-    if path.is_dir():
-        raise VocabularyError(f"{path} is a folder. For its class folders as names, write 'folder:{path}'.")
     try:
         return path.read_text(encoding="utf-8-sig")  # -sig: editors on Windows begin a file with a BOM
+    except IsADirectoryError:
+        raise VocabularyError(f"{path} is a folder. For its class folders as names, write 'folder:{path}'.") from None
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{path} is not UTF-8 (byte {error.start}: {error.reason}). Save it as such.") from None
-    except OSError as error:
-        hint = "Relative paths start at the recipe's folder, if there is a recipe."
-        raise VocabularyError(f"{path} can't be read ({error.strerror}). {hint}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        hint = "Relative paths start at the working directory."
+        raise VocabularyError(f"{path} can't be read ({getattr(error, 'strerror', None) or error}). {hint}") from None
 
 
 def _lines(rest: str, base: Path) -> list[str]:
@@ -172,10 +192,13 @@ def _spelled(name: str) -> str:
 def _folder(rest: str, base: Path) -> list[str]:
     """Class folders in plain sorted order, as torchvision's ImageFolder and our shards number them."""
     path = base / rest
-    found = sorted(path.iterdir(), key=lambda entry: entry.name) if path.is_dir() else []
+    try:
+        found = sorted(path.iterdir(), key=lambda entry: entry.name)
+        reason = "holds no class folders"
+    except (OSError, ValueError):
+        found, reason = [], "is not a folder"
     names = [_spelled(entry.name) for entry in found if entry.is_dir() and not entry.name.startswith(".")]
     if not names:
-        reason = "holds no class folders" if path.is_dir() else "is not a folder"
         raise VocabularyError(f"{path} {reason}. Give the folder that holds one folder per class.")
     return names
 
@@ -185,7 +208,7 @@ def _coco(rest: str, base: Path) -> list[str]:
     try:
         categories = json.loads(_text(path))["categories"]
         names = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         need = "Give a COCO or LVIS annotation file: `categories` with `id` and `name`."
         raise VocabularyError(f"{path} can't be used ({type(error).__name__}: {error}). {need}") from None
     return _strings(names, what=f"names in {path}")
@@ -229,7 +252,8 @@ def _told_apart(spellings: Sequence[Sequence[str]]) -> list[str]:
     return names
 
 
-_KINDS = {"file": _lines, "folder": _folder, "coco": _coco, "lvis": _lvis, "open_clip": _open_clip, "timm": _timm}
+_FILE_KINDS = {"file": _lines, "folder": _folder, "coco": _coco, "lvis": _lvis}
+_KINDS = {**_FILE_KINDS, "open_clip": _open_clip, "timm": _timm}
 
 
 def _read_templates(templates: str | Sequence[str], base: Path) -> list[str]:
@@ -242,6 +266,6 @@ def _read_templates(templates: str | Sequence[str], base: Path) -> list[str]:
         return [template("{}") for template in getattr(module, _OPEN_CLIP_TEMPLATES[templates])]
     if "{}" in templates:
         return [templates]
-    if not (base / templates).exists():
+    if not _is_there(base / templates):
         raise _unknown("set of templates, a text with {} or a file", templates, ["none", *_OPEN_CLIP_TEMPLATES])
     return _lines(templates, base)

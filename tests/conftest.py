@@ -152,3 +152,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, taught_folder: Path) ->
 def published_folder(run_folder: Path) -> Path:
     """What that run published. Read only: copy it to change it."""
     return run_folder / "published"
+
+
+@pytest.fixture(scope="session")
+def open_clip_folder(tmp_path_factory: pytest.TempPathFactory, run_folder: Path) -> Path:
+    """The same, saved again with the two files that open_clip loads. Read only: copy it to change it."""
+    from lgd_timm.distill import save_run
+
+    out = tmp_path_factory.mktemp("open_clip") / "tiny"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LGD_TIMM_CACHE", str(run_folder.parent / "cache"))
+        return save_run(run_folder, out=out, open_clip=True)

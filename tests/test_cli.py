@@ -12,16 +12,26 @@ from typing import Any
 import pytest
 import timm
 import yaml
-from hub_fixtures import environment, read_files, run_script
+from hub_fixtures import environment, read_files, read_timeless, run_script
 from hub_server import WRITE_TOKEN, HubServer
 
 from lgd_timm import cli, hub
+from lgd_timm.card import retarget
 from lgd_timm.errors import MissingExtra, RecipeError
 from lgd_timm.recipe import read_recipe, recipe_from_dict
 from lgd_timm.shards import open_shards
 from lgd_timm.shards.stored import open_stored
+from lgd_timm.verify import facts_of
 
 # push, push again, pull, pull of nothing: by a process that has HF_ENDPOINT from its start.
+REGISTER = """
+import json
+from pathlib import Path
+from lgd_timm import cli, hub
+hub.weights.MANIFEST = Path({manifest!r})
+print(json.dumps(cli.main(["push", {folder!r}, "me/tiny", "--register"])))
+"""
+
 HUB = """
 import contextlib, io, json
 from lgd_timm.cli import main
@@ -110,7 +120,7 @@ def test_distill_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str], 
 
 
 def test_distill_and_save(
-    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, shard_folder: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = say(capsys, "distill", recipe, "--schedule.epochs", "1")
@@ -119,15 +129,16 @@ def test_distill_and_save(
     assert say(capsys, "save", "output/tiny", "again") == "published: again\n"
     assert read_files(tmp_path / "again") == read_files(tmp_path / "output" / "tiny" / "published")
     (tmp_path / "manifest.json").write_text("{}")
-    monkeypatch.setattr(hub, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(hub.weights, "MANIFEST", tmp_path / "manifest.json")
     say(capsys, "save", "output/tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
     assert hub.manifest()["lgd_resnet18.tiny"].repo_id == "me/tiny"
     (tmp_path / "names.txt").write_text("cat\ndog\n")
+    here = ["--data.shards", shard_folder, "--teacher.model", f"local-dir:{tiny_clip}"]  # outside the working directory: the user's to say
     for out, names in (("inline", "[cat, dog]"), ("file", "names.txt")):  # a published folder is a recipe, other names are one option
-        assert say(capsys, "distill", "again", "--vocabulary", names, "--output", out) == f"published: {out}/published\n"
+        assert say(capsys, "distill", "again", "--vocabulary", names, "--output", out, *here) == f"published: {out}/published\n"
         assert json.loads((tmp_path / out / "published" / "config.json").read_text())["label_names"] == ["cat", "dog"]
         assert json.loads((tmp_path / out / "published" / "metrics.json").read_text())["zero_shot"]["names"] == ["blue", "green", "red"]
-    assert read_files(tmp_path / "inline" / "published") == read_files(tmp_path / "file" / "published")
+    assert read_timeless(tmp_path / "inline" / "published") == read_timeless(tmp_path / "file" / "published")
     (tmp_path / "labels.txt").write_text("blue\ngreen\nred\n")
     said = say(capsys, "evaluate", "zero-shot", "inline/published", "--data", shard_folder, "--vocabulary", "labels.txt", "--device", "cpu")
     assert "(chance 33.33 %)" in said  # distilled for two names, asked about three
@@ -163,18 +174,48 @@ def test_push_and_pull(published_folder: Path, tmp_path: Path) -> None:
         script = HUB.format(arguments=[str(published_folder), str(target)])
         pushed, again, pulled, refused = run_script(script, environment(server.url, tmp_path / "home", HF_TOKEN=WRITE_TOKEN))
     assert pushed[0] == 0, pushed[2]
-    assert re.fullmatch(rf"sent: (.*\..*, ){{5}}.*\n{server.url}/me/tiny/tree/[0-9a-f]{{40}} at [0-9a-f]{{40}}\n", pushed[1])
+    said = re.fullmatch(rf"sent: (.*\..*, ){{5,}}.*\n{server.url}/me/tiny/tree/([0-9a-f]{{40}}) at \2\n(.*)", pushed[1], re.DOTALL)
+    assert said
+    (row,) = json.loads(said[3]).values()
+    assert (row["repo_id"], row["commit"], row["cfg"]["num_classes"]) == ("me/tiny", said[2], 3)
     assert again[1].splitlines()[0] == "sent: nothing, all is there"
     assert pulled == [0, f"{target}\n", pulled[2]]
-    assert read_files(target) == read_files(published_folder)
+    assert {name: facts_of(target / name) for name in read_files(target)} == row["files"]
+    there, here = read_files(target), read_files(published_folder)
+    assert there.pop("README.md").decode() == retarget(here.pop("README.md").decode(), "me/tiny")
+    assert there == here
     assert refused[:2] == [2, ""]
     assert refused[2].startswith("lgd-timm: error: me/other: no such repository")
 
 
 def test_push_dry_run_sends_nothing(capsys: pytest.CaptureFixture[str], published_folder: Path) -> None:
-    first, second = say(capsys, "push", published_folder, "me/tiny", "--dry-run").splitlines()
+    first, second, *row = say(capsys, "push", published_folder, "me/tiny", "--dry-run").splitlines()
+    assert json.loads("\n".join(row))["published"]["commit"] is None
     assert first.startswith("would send: config.json, model.safetensors, README.md")
     assert second.endswith("/me/tiny at None")
+
+
+def test_push_register_makes_a_weight(
+    published_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its row goes into the manifest, its folder is what is on the Hub, and `list` shows it."""
+    folder = Path(shutil.copytree(published_folder, tmp_path / "hub" / "lgd_resnet18.tiny"))
+    (tmp_path / "manifest.json").write_text("{}")
+    with HubServer(tmp_path / "store") as server:
+        script = REGISTER.format(manifest=str(tmp_path / "manifest.json"), folder=str(folder))
+        environ = environment(server.url, tmp_path / "home", HF_TOKEN=WRITE_TOKEN, LGD_TIMM_HUB=str(folder.parent))
+        assert run_script(script, environ) == 0
+        commit = server.store.repo("me/tiny").branches["main"]
+    monkeypatch.setattr(hub.weights, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setenv("LGD_TIMM_HUB", str(folder.parent))
+    assert hub.manifest()["lgd_resnet18.tiny"].commit == commit
+    assert hub.locate("lgd_resnet18.tiny") == folder
+    assert "me/tiny" in (folder / "README.md").read_text()
+    assert re.match(r"lgd_resnet18\.tiny  [\d.]+ MB  local\+remote  verified  zero_shot_top1 ", say(capsys, "list"))
+    (row,) = json.loads(say(capsys, "list", "--json"))
+    assert (row["commit"], row["verified"], row["places"]["local"]) == (commit, True, str(folder))
+    (folder / "config.json").write_text("{}")
+    assert "WRONG: config.json should have" in say(capsys, "list")
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import read_timeless
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -134,7 +135,7 @@ def test_the_loss_falls(recipe_dict: Dict, tmp_path: Path) -> None:
 
 def test_no_pickle_is_left_anywhere(run_folder: Path) -> None:
     kinds = {path.suffix for path in run_folder.rglob("*") if path.is_file() and path.parent.name != "tensorboard"}
-    assert kinds == {".safetensors", ".json", ".jsonl", ".yaml", ".md"}
+    assert kinds == {".safetensors", ".json", ".jsonl", ".yaml", ".md", ".png"}
 
 
 def test_the_last_batch_of_an_epoch_that_is_not_whole_is_left_out(recipe_dict: Dict, tmp_path: Path) -> None:
@@ -160,9 +161,9 @@ def test_a_stopped_run_ends_bit_equal_to_one_that_was_not(recipe_dict: Dict, tmp
     assert not (tmp_path / "stopped" / "published").exists()
     run(recipe, tmp_path / "stopped", resume=True, data={"workers": workers})
     assert_bit_equal(last_checkpoint(tmp_path / "stopped"), last_checkpoint(tmp_path / "whole"))
-    for name in ("model.safetensors", "lgd.safetensors", "metrics.json"):
-        ours, theirs = (tmp_path / which / "published" / name for which in ("stopped", "whole"))
-        assert ours.read_bytes() == theirs.read_bytes(), name
+    ours, theirs = (read_timeless(tmp_path / which / "published") for which in ("stopped", "whole"))
+    for name in ("model.safetensors", "lgd.safetensors", "metrics.json", "training.png"):
+        assert ours[name] == theirs[name], name
 
 
 def test_a_run_with_dropout_resumes_bit_equal_too(recipe_dict: Dict, tmp_path: Path) -> None:
@@ -533,7 +534,7 @@ def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_f
     for who, score in (("zero_shot", again["student"]), ("teacher_zero_shot", again["teacher"])):
         assert score is not None
         assert {**score.to_dict(), "names": ["blue", "green", "red"]} == metrics[who]
-    published = read_recipe(folder)
+    published = read_recipe(folder / "recipe.yaml")
     assert (published.vocabulary.source, published.data.val_vocabulary) == (["warm", "cold"], ["blue", "green", "red"])
     assert "asked about the 3 names of that split, which are not the 2" in (folder / "README.md").read_text()
 
@@ -541,15 +542,14 @@ def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_f
 def test_naming_the_names_that_are_learned_changes_nothing(stored: Dict, run_folder: Path, tmp_path: Path) -> None:
     """Neither metrics nor card speak of other names, and a published recipe names them, so that it can be run for others."""
     folder = run(stored, tmp_path / "run", data={"val_vocabulary": ["blue", "green", "red"]})
-    for path in folder.iterdir():
-        assert path.read_bytes() == (run_folder / "published" / path.name).read_bytes(), path.name
-    assert read_recipe(run_folder / "published").data.val_vocabulary == ["blue", "green", "red"]
+    assert read_timeless(folder) == read_timeless(run_folder / "published")
+    assert read_recipe(run_folder / "published" / "recipe.yaml").data.val_vocabulary == ["blue", "green", "red"]
 
 
 def test_names_that_no_split_is_scored_on_do_not_travel(recipe_dict: Dict, tmp_path: Path) -> None:
     data = {"val_split": None, "val_vocabulary": "/only/here.txt"}
     folder = run(recipe_dict, tmp_path / "run", data=data, schedule={"epochs": 1})
-    assert read_recipe(folder).data.val_vocabulary is None
+    assert read_recipe(folder / "recipe.yaml").data.val_vocabulary is None
 
 
 def test_the_names_that_are_scored_do_not_change_what_is_learned(stored: Dict, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -176,39 +177,40 @@ def test_timm_pushes_and_loads_with_identical_logits(server: HubServer, tmp_path
     assert "pytorch_model.bin" not in server.store.repo("me/small").files("main")
 
 
+def ask(server: HubServer, start: int | None = None, path: str = "/me/x/resolve/main/config.json", **headers: str) -> Any:
+    """Status, body and headers of an answer to a plain client; a body that breaks off raises."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=5)
+    connection.request("GET", path, headers={**headers, **({"Range": f"bytes={start}-"} if start else {})})
+    try:
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.headers
+    finally:
+        connection.close()
+
+
 def test_ranges_and_faults(server: HubServer) -> None:
     """The parts that the client uses only when something goes wrong, asked for directly."""
     publish(server, "me/x", {"config.json": b"0123456789"})
-
-    def get(start: int | None = None) -> tuple[int, bytes, Any]:
-        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=5)
-        connection.request("GET", "/me/x/resolve/main/config.json", headers={"Range": f"bytes={start}-"} if start else {})
-        answer = connection.getresponse()
-        try:
-            return answer.status, answer.read(), answer.headers
-        finally:
-            connection.close()
-
-    assert get()[:2] == (200, b"0123456789")
-    status, rest, headers = get(4)
+    assert ask(server)[:2] == (200, b"0123456789")
+    status, rest, headers = ask(server, 4)
     assert (status, rest, headers["Content-Range"]) == (206, b"456789", "bytes 4-9/10")
-    assert get(10)[0] == 416
+    assert ask(server, 10)[0] == 416
 
     server.faults.add("flip", "config", times=1)
-    flipped = get()[1]
-    assert len(flipped) == 10
-    assert sum(a != b for a, b in zip(flipped, b"0123456789", strict=True)) == 1
-    assert get()[1] == b"0123456789", "a fault with times=1 happened twice"
+    assert ask(server)[1] == b"0123446789"
+    assert ask(server)[1] == b"0123456789", "a fault with times=1 happened twice"
+    server.faults.add("flip", "config", value=9, times=1)
+    assert ask(server)[1] == b"0123456788"
 
     server.faults.add("status", "config", value=503, times=2)
-    assert [get()[0] for _ in range(3)] == [503, 503, 200]
+    assert [ask(server)[0] for _ in range(3)] == [503, 503, 200]
 
     server.faults.add("cut", "config", value=3)
     with pytest.raises(http.client.IncompleteRead) as failure:
-        get()
+        ask(server)
     assert failure.value.partial == b"012"
     server.faults.clear()
-    assert get()[0] == 200
+    assert ask(server)[0] == 200
 
     server.faults.add("stall", "config", value=60)
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=0.3)
@@ -217,6 +219,87 @@ def test_ranges_and_faults(server: HubServer) -> None:
     with pytest.raises(TimeoutError):
         answer.read()
     connection.close()
+
+
+def test_more_faults(server: HubServer) -> None:
+    content = bytes(range(256)) * 8000  # 2 MB: more than the sockets' buffers take at once
+    publish(server, "me/x", {"config.json": content})
+
+    server.faults.add("reset", "config", value=1_500_000, times=1)
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=5)
+    connection.request("GET", "/me/x/resolve/main/config.json")
+    answer = connection.getresponse()
+    assert answer.read(1_500_000) == content[:1_500_000]
+    with pytest.raises(ConnectionResetError):
+        answer.read()
+    connection.close()
+
+    server.faults.add("nolength", "config", value=1000, times=1)
+    status, body, headers = ask(server)
+    assert (status, body, headers["Content-Length"]) == (200, content[:1000], None)
+
+    server.faults.add("norange", "config", times=1)
+    status, body, headers = ask(server, 1000)
+    assert (status, body, headers["Content-Range"]) == (200, content, None)
+    assert server.log[-1].headers["range"] == "bytes=1000-"
+
+    server.faults.add("hang", "config", value=0.2, times=1)
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(server)
+    assert server.log[-1].status == 0
+
+    def push() -> None:
+        repo = server.store.repo("me/x")
+        server.store.commit(repo, "main", "meanwhile", {"config.json": server.store.entry(b"new")})
+
+    server.faults.add("call", "config", call=push, times=1)
+    assert ask(server)[:2] == (200, b"new"), "the push did not come before the answer"
+    assert len(server.store.repo("me/x").commits) == 3
+
+
+def test_a_request_that_hangs_ends_with_the_server(tmp_path: Path) -> None:
+    with HubServer(tmp_path) as server, ThreadPoolExecutor() as pool:
+        publish(server, "me/x", {"config.json": b"{}"})
+        server.faults.add("hang", "config")
+        hanging = pool.submit(ask, server)
+        with pytest.raises(TimeoutError):
+            hanging.result(timeout=0.2)
+        server.closing.set()
+        with pytest.raises(http.client.RemoteDisconnected):
+            hanging.result(timeout=5)
+
+
+GATED = """
+import json, os
+from huggingface_hub import HfApi, auth_check, hf_hub_download
+
+def name(call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+        return "ok"
+    except Exception as error:
+        return type(error).__name__
+
+tokens = (False, os.environ["READ"], os.environ["WRITE"])
+api = HfApi(token=os.environ["WRITE"])
+print(json.dumps({
+    "info": [name(HfApi().model_info, "me/gated", token=token) for token in tokens],
+    "file": [name(hf_hub_download, "me/gated", "config.json", token=token) for token in tokens],
+    "check": [name(auth_check, "me/gated", token=token) for token in tokens],
+    "delete": [name(HfApi(token=os.environ["READ"]).delete_repo, "me/old"), name(api.delete_repo, "me/old"),
+               name(api.delete_repo, "me/old"), name(api.model_info, "me/old")],
+}))
+"""
+
+
+def test_gated_and_deleted_repositories(server: HubServer, tmp_path: Path) -> None:
+    publish(server, "me/gated", {"config.json": b"{}"})
+    publish(server, "me/old", {"config.json": b"{}"})
+    server.set_gated("me/gated")
+    found = run_script(GATED, environment(server.url, tmp_path / "home", READ=READ_TOKEN, WRITE=WRITE_TOKEN))
+    assert found["info"] == found["file"] == found["check"] == ["GatedRepoError", "GatedRepoError", "ok"]
+    assert found["delete"] == ["HfHubHTTPError", "ok", "RepositoryNotFoundError", "RepositoryNotFoundError"]
+    assert ask(server, path="/api/models/me/gated")[0] == 403
 
 
 def test_as_a_program_it_serves_what_an_earlier_one_stored(tmp_path: Path) -> None:

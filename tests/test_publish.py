@@ -198,8 +198,8 @@ def test_an_mlp_projector_stays_beside_the_backbone(tmp_path: Path, images: Tens
 # --------------------------------------------------------------------------------------------------------- what is in it
 
 
-def test_the_folder_holds_six_files_and_no_pickle(published_folder: Path) -> None:
-    assert sorted(path.name for path in published_folder.iterdir()) == STOCK
+def test_the_folder_holds_seven_files_and_no_pickle(published_folder: Path) -> None:
+    assert sorted(path.name for path in published_folder.iterdir()) == sorted([*STOCK, "training.png"])
     assert all(not path.read_bytes().startswith((b"\x80", b"PK")) for path in published_folder.iterdir())  # pickle, torch's zip
 
 
@@ -277,6 +277,18 @@ def test_rounding_before_measuring_is_what_saving_does(tmp_path: Path, images: T
         assert torch.equal(round_weights(exact).backbone(images), features)
 
 
+def test_the_card_is_for_the_repository_that_is_named(tmp_path: Path) -> None:
+    assert '"hf-hub:me/x"' in (save_small(tmp_path / "theirs", repo_id="me/x") / "README.md").read_text()
+    assert '"hf-hub:lgd-timm/test_resnet.small"' in (save_small(tmp_path / "ours") / "README.md").read_text()
+
+
+def test_a_picture_that_is_given_is_published_and_shown(tmp_path: Path) -> None:
+    folder = save_small(tmp_path / "out", curve=b"\x89PNG\r\n")
+    assert (folder / "training.png").read_bytes() == b"\x89PNG\r\n"
+    assert "](training.png)" in (folder / "README.md").read_text()
+    assert "training.png" not in (save_small(tmp_path / "bare") / "README.md").read_text()
+
+
 def test_float32_can_be_published(tmp_path: Path) -> None:
     folder = save_small(tmp_path / "out", dtype=torch.float32)
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32, torch.int64}
@@ -317,10 +329,10 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(**_: Any) -> str:
+    def failing(*_: Any, **__: Any) -> str:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(publish, "model_card", failing)  # the last file
+    monkeypatch.setattr(publish, "card_of", failing)  # the last file
     with pytest.raises(OSError, match="No space left"):
         save_small(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -374,7 +386,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty manifest in place of the package's."""
     path = tmp_path / "manifest.json"
     path.write_text("{}")
-    monkeypatch.setattr(hub, "MANIFEST", path)
+    monkeypatch.setattr(hub.weights, "MANIFEST", path)
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lgd_timm.errors import MissingExtra, VocabularyError
-from lgd_timm.vocabulary import TIMM_SUBSETS, Vocabulary, load_vocabulary
+from lgd_timm.vocabulary import TIMM_SUBSETS, Vocabulary, load_vocabulary, names_file, templates_file
 
 NAMES = ["cat", "dog", "sea otter"]
 
@@ -294,3 +294,41 @@ def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.delitem(sys.modules, "open_clip.zero_shot_metadata", raising=False)
     with pytest.raises(MissingExtra, match=r"lgd_timm\[open_clip\]"):
         load_vocabulary(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "source", ["x" * 5000, "a/" * 5000, "file:a\0b", "folder:a\0b", "coco:" + "x" * 5000, "folder:" + "x" * 5000, "kind:" + "x" * 5000]
+)
+def test_names_of_files_that_no_file_can_have_are_refused(source: str) -> None:
+    with pytest.raises(VocabularyError):
+        load_vocabulary(source)
+    with pytest.raises(VocabularyError):
+        load_vocabulary(["a", "b"], templates=source)
+
+
+def test_a_file_of_brackets_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "coco.json").write_text("[" * 200_000)
+    with pytest.raises(VocabularyError, match="can't be used"):
+        load_vocabulary(f"coco:{tmp_path / 'coco.json'}")
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("names.txt", "names.txt"),
+        ("file:a/b", "a/b"),
+        ("folder:/a", "/a"),
+        ("coco:a:b", "a:b"),
+        ("lvis:x", "x"),
+        ("timm:imagenet-1k", None),
+        ("open_clip:imagenet", None),
+        ("other:x", "other:x"),
+    ],
+)
+def test_a_source_says_which_file_it_reads(source: str, path: str | None) -> None:
+    assert names_file(source) == path
+
+
+@pytest.mark.parametrize(("templates", "path"), [("none", None), ("openai", None), ("simple", None), ("a {}", None), ("a.txt", "a.txt")])
+def test_templates_say_which_file_they_read(templates: str, path: str | None) -> None:
+    assert templates_file(templates) == path

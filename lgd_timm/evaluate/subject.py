@@ -15,10 +15,13 @@ from ..banks import text_bank
 from ..devices import pick_device
 from ..errors import LGDError, VocabularyError
 from ..publish import load
+from ..reach import check_reach
 from ..recipe import read_teacher
 from ..shards import Views, open_shards
 from ..shards.read import ShardDataset
+from ..sources import is_hub, local_source
 from ..teachers import Stored, TextTeacher, spec_from_dict
+from ..typed import build
 from ..vocabulary import Vocabulary, load_vocabulary
 from .zero_shot import ZeroShot, stored_classifier, taught, zero_shot, zero_shot_classifier
 
@@ -77,10 +80,13 @@ def _teacher_score(subject: Subject, dataset: ShardDataset, settings: dict[str, 
 
 
 def find_subject(model: str, vocabulary: Vocabulary | None, *, folders: Sequence[Path] = ()) -> Subject:
-    """A published folder, a published weight's name, or a recipe (its online teacher). Banks of other names may lie in `folders`.
+    """A published folder, on the disk or on the Hub (`hub://ORG/NAME[@REVISION]`), a published weight's name, or a recipe (its
+    online teacher). Banks of other names may lie in `folders`.
 
     Raises: LGDError for anything else.
     """
+    if is_hub(model):
+        return _published_subject(local_source(model), vocabulary, folders, travelled=True)
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
         return _teacher_subject(path, vocabulary)
@@ -95,21 +101,29 @@ def find_subject(model: str, vocabulary: Vocabulary | None, *, folders: Sequence
     )
 
 
-def _published_subject(folder: Path, vocabulary: Vocabulary | None, folders: Sequence[Path]) -> Subject:
+def _published_subject(folder: Path, vocabulary: Vocabulary | None, folders: Sequence[Path], *, travelled: bool = False) -> Subject:
+    """The student of a published folder. What a folder that travelled names is checked before it is opened."""
     published = load(folder)
     teacher = published.metrics.get("teacher", {})
+    if not isinstance(teacher, dict):
+        raise LGDError(f"{folder}/metrics.json: 'teacher' is {type(teacher).__name__}, not facts about one. Pull the folder again.")
     bank = published.banks.text
     own = Vocabulary(published.banks.names, published.banks.templates)
-    vocabulary = vocabulary or load_vocabulary(published.recipe.data.val_vocabulary or own.names, templates=own.templates)
+    if vocabulary is None:
+        if travelled:
+            check_reach({"data": {"val_vocabulary": published.recipe.data.val_vocabulary}})
+        vocabulary = load_vocabulary(published.recipe.data.val_vocabulary or own.names, templates=own.templates)
     if vocabulary != own:
 
         def text() -> TextTeacher:
             if "teacher" not in teacher:
                 raise LGDError(f"{folder}/metrics.json does not say which teacher reads new names. Use the folder's own names.")
+            if travelled:
+                check_reach({"teacher": teacher["teacher"]})
             return spec_from_dict(teacher["teacher"]).text()
 
         bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text, folders=folders)
-    views = published.recipe.views or Views(**teacher.get("views", {"size": published.student.preprocess.size}))
+    views: Views = published.recipe.views or build(Views, teacher.get("views", {"size": published.student.preprocess.size}), where="views")
     views = replace(views, augmentation="none", count=1)
     return Subject("student", published.student, vocabulary, bank, views, teacher.get("fingerprint"))
 
@@ -120,7 +134,11 @@ def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:
     if names is None:
         raise LGDError(f"{path} names no vocabulary. Give one with --vocabulary.")
     if isinstance(spec, Stored):
-        raise LGDError(f"{path} has stored embeddings and no teacher to run. Evaluate the student: the teacher's score stands beside it.")
+        if spec.taught_by is None:
+            raise LGDError(
+                f"{path} has stored embeddings and no teacher to run. Evaluate the student: the teacher's score stands beside it."
+            )
+        spec = spec.taught_by
     image, text = spec.image(), spec.text()
     bank = text_bank(names, text_fingerprint=text.fingerprint, text=lambda: text)
     return Subject("teacher", image, names, bank, Views(size=image.preprocess.size, augmentation="none"), None)

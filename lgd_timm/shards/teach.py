@@ -119,13 +119,13 @@ def teach(
 
 
 def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> StoredEmbeddings:
-    """Run a teach recipe; torchrun runs it in several processes.
+    """Run a teach recipe, into folder `out`, else the recipe's own; torchrun runs it in several processes.
 
     Raises: as `teach`, and for bad teachers and shards before anything is written.
     """
     place = init_distributed_device_so(pick_device(recipe.device))
     shards = open_shards(recipe.shards, split=recipe.split)
-    spec = recipe.teacher
+    spec, out = recipe.teacher, out or recipe.out
     assert not isinstance(spec, Stored), "read_teach_recipe refuses it"
     stored = teach(
         spec.image(),

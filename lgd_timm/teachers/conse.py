@@ -8,22 +8,23 @@ It needs no labels of ours and no CLIP: useful where CLIP weights can't be had, 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor
 
-from ..errors import TeacherError, require
-from ..files import fingerprint, sha256_of
+from ..errors import RecipeError, TeacherError
+from ..files import fingerprint
 from ..preprocess import Preprocess
+from ..safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
 from ..vocabulary import TIMM_SUBSETS
 from .base import ImageTeacher, TextTeacher, module_fingerprint
+from .sentences import SentenceEncoder, check_package
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,19 @@ class Conse:
     subset of which the classifier's classes are, such as imagenet-1k. With it the text tower needs no classifier, not even its
     config; without it the classifier says."""
 
+    kind: ClassVar[str] = "conse"
     classifier: str
     encoder: str
     temperature: float = 2.0
     image_size: int | None = None  # None: the classifier's own
     classes: str | None = None
+
+    def __post_init__(self) -> None:
+        refuse_pickle(self.classifier, field="teacher.classifier")
+        refuse_pickle(self.encoder, field="teacher.encoder")
+        check_package(self.encoder)
+        if not self.temperature > 0:
+            raise RecipeError(f"teacher.temperature = {self.temperature} must be above 0.")
 
     def image(self) -> ImageTeacher:
         classifier = _create_classifier(self.classifier)
@@ -47,11 +56,11 @@ class Conse:
                 f"teacher.classes {self.classes!r}: {len(descriptions)} descriptions for the {classifier.num_classes} classes of "
                 f"{self.classifier!r}. Give the subset that it was trained on, or leave the field out."
             )
-        return _ConseImage(self, classifier, _sentences(self.encoder)(descriptions)).freeze()
+        return _ConseImage(self, classifier, SentenceEncoder(self.encoder)(descriptions)).freeze()
 
     def text(self) -> TextTeacher:
         descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
-        return _ConseText(_sentences(self.encoder), descriptions)
+        return _ConseText(SentenceEncoder(self.encoder), descriptions)
 
     def _descriptions(self, classifier: Callable[[], Any]) -> list[str]:
         """Of the classes; the classifier is called for only when nobody has said which they are."""
@@ -79,7 +88,7 @@ class _ConseImage(ImageTeacher):
 
 
 class _ConseText(TextTeacher):
-    def __init__(self, encoder: _SentenceEncoder, descriptions: Sequence[str]) -> None:
+    def __init__(self, encoder: SentenceEncoder, descriptions: Sequence[str]) -> None:
         self._encoder, self._descriptions = encoder, descriptions
         self.fingerprint = fingerprint("conse-text", encoder.fingerprint, list(descriptions))
 
@@ -91,48 +100,13 @@ class _ConseText(TextTeacher):
         return self._encoder(prompts) - self._centre
 
 
-class _SentenceEncoder:
-    """Sentences -> float32 [N, D], unit rows."""
-
-    def __init__(self, folder: str) -> None:
-        library = require("sentence_transformers", extra="conse")
-        try:
-            self._model = library.SentenceTransformer(folder, device="cpu", local_files_only=Path(folder).is_dir())
-        except (OSError, ValueError) as error:
-            raise TeacherError(
-                f"teacher.encoder {folder!r} can't be loaded ({error}). Give a folder or a sentence-transformers name."
-            ) from error
-        weights = sorted(Path(folder).rglob("*.safetensors"))
-        self.fingerprint = fingerprint([sha256_of(path) for path in weights]) if weights else module_fingerprint(self._model)
-
-    def __call__(self, sentences: Sequence[str]) -> Tensor:
-        return (
-            self._model.encode(list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False).float().clone()
-        )
-
-
-def _sentences(encoder: str) -> _SentenceEncoder:
-    return _SentenceEncoder(_package_path(encoder) if encoder.startswith("package:") else encoder)
-
-
-def _package_path(name: str) -> str:
-    """`package:MODULE/FOLDER` -> the folder on disk."""
-    module, _, folder = name.removeprefix("package:").partition("/")
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # MODULE is a.b, and there is no a
-        found = None
-    if found is None or found.origin is None:
-        raise TeacherError(f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}")
-    return str(Path(found.origin).parent / folder)
-
-
 def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
         raise TeacherError(f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py")
+    source = timm_source(name, field="teacher.classifier", pretrained=pretrained)
     try:
-        return timm.create_model(name, pretrained=pretrained)
-    except (RuntimeError, OSError) as error:  # an unknown name or tag, an incomplete folder, the Hub out of reach
+        return timm.create_model(source, pretrained=pretrained)
+    except BUILD_ERRORS as error:  # an unknown name or tag, a folder that does not fit, the Hub out of reach
         raise TeacherError(f"teacher.classifier {name!r} can't be built ({error}).") from error
 
 

@@ -2,57 +2,113 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import TeacherError, require
 from ..preprocess import Preprocess
+from ..safe_weights import BUILD_ERRORS, refuse_pickle, weights_folder
 from .base import ImageTeacher, TextTeacher, module_fingerprint
 
 # open_clip takes any other word for fp32; its amp* are autocast, which is the caller's.
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+
+# What a folder's configuration may tell its tokenizer. Whatever else goes to transformers, where trust_remote_code runs code.
+TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"}
+
 
 @dataclass(frozen=True)
 class OpenCLIP:
-    """An open_clip teacher. `model`: an open_clip name, `local-dir:PATH` or `hf-hub:ORG/NAME`. `pretrained`: a tag or a
-    weights file, and none for folders, which bring their own. `pretrained: random` gives random weights, for wiring only."""
+    """An open_clip teacher. `model`: an open_clip name, `local-dir:PATH` or `hf-hub:ORG/NAME[@REVISION]`. `pretrained`: a tag or a
+    safetensors file, and none for folders, which bring their own. `pretrained: random` gives random weights, for wiring only."""
 
+    kind: ClassVar[str] = "open_clip"
     model: str
     pretrained: str | None = None
     precision: str = "fp32"
 
+    def __post_init__(self) -> None:
+        refuse_pickle(self.model, field="teacher.model")
+        refuse_pickle(self.pretrained, field="teacher.pretrained")
+
     def image(self) -> ImageTeacher:
-        return _OpenCLIPImage(self, self._create()).freeze()
+        return _OpenCLIPImage(self, self.create()).freeze()
 
     def text(self) -> TextTeacher:
-        return _OpenCLIPText(self, self._create())
+        return _OpenCLIPText(self, self.create())
 
-    def _create(self) -> Any:
+    def create(self) -> Any:
+        """The whole open_clip model, both towers, ready to answer. Raises: TeacherError, WeightsError."""
         library = require("open_clip", extra="open_clip")
         if self.precision not in PRECISIONS:
             raise TeacherError(f"teacher.precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
-        local = self.model.startswith(("local-dir:", "hf-hub:"))
-        if not local and self.model not in library.list_models():
-            raise TeacherError(f"teacher.model {self.model!r} is unknown to open_clip {library.__version__}. See open_clip.list_models().")
-        if not local and self.pretrained is None:
-            tags = ", ".join(library.list_pretrained_tags_by_model(self.model)) or "none; give a weights file"
-            raise TeacherError(f"teacher.pretrained is missing for {self.model!r}. Tags: {tags}. ('random' gives random weights.)")
-        pretrained = None if self.pretrained == "random" else self.pretrained
+        source, trained = self.source(), self.pretrained != "random"
+        stock = ":" not in source
+        if stock and trained:
+            self._check_pretrained(library)
         try:
             model = library.create_model(
-                self.model,
-                pretrained=pretrained,
+                source,
+                pretrained=self.pretrained if stock and trained else None,
                 precision=self.precision,
-                require_pretrained=self.pretrained != "random",
+                load_weights=trained,
+                pretrained_text=False,  # else a random text tower of transformers' would fetch weights, pickles included
+                require_pretrained=trained,
             )
-        except (RuntimeError, OSError, ValueError) as error:
+        except BUILD_ERRORS as error:
             raise TeacherError(f"open_clip can't build {self.model!r} with pretrained={self.pretrained!r}: {error}") from error
         return model.eval()
+
+    def source(self) -> str:
+        """The name that open_clip is to build: its own, or `local-dir:` of a folder without pickles and code.
+
+        Raises: TeacherError for a name that it does not know; WeightsError for a folder or repository that lacks a file.
+        """
+        library = require("open_clip", extra="open_clip")
+        if not self.model.startswith(("local-dir:", "hf-hub:")):
+            if self.model not in library.list_models():
+                raise TeacherError(
+                    f"teacher.model {self.model!r} is unknown to open_clip {library.__version__}. See open_clip.list_models()."
+                )
+            return self.model
+        folder = weights_folder(self.model, field="teacher.model", require=(CONFIG, WEIGHTS), allow=TOKENIZER_FILES)
+        assert folder is not None
+        _check_config(folder / CONFIG)
+        return f"local-dir:{folder}"
+
+    def _check_pretrained(self, library: Any) -> None:
+        tags = ", ".join(library.list_pretrained_tags_by_model(self.model)) or "none; give a .safetensors file"
+        if self.pretrained is None:
+            raise TeacherError(f"teacher.pretrained is missing for {self.model!r}. Tags: {tags}. ('random' gives random weights.)")
+        file = Path(self.pretrained)
+        is_file = file.suffix == ".safetensors" and file.is_file()
+        if not is_file and not library.get_pretrained_cfg(self.model, self.pretrained):
+            raise TeacherError(
+                f"teacher.pretrained {self.pretrained!r} is no tag of {self.model!r} and no .safetensors file. Tags: {tags}."
+            )
+
+
+def _check_config(path: Path) -> None:
+    """Refuse settings through which a folder could have code run. Raises: TeacherError."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
+        unknown = sorted(set(settings) - TOKENIZER_SETTINGS)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise TeacherError(f"{path} is no open_clip configuration ({type(error).__name__}: {error}). Download it again.") from error
+    if unknown:
+        raise TeacherError(
+            f"{path}: tokenizer_kwargs {', '.join(unknown)} are not known to be harmless. Remove them, or use another teacher."
+        )
 
 
 class _OpenCLIPImage(ImageTeacher):
@@ -65,7 +121,7 @@ class _OpenCLIPImage(ImageTeacher):
         self.dtype = library.get_input_dtype(spec.precision) or torch.float32
         with torch.inference_mode():
             self.embed_dim = int(self.encode(torch.zeros(1, 3, size, size)).shape[1])
-        self.name = "clip_" + spec.model.rpartition(":")[2].rpartition("/")[2].lower().replace("-", "").replace(".", "")
+        self.name = "clip_" + re.sub("[^a-z0-9_]", "", spec.model.rpartition(":")[2].rpartition("/")[2].lower())
         self.fingerprint = module_fingerprint(self.visual, size, config["mean"], config["std"], config["interpolation"])
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -75,7 +131,10 @@ class _OpenCLIPImage(ImageTeacher):
 
 class _OpenCLIPText(TextTeacher):
     def __init__(self, spec: OpenCLIP, model: Any) -> None:
-        self._tokenizer = require("open_clip", extra="open_clip").get_tokenizer(spec.model)
+        try:
+            self._tokenizer = require("open_clip", extra="open_clip").get_tokenizer(spec.source())
+        except BUILD_ERRORS as error:
+            raise TeacherError(f"open_clip can't build the tokenizer of {spec.model!r}: {error}") from error
         self._model = model
         # Freed before hashing: text-only identity, and half the memory.
         del model.visual

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lgd_timm import hub
 from lgd_timm.banks import save_bank, text_bank_name
-from lgd_timm.errors import LGDError, ShardError, VocabularyError, WeightsError
+from lgd_timm.errors import LGDError, RecipeError, ShardError, VocabularyError, WeightsError
 from lgd_timm.evaluate import zero_shot, zero_shot_classifier
 from lgd_timm.evaluate.subject import evaluate_zero_shot, find_subject
 from lgd_timm.evaluate.zero_shot import stored_classifier
@@ -248,6 +249,34 @@ def test_new_names_of_a_folder_that_does_not_name_its_teacher_are_refused(
     assert evaluate_zero_shot(str(folder), data=taught_folder, device="cpu")["teacher"] is None
 
 
+def test_what_a_folder_of_the_hub_names_is_checked_before_it_is_opened(
+    published_folder: Path, taught_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own names need nothing of the teacher, which is in another folder; new names do, and so do names in a file."""
+    folder = Path(shutil.copytree(published_folder, tmp_path / "copy"))
+    monkeypatch.setattr(hub, "pull", lambda name: folder)
+    assert evaluate_zero_shot("hub://me/tiny", data=taught_folder, device="cpu") == evaluate_zero_shot(
+        str(published_folder), data=taught_folder, device="cpu"
+    )
+    with pytest.raises(RecipeError, match=r"^teacher\.model = 'local-dir:.*is an absolute path, and a recipe that travelled stays"):
+        evaluate_zero_shot("hub://me/tiny", data=taught_folder, vocabulary=["a", "b", "c"], device="cpu")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["data"]["val_vocabulary"] = "file:/etc/passwd"
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RecipeError, match=r"^data\.val_vocabulary = 'file:/etc/passwd' is an absolute path"):
+        evaluate_zero_shot("hub://me/tiny", data=taught_folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "teacher", [[], "x", {"teacher": {"kind": "conse"}}, {"teacher": None}, {"teacher": {"kind": "stored", "embeddings": "e"}}]
+)
+def test_a_folder_with_nonsense_for_a_teacher_is_refused(published_folder: Path, taught_folder: Path, tmp_path: Path, teacher: Any) -> None:
+    folder = Path(shutil.copytree(published_folder, tmp_path / "copy"))
+    (folder / "metrics.json").write_text(json.dumps({"teacher": teacher}))
+    with pytest.raises(LGDError, match="teacher"):
+        evaluate_zero_shot(str(folder), data=taught_folder, vocabulary=["a", "b", "c"], device="cpu")
+
+
 def test_a_recipe_is_its_teacher(recipe_dict: dict[str, Any], published_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
     from lgd_timm.recipe import recipe_from_dict
 
@@ -258,9 +287,15 @@ def test_a_recipe_is_its_teacher(recipe_dict: dict[str, Any], published_folder: 
     assert scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
 
 
-def test_a_recipe_with_stored_embeddings_has_no_teacher_to_run(published_folder: Path, taught_folder: Path) -> None:
+def test_of_stored_embeddings_the_one_who_taught_is_evaluated(published_folder: Path, taught_folder: Path, tmp_path: Path) -> None:
+    scores = evaluate_zero_shot(str(published_folder / "recipe.yaml"), data=taught_folder, device="cpu")
+    assert scores["teacher"] is not None
+    assert scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
+    silent = yaml.safe_load((published_folder / "recipe.yaml").read_text())
+    silent["teacher"]["taught_by"] = None
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(silent))
     with pytest.raises(LGDError, match="has stored embeddings and no teacher to run"):
-        evaluate_zero_shot(str(published_folder / "recipe.yaml"), data=taught_folder, device="cpu")
+        evaluate_zero_shot(str(tmp_path / "recipe.yaml"), data=taught_folder, device="cpu")
 
 
 def test_a_teach_recipe_needs_names(tmp_path: Path, shard_folder: Path) -> None:
