@@ -25,7 +25,7 @@ from .front_matter import EVALUATIONS, SCORES, front_matter, teacher_spec
 from .lgd_file import read_lgd
 from .recipe import Recipe, read_recipe
 from .snippets import ORGANISATION, repository_of, retarget, section
-from .students import stock_name
+from .students import short_name
 from .teachers import Stored
 from .vocabulary import Vocabulary
 
@@ -81,15 +81,16 @@ The recipe looks for its images at {shards}; say where yours are with `--data.sh
 
 @dataclass(frozen=True)
 class Network:
-    """Facts of the stock model: how many parameters it has, its classifier included, and features before the classifier."""
+    """Facts of the stock model: its architecture, how many parameters it has, its classifier included, and features before it."""
 
+    architecture: str
     parameters: int
     features: int
 
 
 def weight_name(recipe: Recipe) -> str:
     """`<model>.<recipe>`, the name of what a recipe makes."""
-    return f"{recipe.student.model}.{recipe.name}"
+    return f"{short_name(recipe.student.model)}.{recipe.name}"
 
 
 def rewrite_card(folder: str | Path, *, name: str | None = None, repo_id: str | None = None) -> Path:
@@ -109,6 +110,7 @@ def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None 
     folder = Path(folder)
     recipe, lgd = read_recipe(folder / "recipe.yaml"), read_lgd(folder / "lgd.safetensors")
     metrics = folder / "metrics.json"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         learned = [key for key in file.keys() if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]  # noqa: SIM118
         parameters = sum(prod(file.get_slice(key).get_shape()) for key in learned)
@@ -117,7 +119,7 @@ def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None 
         recipe=recipe,
         metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
         vocabulary=Vocabulary(lgd.banks.names, lgd.banks.templates),
-        network=Network(parameters, features=lgd.features),
+        network=Network(str(config["architecture"]), parameters, features=lgd.features),
         files={path.name for path in folder.iterdir()},
         repo_id=repo_id,
     )
@@ -178,7 +180,7 @@ _HEAD = {
 
 
 def _what(recipe: Recipe, network: Network, *, teacher: str, count: int, size: int) -> str:
-    model, architecture = recipe.student.model, stock_name(recipe.student.model)
+    model, architecture = recipe.student.model, network.architecture
     stock = f"a stock {_code(architecture)} of {network.parameters / 1e6:.1f} million parameters"
     ours = f"{_code(model)}, {stock}" if model != architecture else stock
     use = f"a zero-shot classifier over these names at {size} x {size} pixels, and without its classifier " if _linear(recipe) else ""

@@ -196,8 +196,10 @@ def _zero_shot(options: argparse.Namespace) -> None:
 
 def _save(options: argparse.Namespace) -> None:
     from .distill import save_run
-    from .publish import register
+    from .publish import check_name, register
 
+    if options.register:
+        check_name(Path(options.out).resolve().name)
     folder = save_run(options.run, out=options.out, open_clip=options.open_clip)
     if options.register:
         register(folder, repo_id=options.register)
@@ -206,16 +208,18 @@ def _save(options: argparse.Namespace) -> None:
 
 def _push(options: argparse.Namespace) -> None:
     from . import hub
-    from .publish import manifest_row, register
+    from .publish import check_name, manifest_row, register
 
-    folder, registering = Path(options.folder), options.register and not options.dry_run
+    folder, registering = Path(options.folder).resolve(), options.register and not options.dry_run
+    if options.register:
+        check_name(folder.name)
     if registering:
         hub.name_in_card(folder, options.repo)
     result = hub.push(folder, options.repo, private=options.private, tag=options.tag, message=options.message, dry_run=options.dry_run)
     print(f"{'would send' if options.dry_run else 'sent'}: {', '.join(result.sent) or 'nothing, all is there'}")
     print(f"{result.url} at {result.commit}")
     row = manifest_row(folder, repo_id=options.repo, commit=result.commit, files=result.files)
-    print(json.dumps({folder.resolve().name: row}, indent=1, ensure_ascii=False))
+    print(json.dumps({folder.name: row}, indent=1, ensure_ascii=False))
     if registering:
         register(folder, repo_id=options.repo, commit=result.commit)
 

@@ -35,7 +35,7 @@ from .student import Student
 from .students import STUDENTS, stock_name
 from .teachers import TeacherSpec
 
-__all__ = ["Banks", "Published", "load", "manifest_row", "register", "round_weights", "save", "stock_model"]
+__all__ = ["Banks", "Published", "check_name", "load", "manifest_row", "register", "round_weights", "save", "stock_model"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
     logits_k = c_k . (W f + b) / (embedding_norm * tau_S)       up to a positive scale an image, the zero-shot logits
     """
     linear = isinstance(student.projector, nn.Linear)
-    architecture = stock_name(recipe.student.model)
+    backbone: Any = student.backbone
+    architecture = stock_name(backbone.pretrained_cfg["architecture"])  # the recipe may say hf-hub: or local-dir:
     preprocess = student.preprocess
     stock: Any = timm.create_model(
         architecture,
@@ -178,6 +179,12 @@ def _drop_model_args(path: Path) -> None:
     write_json(path, config)
 
 
+def check_name(name: str) -> None:
+    """Raises: WeightsError for what can't be a weight's name."""
+    if name.partition(".")[0] not in STUDENTS or "." not in name:
+        raise WeightsError(f"{name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}.")
+
+
 def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> None:
     """Write a published folder's row into the package's manifest, which is what makes its name a pretrained weight.
 
@@ -185,8 +192,7 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
     Raises: WeightsError when the folder can't be published, or is not named after one of our entries.
     """
     folder = Path(folder)
-    if folder.name.partition(".")[0] not in STUDENTS or "." not in folder.name:
-        raise WeightsError(f"{folder.name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}.")
+    check_name(folder.name)
     files = check_folder(folder)
     rows = json.loads(hub.weights.MANIFEST.read_text(encoding="utf-8"))
     rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)  # in its old place, else last

@@ -62,6 +62,11 @@ def stock_name(model: str) -> str:
     return STUDENTS[name].base if name in STUDENTS else name
 
 
+def short_name(model: str) -> str:
+    """What a model is called, without source, organisation, tag and revision: `hf-hub:org/resnet18.x@v1` -> resnet18."""
+    return model.rpartition(":")[2].rstrip("/").rpartition("/")[2].partition("@")[0].partition(".")[0]
+
+
 def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
     """pretrained_cfg rows: the tags that have weights first, so that the best of them is the default, then tags still to be made."""
     published = hub.manifest()

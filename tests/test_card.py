@@ -57,7 +57,7 @@ def card(
     **choices: Any,
 ) -> str:
     made = recipe(**choices)
-    settings: dict[str, Any] = {"network": Network(2_236_682, 1280), "files": files, "repo_id": repo_id}
+    settings: dict[str, Any] = {"network": Network("mobilenetv2_100", 2_236_682, 1280), "files": files, "repo_id": repo_id}
     return model_card(name=NAME, recipe=made, metrics=metrics, vocabulary=Vocabulary(names), **settings)
 
 
@@ -264,7 +264,9 @@ def test_cards_of_others_are_left_alone(text: str) -> None:
 
 
 def test_names_that_no_repository_can_have_are_made_ones_it_can() -> None:
-    text = model_card(name="hf-hub:a/b c", recipe=recipe(), metrics={}, vocabulary=Vocabulary(("a", "b")), network=Network(1, 1))
+    text = model_card(
+        name="hf-hub:a/b c", recipe=recipe(), metrics={}, vocabulary=Vocabulary(("a", "b")), network=Network("resnet18", 1, 1)
+    )
     assert '"hf-hub:lgd-timm/hf-hub-a-b-c"' in text
 
 

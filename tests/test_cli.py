@@ -248,6 +248,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "evaluate: device": (["evaluate", "zero-shot", "{published}", "--data", "{shards}", "--device", "x"], "device 'x' can't be used"),
     "save: no run": (["save", "{tmp}", "{tmp}/out"], "holds no checkpoint"),
     "save: out": (["save", "{run}", "{images}"], "exists and is no empty folder"),
+    "save: name": (["save", "{run}", "{tmp}/tiny", "--register", "me/x"], "'tiny' is no weight's name"),
+    "push: name": (["push", "{run}/published", "me/x", "--register"], "'published' is no weight's name"),
     "push: folder": (["push", "{tmp}", "me/x", "--dry-run"], "is no published folder: config.json"),
     "pull: name": (["pull", "lgd_resnet19"], "'lgd_resnet19' is not a weight that this version of lgd_timm knows"),
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import read_timeless
+from hub_fixtures import make_folder, read_timeless
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -26,6 +26,7 @@ from lgd_timm.checkpoint import all_checkpoints
 from lgd_timm.distill import distill, save_run
 from lgd_timm.errors import LGDError, RecipeError, ShardError, TeacherError, WeightsError
 from lgd_timm.evaluate.subject import evaluate_zero_shot
+from lgd_timm.folder import check_folder
 from lgd_timm.recipe import read_recipe, recipe_from_dict
 from lgd_timm.run import Run, build
 from lgd_timm.shards import open_shards
@@ -382,6 +383,18 @@ def test_the_average_is_published_when_there_is_one(recipe_dict: Dict, tmp_path:
     averaged, plain = saved[f"ema/backbone.{key}"], saved[f"student/backbone.{key}"]
     assert torch.equal(published[key], averaged.half())
     assert not torch.equal(published[key], plain.half())
+
+
+def test_a_student_may_start_from_any_timm_folder(recipe_dict: Dict, tmp_path: Path) -> None:
+    """What is published names the stock architecture, and is called after the folder."""
+    folder = make_folder(tmp_path / "start.from_here")
+    model = {"model": f"local-dir:{folder}", "pretrained": True}
+    published = run(recipe_dict, tmp_path / "run", student=model, schedule={"epochs": 1}, optimizer={"lr": 0.0})
+    assert json.loads((published / "config.json").read_text())["architecture"] == "test_resnet"
+    assert "# start.tiny" in (published / "README.md").read_text()
+    check_folder(published)
+    ours, theirs = load_file(published / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert torch.equal(ours["conv1.0.weight"], theirs["conv1.0.weight"].half()), "it did not start from these weights"
 
 
 def test_the_average_moves_by_its_decay(recipe_dict: Dict, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_fixtures import make_folder, read_files
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -140,3 +142,46 @@ def test_without_open_clip_its_files_are_looked_at_only(copy: Path, monkeypatch:
     (copy / "open_clip_config.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"open_clip_config.json lacks model_cfg"):
         check_folder(copy)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A published folder that timm alone has made, with a stock model and a card."""
+    return make_folder(tmp_path / "small")
+
+
+def test_it_gives_size_and_sha256_of_every_file(small: Path) -> None:
+    contents = read_files(small)
+    expected = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
+    assert check_folder(small) == expected
+
+
+def rename_architecture(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "architecture": name}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "README.md").unlink(), r"README\.md missing"),
+        (lambda folder: (folder / "README.md").write_text("# no front matter\n"), "no front matter"),
+        (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "not YAML"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "no timm config"),
+        (rename_architecture("lgd_resnet18"), "'lgd_resnet18', which plain timm does not have"),
+        (rename_architecture("resnet99"), "'resnet99', which plain timm does not have"),
+        (rename_architecture("test_vit"), "does not fit test_vit strictly"),
+        (lambda folder: shutil.copy(make_folder(folder.parent / "other", num_classes=4) / "config.json", folder),
+         r"fc\.weight is \(3, \d+\) and should be \(4, \d+\)"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"garbage"), "does not open as safetensors"),
+        (lambda folder: (folder / "lgd.safetensors").write_bytes(b"garbage"), r"lgd\.safetensors does not open"),
+        (lambda folder: (folder / "weights.bin").write_bytes(b""), r"holds weights\.bin"),
+    ],
+)  # fmt: skip
+def test_what_others_made_is_checked_too(small: Path, change: Callable[[Path], Any], message: str) -> None:
+    change(small)
+    with pytest.raises(WeightsError, match=message):
+        check_folder(small)

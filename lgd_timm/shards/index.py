@@ -82,6 +82,8 @@ def open_shards(root: str | Path, *, split: str) -> ShardSet:
         assert len(shards.lengths) == len(shards.filenames) > 0
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ShardError(f"{root / INFO}: split {split!r} lacks file names or lengths ({error!r}). Write it again.") from error
+    if astray := [name for name in shards.filenames if name != os.path.basename(name) or name in ("", ".", "..")]:
+        raise ShardError(f"{root / INFO}: split {split!r} names {astray[0]!r}, which is not in this folder. Write the shards again.")
     missing = [name for name in shards.filenames if not (root / name).is_file()]
     if missing:
         raise ShardError(f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. Copy them here.")

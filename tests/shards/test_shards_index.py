@@ -225,3 +225,14 @@ def test_a_malformed_split_is_said(tmp_path: Path, entry: object) -> None:
     (tmp_path / "_info.json").write_text(json.dumps({"splits": {"train": entry}}))
     with pytest.raises(ShardError, match="split 'train' lacks file names or lengths"):
         open_shards(tmp_path, split="train")
+
+
+@pytest.mark.parametrize("name", ["../other.tar", "/etc/passwd", "sub/x.tar", "..", ""])
+def test_shards_lie_in_their_folder(shard_folder: Path, tmp_path: Path, name: str) -> None:
+    """An index comes with the shards of others: it may not lead out of the folder, to be read or, by `teach`, written."""
+    folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+    info = json.loads((folder / "_info.json").read_text())
+    info["splits"]["train"]["filenames"][0] = name
+    (folder / "_info.json").write_text(json.dumps(info))
+    with pytest.raises(ShardError, match="which is not in this folder"):
+        open_shards(folder, split="train")
