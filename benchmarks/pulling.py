@@ -96,10 +96,10 @@ def _side(name: str, mode: str, root: Path, url: str) -> Side:
 def _child(mode: str, manifest: str) -> float:
     from huggingface_hub import hf_hub_download
 
-    from lgd_timm import hub
+    from lgd_timm import hub, weights
     from lgd_timm.hub import download
 
-    hub.weights.MANIFEST = Path(manifest)
+    weights.MANIFEST = Path(manifest)
     names = list(hub.manifest()[NAME].files)
     if mode == "cold-unchecked":
         download._Part._start = lambda part: _NoHash()  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from . import hub
+from . import weights
 from .card import card_of
 from .errors import WeightsError
 from .export.open_clip import write_open_clip
@@ -194,9 +194,9 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
     folder = Path(folder)
     check_name(folder.name)
     files = check_folder(folder)
-    rows = json.loads(hub.weights.MANIFEST.read_text(encoding="utf-8"))
+    rows = json.loads(weights.MANIFEST.read_text(encoding="utf-8"))
     rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)  # in its old place, else last
-    write_json(hub.weights.MANIFEST, rows)
+    write_json(weights.MANIFEST, rows)
 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:

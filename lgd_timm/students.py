@@ -14,8 +14,8 @@ from typing import Any
 import timm
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from . import hub
 from .errors import WeightsError
+from .weights import manifest
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def short_name(model: str) -> str:
 
 def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
     """pretrained_cfg rows: the tags that have weights first, so that the best of them is the default, then tags still to be made."""
-    published = hub.manifest()
+    published = manifest()
     rows: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for name, entry in STUDENTS.items():
         facts = {"first_conv": entry.first_conv, "classifier": entry.classifier}
@@ -99,6 +99,8 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
     cache_dir = kwargs.get("cache_dir")
     if pretrained and not (cfg.file or cfg.state_dict or cfg.url):
+        from . import hub  # which brings the Hub's whole client: `import lgd_timm` costs no more than timm
+
         folder = hub.locate(_published_name(name, cfg.tag), cache_dir=cache_dir)
         cfg.file, cfg.hf_hub_id = str(folder / "model.safetensors"), None
     return timm.models.model_entrypoint(STUDENTS[name].base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
@@ -107,7 +109,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
 def _published_name(name: str, tag: str | None) -> str:
     """`<entry>.<tag>` if it has weights. Raises: WeightsError that names the recipe which makes them."""
     full = f"{name}.{tag}" if tag else name
-    published = hub.manifest()
+    published = manifest()
     if full in published:
         return full
     recipe = STUDENTS[name].recipes.get(tag or "")

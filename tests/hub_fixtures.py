@@ -188,9 +188,9 @@ class RemoteCause(Exception):
 
 def serve(manifest: str) -> None:
     """The client's process: fork for each line of the input, say the child's number, until the input ends."""
-    from lgd_timm import hub  # here, as it takes seconds: run_script has no use for it
+    from lgd_timm import hub, weights  # here, as it takes seconds: run_script has no use for it
 
-    hub.weights.MANIFEST = Path(manifest)
+    weights.MANIFEST = Path(manifest)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children vanish by themselves
     for line in sys.stdin:
         pid = os.fork()

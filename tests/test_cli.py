@@ -15,7 +15,7 @@ import yaml
 from hub_fixtures import environment, read_files, read_timeless, run_script
 from hub_server import WRITE_TOKEN, HubServer
 
-from lgd_timm import cli, hub
+from lgd_timm import cli, hub, weights
 from lgd_timm.card import retarget
 from lgd_timm.errors import MissingExtra, RecipeError
 from lgd_timm.recipe import read_recipe, recipe_from_dict
@@ -27,8 +27,8 @@ from lgd_timm.verify import facts_of
 REGISTER = """
 import json
 from pathlib import Path
-from lgd_timm import cli, hub
-hub.weights.MANIFEST = Path({manifest!r})
+from lgd_timm import cli, weights
+weights.MANIFEST = Path({manifest!r})
 print(json.dumps(cli.main(["push", {folder!r}, "me/tiny", "--register"])))
 """
 
@@ -129,7 +129,7 @@ def test_distill_and_save(
     assert say(capsys, "save", "output/tiny", "again") == "published: again\n"
     assert read_files(tmp_path / "again") == read_files(tmp_path / "output" / "tiny" / "published")
     (tmp_path / "manifest.json").write_text("{}")
-    monkeypatch.setattr(hub.weights, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
     say(capsys, "save", "output/tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
     assert hub.manifest()["lgd_resnet18.tiny"].repo_id == "me/tiny"
     (tmp_path / "names.txt").write_text("cat\ndog\n")
@@ -206,7 +206,7 @@ def test_push_register_makes_a_weight(
         environ = environment(server.url, tmp_path / "home", HF_TOKEN=WRITE_TOKEN, LGD_TIMM_HUB=str(folder.parent))
         assert run_script(script, environ) == 0
         commit = server.store.repo("me/tiny").branches["main"]
-    monkeypatch.setattr(hub.weights, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
     monkeypatch.setenv("LGD_TIMM_HUB", str(folder.parent))
     assert hub.manifest()["lgd_resnet18.tiny"].commit == commit
     assert hub.locate("lgd_resnet18.tiny") == folder

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import lgd_timm
 
 HEAVY = {"open_clip", "webdataset", "transformers", "sentence_transformers", "matplotlib", "tensorboard"}
@@ -23,6 +25,13 @@ def test_importing_the_package_and_its_command_line_stays_light() -> None:
     names = imported_by("import lgd_timm, lgd_timm.cli")
     assert "timm" in names
     assert names & HEAVY == set()
+
+
+def test_the_hubs_client_comes_when_it_is_used() -> None:
+    script = "import sys, lgd_timm; before = 'lgd_timm.hub' in sys.modules; assert lgd_timm.hub.pull and not before"
+    assert "lgd_timm" in imported_by(script)
+    with pytest.raises(AttributeError, match="'lgd_timm' has no attribute 'nothing'"):
+        lgd_timm.nothing  # noqa: B018
 
 
 def test_the_test_above_would_notice() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm import hub, publish
+from lgd_timm import hub, publish, weights
 from lgd_timm.errors import WeightsError
 from lgd_timm.publish import Banks, Published, load, manifest_row, register, round_weights, save
 from lgd_timm.recipe import Recipe, recipe_from_dict
@@ -386,7 +386,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty manifest in place of the package's."""
     path = tmp_path / "manifest.json"
     path.write_text("{}")
-    monkeypatch.setattr(hub.weights, "MANIFEST", path)
+    monkeypatch.setattr(weights, "MANIFEST", path)
     return path
 
 

@@ -129,7 +129,7 @@ def test_a_file_in_the_overlay_is_loaded_as_timm_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "tag"), [(name, tag) for name, entry in STUDENTS.items() for tag in entry.recipes])
 def test_tags_without_weights_name_the_recipe_that_makes_them(name: str, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(students.hub, "manifest", dict)
+    monkeypatch.setattr(students, "manifest", dict)
     assert timm.create_model(f"{name}.{tag}", num_classes=7).num_classes == 7  # the architecture is there
     with pytest.raises(
         WeightsError, match=rf"No weights of '{name}\.{tag}' are published .*lgd-timm distill {STUDENTS[name].recipes[tag]}$"
@@ -143,10 +143,10 @@ def test_unknown_tags_are_timms_own_error() -> None:
 
 
 def test_what_is_listed_as_pretrained_is_what_the_manifest_has() -> None:
-    assert timm.list_models("lgd_*", pretrained=True) == sorted(students.hub.manifest())
+    assert timm.list_models("lgd_*", pretrained=True) == sorted(students.manifest())
 
 
-@pytest.mark.parametrize("name", sorted(name for name, weight in students.hub.manifest().items() if weight.commit is None))
+@pytest.mark.parametrize("name", sorted(name for name, weight in students.manifest().items() if weight.commit is None))
 def test_weights_that_only_the_checkout_has_load_verified_and_with_their_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LGD_TIMM_HUB", raising=False)
     model = timm.create_model(name, pretrained=True).eval()

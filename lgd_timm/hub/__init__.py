@@ -12,10 +12,9 @@ before its hash was compared, and only safetensors are read. Every failure is a 
 (`lgd_timm.settings`).
 """
 
-from . import weights
+from ..weights import Weight, manifest
 from .listing import Row, listing
 from .pull import locate, pull, snapshot
 from .push import PushResult, name_in_card, push
-from .weights import Weight, manifest
 
-__all__ = ["PushResult", "Row", "Weight", "listing", "locate", "manifest", "name_in_card", "pull", "push", "snapshot", "weights"]
+__all__ = ["PushResult", "Row", "Weight", "listing", "locate", "manifest", "name_in_card", "pull", "push", "snapshot"]

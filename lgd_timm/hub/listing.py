@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from .. import settings
 from ..folder import PUBLISHED_FILES, REQUIRED_FILES
 from ..verify import StrPath, wrong_files
+from ..weights import Weight, manifest
 from .cache import RepoCache
 from .remote import Snapshot
-from .weights import Weight, manifest
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from .. import settings
 from ..errors import WeightsError
 from ..folder import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
 from ..verify import FileFacts, StrPath, hash_of, verify, vouch, wrong_files
+from ..weights import known, pinned_commit
 from .cache import RepoCache
 from .download import download
 from .remote import OTHER_WAY, Snapshot, Unreachable, explained, resolve
-from .weights import known, pinned_commit
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_fixtures import NAME, flip_byte, write_manifest
 
-from lgd_timm import hub
+from lgd_timm import hub, weights
 from lgd_timm.errors import WeightsError
 from lgd_timm.folder import REQUIRED_FILES
 
@@ -21,8 +21,8 @@ def test_the_shipped_manifest_reads() -> None:
 
 
 def test_manifest_rows(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.weights, "MANIFEST", tmp_path / "manifest.json")
-    row = write_manifest(hub.weights.MANIFEST, small, commit="a" * 40)
+    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
+    row = write_manifest(weights.MANIFEST, small, commit="a" * 40)
     assert hub.manifest() == {NAME: hub.Weight(name=NAME, **row)}
 
 
@@ -31,16 +31,16 @@ def test_manifest_rows(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ["{", "[]", '{"a": {}}', '{"a": {"repo_id": "o/a", "commit": "main", "files": {}, "metrics": {}, "cfg": {}}}'],
 )
 def test_a_damaged_manifest_is_named(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.weights, "MANIFEST", tmp_path / "manifest.json")
-    hub.weights.MANIFEST.write_text(damage)
+    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
+    weights.MANIFEST.write_text(damage)
     with pytest.raises(WeightsError, match=r"manifest\.json can't be read"):
         hub.manifest()
 
 
 def test_locate_looks_in_the_local_folder_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.weights, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
     monkeypatch.setenv("LGD_TIMM_HUB", str(tmp_path))
-    write_manifest(hub.weights.MANIFEST, folder)
+    write_manifest(weights.MANIFEST, folder)
     assert hub.locate(NAME) == folder
 
     flip_byte(folder / "model.safetensors")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import settings
-from ..errors import WeightsError
-from ..verify import FileFacts
+from . import settings
+from .errors import WeightsError
+from .verify import FileFacts
 
-MANIFEST = Path(__file__).resolve().parent.parent / "manifest.json"
+MANIFEST = Path(__file__).resolve().with_name("manifest.json")
 
 
 @dataclass(frozen=True)
