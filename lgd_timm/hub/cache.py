@@ -9,6 +9,7 @@ models--ORG--NAME/blobs/HASH            a file's content
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -27,6 +28,8 @@ from ..errors import WeightsError
 from ..files import fingerprint, write_json
 from ..verify import FileFacts, StrPath
 from .remote import Snapshot
+
+log = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -65,8 +68,6 @@ class RepoCache:
         for path in self.blobs.glob("*.incomplete"):
             with suppress(Timeout), FileLock(self.locks / f"{path.name.partition('.')[0]}.lock", timeout=0):
                 path.unlink(missing_ok=True)
-        for path in (self.root / "lgd_timm").glob(".*"):  # temporary files of ours, and we are alone
-            path.unlink(missing_ok=True)
 
     def link(self, commit: str, name: str, blob: Path) -> None:
         """Let a file of a snapshot be that blob. Where links can't be made (Windows), the content moves there itself."""
@@ -79,18 +80,20 @@ class RepoCache:
             blob.replace(path)
 
     def drop(self, path: Path) -> None:
-        """Remove a wrong file, and its content wherever the links lead: nobody else (timm, transformers) may load these bytes."""
+        """Remove a wrong file, and its content wherever in the cache the links lead: nobody else (timm, transformers) may load it."""
         while path.is_symlink():
-            target = path.parent / path.readlink()
+            target = Path(os.path.normpath(path.parent / path.readlink()))
             path.unlink()
+            if not target.is_relative_to(self.root.parent):
+                return  # a file of the user's own, to which the user made a link
             path = target
         path.unlink(missing_ok=True)
 
     def remember(self, snapshot: Snapshot) -> None:
         """Keep what the Hub stated, so that later the cache can be told complete and right without it."""
-        if self._listing(snapshot.commit).is_file():
-            return
-        write_json(self._listing(snapshot.commit), asdict(snapshot))
+        if not self._listing(snapshot.commit).is_file():
+            with _if_writable():
+                write_json(self._listing(snapshot.commit), asdict(snapshot))
 
     def remembered(self, commit: str) -> Snapshot | None:
         """What the Hub stated of a commit, or None when this package never asked."""
@@ -112,12 +115,12 @@ class RepoCache:
 
     def set_commit(self, revision: str, commit: str) -> None:
         """Say which commit a branch or tag is, so that timm and other clients find it without the network too."""
-        if self.commit_of(revision) == commit:
-            return
-        ref, temporary = self.root / "refs" / revision, self.root / "lgd_timm" / f".{secrets.token_hex(4)}"
-        temporary.write_text(commit, encoding="utf-8")
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(ref)
+        if self.commit_of(revision) != commit:
+            ref, temporary = self.root / "refs" / revision, self.root / "lgd_timm" / f".{secrets.token_hex(4)}"
+            with _if_writable():
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(commit, encoding="utf-8")
+                temporary.replace(ref)
 
     def _listing(self, commit: str) -> Path:
         return self.root / "lgd_timm" / f"{commit}.json"
@@ -135,3 +138,12 @@ class RepoCache:
                 staging.replace(folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _if_writable() -> Iterator[None]:
+    """Notes for later are worth having, and no reason to fail: a cache that may only be read can still be right."""
+    try:
+        yield
+    except OSError as error:
+        log.debug("not noted: %s", error)

@@ -95,8 +95,7 @@ def _obtain(
     cache = RepoCache(repo_id, cache_dir)
     found = _selected(_stated(cache, revision, token, command), require, allow)
     _fill(cache, found, token, command)
-    with explained(repo_id, revision):
-        cache.set_commit(revision or "main", found.commit)
+    cache.set_commit(revision or "main", found.commit)
     return cache, found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -85,10 +86,17 @@ def _named(folder: Path, repo_id: str) -> Iterator[Path]:
         named = Path(temporary)
         for path in folder.iterdir():
             if path.name in PUBLISHED_FILES:
-                (named / path.name).symlink_to(path.resolve())
+                _link(path.resolve(), named / path.name)
         (named / "README.md").unlink()
         (named / "README.md").write_text(_card(folder / "README.md", repo_id), encoding="utf-8")
         yield named
+
+
+def _link(path: Path, place: Path) -> None:
+    try:
+        place.symlink_to(path)
+    except OSError:  # Windows, without the right to
+        shutil.copyfile(path, place)
 
 
 def _send(
@@ -98,8 +106,7 @@ def _send(
     with explained(repo_id, None, remedy=""):
         _validate_card(folder / "README.md", token)
         patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        tags = patiently(lambda: api.list_repo_refs(repo_id)).tags
-    tagged = next((ref.target_commit for ref in tags if ref.name == tag), None)
+    tagged = _tagged(api, repo_id, tag)
     before = resolve(repo_id, None, token)
     if private and not before.private:
         raise WeightsError(f"{repo_id} exists and is public. Nothing was sent. Make it private at {url}/settings.")
@@ -111,13 +118,24 @@ def _send(
             commit = _commit(api, folder, files, before, token=token, message=message)
     if wrong := _changed(folder, files, resolve(repo_id, commit, token)):
         raise WeightsError(
-            f"{repo_id} at {commit}, read back, has another {', '.join(wrong)} than {folder}. It was not tagged. "
+            f"{repo_id} at {commit}, read back, has another {', '.join(wrong)} than was sent. It was not tagged. "
             "Did the folder change meanwhile? Push again."
         )
     if tag and not tagged:
         with explained(repo_id, commit, remedy=""):
-            patiently(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+            patiently(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))  # it can be there: an answer got lost
+        if (tagged := _tagged(api, repo_id, tag)) != commit:
+            raise WeightsError(
+                f"{repo_id}: somebody else set the tag {tag!r} meanwhile, at {tagged}. {commit} is on main. Give another tag."
+            )
     return PushResult(commit, f"{url}/tree/{commit}", files, sent)
+
+
+def _tagged(api: HfApi, repo_id: str, tag: str | None) -> str | None:
+    """The commit of a tag, if there is such a tag."""
+    with explained(repo_id, None, remedy=""):
+        tags = patiently(lambda: api.list_repo_refs(repo_id)).tags
+    return next((ref.target_commit for ref in tags if ref.name == tag), None)
 
 
 def _validate_card(card: Path, token: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,26 @@ def test_what_was_pulled_is_found_by_other_clients_under_its_branch(
     commit = publish(server, "me/refs", read_files(small))
     client("pull", "me/refs", cache_dir=tmp_path)
     assert (tmp_path / "models--me--refs" / "refs" / "main").read_text() == commit
+
+
+def test_a_file_of_the_users_own_is_not_deleted(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+    """Who put a link to better weights into the cache loses the link, not the weights."""
+    publish(server, "me/usersown", read_files(small))
+    pulled = Path(client("pull", "me/usersown", cache_dir=tmp_path / "cache"))
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(b"better")
+    (pulled / "model.safetensors").unlink()
+    (pulled / "model.safetensors").symlink_to(mine)
+    assert read_files(Path(client("pull", "me/usersown", cache_dir=tmp_path / "cache"))) == read_files(small)
+    assert mine.read_bytes() == b"better"
+
+
+def test_a_cache_that_may_only_be_read_still_serves(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+    publish(server, "me/readonly", read_files(small))
+    pulled = client("pull", "me/readonly", cache_dir=tmp_path / "cache")
+    root = tmp_path / "cache" / "models--me--readonly"
+    shutil.rmtree(root / "lgd_timm")
+    shutil.rmtree(root / "refs")
+    for name in ("lgd_timm", "refs"):
+        (root / name).write_text("no folder: nothing can be written there, not even by root")
+    assert client("pull", "me/readonly", cache_dir=tmp_path / "cache") == pulled

@@ -100,7 +100,7 @@ def test_a_push_that_arrives_altered_is_not_tagged(
 ) -> None:
     store_entry = server.store.entry
     monkeypatch.setattr(server.store, "entry", lambda content: store_entry(content + b" "))
-    with pytest.raises(WeightsError, match=r"read back, has another config\.json, README\.md, metrics\.json than"):
+    with pytest.raises(WeightsError, match=r"read back, has another config\.json, README\.md, metrics\.json than was sent"):
         client("push", small, "me/altered", tag="v1")
     assert server.store.repo("me/altered").tags == {}
 
@@ -179,3 +179,16 @@ def test_gated_and_read_only_are_said(server: HubServer, client: HubClient, smal
         client("pull", "me/shut", token=READ_TOKEN)
     with pytest.raises(WeightsError, match=r"this token may not do that\. With one that may write"):
         client("push", small, "me/shut", token=READ_TOKEN)
+
+
+def test_a_tag_that_somebody_else_sets_meanwhile_is_not_ours(server: HubServer, client: HubClient, small: Path) -> None:
+    first = publish(server, "me/tagged", {"README.md": b"---\na: 1\n---\n"})
+
+    def tag() -> None:
+        repo = server.store.repo("me/tagged")
+        repo.tags["v1"] = first
+        server.store.save(repo)
+
+    server.faults.add("call", "/tag/", method="POST", times=1, call=tag)
+    with pytest.raises(WeightsError, match=f"somebody else set the tag 'v1' meanwhile, at {first}"):
+        client("push", small, "me/tagged", tag="v1")
