@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .errors import WeightsError
 from .students import STUDENTS
 
 ORGANISATION = "lgd-timm"  # whose weights this package knows by name
@@ -31,7 +32,7 @@ def retarget(text: str, repo_id: str) -> str:
     """A card for repository `org/name`: the same for any card that was retargeted before. A text without our parts comes back unchanged."""
 
     def again(found: re.Match[str]) -> str:
-        facts = json.loads(found[2])
+        facts = _facts(found)
         facts.pop("repository")
         return section(found[1], repo_id, facts)
 
@@ -41,7 +42,20 @@ def retarget(text: str, repo_id: str) -> str:
 def repository_of(text: str) -> str | None:
     """The repository that a card was written for; None for a card that is not ours."""
     found = _SECTION.search(text)
-    return json.loads(found[2])["repository"] if found else None
+    return _facts(found)["repository"] if found else None
+
+
+def _facts(found: re.Match[str]) -> dict[str, Any]:
+    """What a part was made of. Raises: WeightsError for one that was changed by hand."""
+    try:
+        facts = json.loads(found[2])
+        section(found[1], facts["repository"], facts)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        line = found[0].partition("\n")[0][:80]
+        raise WeightsError(
+            f"The card's line {line!r} was changed and can't be read ({error!r}). Put it back, or rewrite the card."
+        ) from error
+    return facts
 
 
 def _load(repo_id: str, facts: Mapping[str, Any]) -> str:

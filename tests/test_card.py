@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from lgd_timm import hub
 from lgd_timm.card import Network, card_of, model_card, retarget, rewrite_card
 from lgd_timm.distill import distill
+from lgd_timm.errors import WeightsError
 from lgd_timm.publish import load
 from lgd_timm.recipe import Recipe, read_recipe, recipe_from_dict
 from lgd_timm.vocabulary import Vocabulary
@@ -202,6 +203,13 @@ def test_long_vocabularies_are_shortened() -> None:
     assert "name199, ... (1000 in all)" in text
     assert "name200" not in text
     assert "in all" not in card(names=names[:200])
+
+
+@pytest.mark.parametrize("damage", [('"size"', '"sise"'), ('"size": 64', '"size": 64,'), ('"repository": "', '"repo": "')])
+def test_a_part_that_was_changed_by_hand_is_said(damage: tuple[str, str]) -> None:
+    text = card().replace(*damage)
+    with pytest.raises(WeightsError, match="was changed and can't be read"):
+        retarget(text, "me/mine")
 
 
 @pytest.mark.parametrize(
