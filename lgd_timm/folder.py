@@ -19,10 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import LGDError, WeightsError
 from .verify import FileFacts, StrPath, facts_of
-
-REQUIRED_FILES = ("config.json", "model.safetensors", "README.md")
-OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
-PUBLISHED_FILES = (*REQUIRED_FILES, "lgd.safetensors", "recipe.yaml", "metrics.json", "training.png", *OPEN_CLIP_FILES)
+from .weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
 from .errors import WeightsError
-from .weights import manifest
+from .weights import local_folder, manifest
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,18 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
     cache_dir = kwargs.get("cache_dir")
     if pretrained and not (cfg.file or cfg.state_dict or cfg.url):
-        from . import hub  # which brings the Hub's whole client: `import lgd_timm` costs no more than timm
-
-        folder = hub.locate(_published_name(name, cfg.tag), cache_dir=cache_dir)
+        folder = _locate(_published_name(name, cfg.tag), cache_dir)
         cfg.file, cfg.hf_hub_id = str(folder / "model.safetensors"), None
     return timm.models.model_entrypoint(STUDENTS[name].base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
+
+
+def _locate(weight: str, cache_dir: Any) -> Path:
+    """As `hub.locate`. The Hub's client is imported only when it is needed, as that takes longer than to verify what is here."""
+    if (folder := local_folder(weight)) is not None:
+        return folder
+    from . import hub
+
+    return hub.locate(weight, cache_dir=cache_dir)
 
 
 def _published_name(name: str, tag: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The weights that this package knows to be published: `manifest.json`, one row a weight."""
+"""The weights that this package knows to be published: `manifest.json`, one row a weight; and where they lie without the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import Any
 
 from . import settings
 from .errors import WeightsError
-from .verify import FileFacts
+from .verify import FileFacts, verify
+
+# The files of a published folder, as on the Hub.
+REQUIRED_FILES = ("config.json", "model.safetensors", "README.md")
+OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+PUBLISHED_FILES = (*REQUIRED_FILES, "lgd.safetensors", "recipe.yaml", "metrics.json", "training.png", *OPEN_CLIP_FILES)
 
 MANIFEST = Path(__file__).resolve().with_name("manifest.json")
 
@@ -56,6 +61,19 @@ def known(name: str) -> Weight:
         f"{'Did you mean ' + ' or '.join(close) + '? ' if close else ''}"
         f"It knows: {', '.join(sorted(weights)) or 'none yet'}. Folders of others are named org/name."
     )
+
+
+def local_folder(name: str) -> Path | None:
+    """`settings.hub_folder()/name`, verified, if there is such a folder.
+
+    The files of open_clip, which no timm model needs and which can be large, are not looked at. WeightsError for a name that the
+    manifest does not have, and for a folder that is not what was published.
+    """
+    weight, folder = known(name), settings.hub_folder() / name
+    if not folder.is_dir():
+        return None
+    verify(folder, {file: facts for file, facts in weight.files.items() if file not in OPEN_CLIP_FILES})
+    return folder
 
 
 def pinned_commit(weight: Weight) -> str:

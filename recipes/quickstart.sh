@@ -7,7 +7,7 @@ out=${1:-output/quickstart}
 rm -rf "$out"
 
 [ -x .venv/bin/python ] || python3 -m venv .venv
-.venv/bin/pip install --quiet --disable-pip-version-check --editable .
+.venv/bin/pip install --quiet --disable-pip-version-check --editable '.[plot]'
 
 .venv/bin/lgd-timm distill recipes/quickstart.yaml --output "$out"
 .venv/bin/lgd-timm evaluate zero-shot "$out/published" --data recipes/cifar10_small

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from lgd_timm import folder as module
 from lgd_timm.errors import WeightsError
 from lgd_timm.files import sha256_of
-from lgd_timm.folder import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES, check_folder
+from lgd_timm.folder import check_folder
+from lgd_timm.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
 
 Change = Callable[[Path], Any]
 

@@ -18,12 +18,12 @@ from torch.nn.functional import normalize
 from ..banks import encode_vocabulary
 from ..errors import WeightsError, require
 from ..files import write_json
-from ..folder import OPEN_CLIP_FILES
 from ..lgd_file import Banks, safetensors
 from ..student import Student
 from ..teachers import OpenCLIP, TeacherSpec, TextTeacher
 from ..teachers.base import module_fingerprint
 from ..vocabulary import Vocabulary
+from ..weights import OPEN_CLIP_FILES
 
 CONFIG, WEIGHTS = OPEN_CLIP_FILES
 

@@ -11,9 +11,8 @@ from typing import Any
 from huggingface_hub import constants
 
 from .. import settings
-from ..folder import PUBLISHED_FILES, REQUIRED_FILES
 from ..verify import StrPath, wrong_files
-from ..weights import Weight, manifest
+from ..weights import PUBLISHED_FILES, REQUIRED_FILES, Weight, manifest
 from .cache import RepoCache
 from .remote import Snapshot
 

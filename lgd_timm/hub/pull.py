@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from .. import settings
 from ..errors import WeightsError
-from ..folder import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
 from ..verify import FileFacts, StrPath, hash_of, verify, vouch, wrong_files
-from ..weights import known, pinned_commit
+from ..weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES, known, local_folder, pinned_commit
 from .cache import RepoCache
 from .download import download
 from .remote import OTHER_WAY, Snapshot, Unreachable, explained, resolve
@@ -28,14 +27,8 @@ def locate(name: str, *, cache_dir: StrPath | None = None) -> Path:
     The files of open_clip, which no timm model needs and which can be large, are not looked at.
     WeightsError for unknown names, for a folder that is not what was published, and as `pull` does.
     """
-    weight = known(name)
-    folder = settings.hub_folder() / name
-    if folder.is_dir():
-        verify(folder, {file: facts for file, facts in weight.files.items() if file not in OPEN_CLIP_FILES})
-        return folder
-    return snapshot(
-        name, require=REQUIRED_FILES, allow=[file for file in PUBLISHED_FILES if file not in OPEN_CLIP_FILES], cache_dir=cache_dir
-    )
+    timms = [file for file in PUBLISHED_FILES if file not in OPEN_CLIP_FILES]
+    return local_folder(name) or snapshot(name, require=REQUIRED_FILES, allow=timms, cache_dir=cache_dir)
 
 
 def pull(

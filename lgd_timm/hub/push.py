@@ -18,8 +18,9 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from .. import settings
 from ..errors import WeightsError
 from ..files import replacing
-from ..folder import PUBLISHED_FILES, check_folder
+from ..folder import check_folder
 from ..verify import FileFacts, StrPath, facts_of, wrong_files
+from ..weights import PUBLISHED_FILES
 from .remote import Patience, Snapshot, bounded, explained, passing, patiently, resolve, true_cause
 
 REFUSED = 400  # the Hub's answer to a card that is not as it should be

@@ -26,12 +26,12 @@ from lgd_timm.banks import encode_vocabulary
 from lgd_timm.distill import distill
 from lgd_timm.errors import WeightsError
 from lgd_timm.export.open_clip import check_open_clip, write_open_clip
-from lgd_timm.folder import OPEN_CLIP_FILES
 from lgd_timm.publish import Banks, Published, load, round_weights, save
 from lgd_timm.recipe import read_recipe
 from lgd_timm.student import Student, create_student
 from lgd_timm.teachers import Conse, OpenCLIP
 from lgd_timm.vocabulary import Vocabulary
+from lgd_timm.weights import OPEN_CLIP_FILES
 
 PROMPTS = ["blue", "green", "red", "a photo of a cat"]
 
