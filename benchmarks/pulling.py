@@ -1,7 +1,7 @@
 """Row h: what it costs to verify weights, while they come and when they are there. The weights are as large as ResNet-18's, the
 largest student's; the Hub is a file server on loopback, as fast as it can be and with the speed of a good line.
 
-Each measurement is a process of its own: `python -m benchmarks.pulling cold|cold-unchecked|warm|warm-client` prints seconds.
+A server process, and a client process that is asked for one side after the other.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from .pairs import Goal, Row, Side, measure
 from .settings import Settings
@@ -33,16 +30,19 @@ LINE = 25e6  # bytes/s: 200 Mbit/s
 
 def rows(settings: Settings) -> Iterator[Row]:
     sizes = {name: size // 50 if settings.quick else size for name, size in SIZES.items()}
+    rounds = settings.rounds if settings.quick else 5 * settings.rounds  # they are short, and neighbours are loud
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _publish(root / "served", sizes)
         for speed, words in ((None, "loopback"), (LINE, f"{LINE / 1e6:g} MB/s")):
-            with _server(root / "served", speed) as url:
-                a, b = (_side(name, mode, root, url) for name, mode in (("verified", "cold"), ("not verified", "cold-unchecked")))
-                yield measure(f"h  cold pull, {words}", a, b, unit="s", rounds=settings.rounds, goal=Goal(1.03))
-        with _server(root / "served", None) as url:
-            a, b = (_side(name, mode, root, url) for name, mode in (("ours, verified", "warm"), ("the Hub's client", "warm-client")))
-            yield measure("h  warm load", a, b, unit="s", rounds=settings.rounds, goal=Goal(0.005), difference=True)
+            with _server(root / "served", speed) as url, _client(root, url) as ask:
+                a, b = (Side(name, partial(ask, mode)) for name, mode in (("verified", "cold"), ("not verified", "cold-unchecked")))
+                yield measure(f"h  cold pull, {words}", a, b, unit="s", rounds=rounds, goal=Goal(1.03))
+                if speed is None:
+                    a, b = (
+                        Side(name, partial(ask, mode)) for name, mode in (("ours, verified", "warm"), ("the Hub's client", "warm-client"))
+                    )
+                    yield measure("h  warm load", a, b, unit="s", rounds=rounds, goal=Goal(0.005), difference=True)
 
 
 def _publish(served: Path, sizes: dict[str, int]) -> None:
@@ -58,67 +58,88 @@ def _publish(served: Path, sizes: dict[str, int]) -> None:
     (served.parent / "manifest.json").write_text(json.dumps({NAME: row}))
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    speed: float | None = None
+SERVER = """
+import sys, time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-    def copyfile(self, source: Any, outputfile: Any) -> None:
+class Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: without this each answer waits 40 ms
+
+    def copyfile(self, source, outputfile):
         while chunk := source.read(1 << 17):
             outputfile.write(chunk)
-            if self.speed:
-                time.sleep(len(chunk) / self.speed)
+            if speed := float(sys.argv[2]):
+                time.sleep(len(chunk) / speed)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format, *args):
         pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=sys.argv[1]))
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 
 
 @contextmanager
 def _server(folder: Path, speed: float | None) -> Iterator[str]:
-    handler = type("Handler", (_Handler,), {"speed": speed})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    """A file server in a process of its own, of so many bytes a second."""
+    command = [sys.executable, "-c", SERVER, str(folder), str(speed or 0)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        server.kill()
 
 
-def _side(name: str, mode: str, root: Path, url: str) -> Side:
-    def once() -> float:
-        home = root / "home"
-        if mode.startswith("cold"):
-            shutil.rmtree(home, ignore_errors=True)
-        settings = {"HF_ENDPOINT": url, "HF_HOME": str(home), "LGD_TIMM_CACHE": str(home / "lgd"), "LGD_TIMM_HUB": str(root / "none")}
-        command = [sys.executable, "-m", "benchmarks.pulling", mode, str(root / "manifest.json")]
-        done = subprocess.run(command, env={**os.environ, **settings}, check=True, stdout=subprocess.PIPE, text=True)
-        return float(done.stdout)
+@contextmanager
+def _client(root: Path, url: str) -> Iterator[Callable[[str], float]]:
+    """A process that pulls, as the Hub's client reads its settings once: `ask(mode)` gives the seconds that a pull took."""
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(root / "home"), "LGD_TIMM_CACHE": str(root / "lgd"), "LGD_TIMM_HUB": str(root / "none")}
+    command = [sys.executable, "-m", "benchmarks.pulling", str(root)]
+    with subprocess.Popen(command, env={**os.environ, **settings}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdin
+        assert client.stdout
+        stdin, stdout = client.stdin, client.stdout
 
-    return Side(name, once)
+        def ask(mode: str) -> float:
+            stdin.write(f"{mode}\n")
+            stdin.flush()
+            return float(stdout.readline())
+
+        yield ask
+        client.kill()
 
 
-def _child(mode: str, manifest: str) -> float:
+def _serve(root: Path) -> None:
+    """Answer modes on the standard input: cold, cold-unchecked, warm, warm-client."""
     from huggingface_hub import hf_hub_download
 
     from lgd_timm import hub, weights
     from lgd_timm.hub import download
 
-    weights.MANIFEST = Path(manifest)
-    names = list(hub.manifest()[NAME].files)
-    if mode == "cold-unchecked":
-        download._Part._start = lambda part: _NoHash()  # type: ignore[method-assign]
-        download._Part.difference = lambda part: ""  # type: ignore[method-assign]
-    if mode.startswith("warm"):
-        hub.pull(NAME)  # the stamps are there, and trusted
-    start = time.perf_counter()
-    if mode == "warm-client":
-        for name in names:
-            hf_hub_download(REPO, name, revision=COMMIT)
-    else:
-        hub.pull(NAME)
-    return time.perf_counter() - start
-
-
-class _NoHash:
-    def update(self, chunk: bytes) -> None:
-        pass
+    weights.MANIFEST = root / "manifest.json"
+    checked = (download._Part._hash, download._Part.difference)
+    unchecked = (lambda part: part._chunks.clear(), lambda part: "")
+    names = list(weights.manifest()[NAME].files)
+    for mode in map(str.strip, sys.stdin):
+        hashing, difference = unchecked if mode == "cold-unchecked" else checked
+        download._Part._hash, download._Part.difference = hashing, difference  # type: ignore[method-assign]
+        cache = root / ("cold" if mode.startswith("cold") else "warm")
+        if cache.name == "cold":
+            shutil.rmtree(cache, ignore_errors=True)
+        elif not cache.exists():
+            hub.pull(NAME, cache_dir=cache)
+            time.sleep(0.2)  # until a file is old enough for its stamp
+            hub.pull(NAME, cache_dir=cache)
+        start = time.perf_counter()
+        if mode == "warm-client":
+            for name in names:
+                hf_hub_download(REPO, name, revision=COMMIT, cache_dir=cache)
+        else:
+            hub.pull(NAME, cache_dir=cache)
+        print(time.perf_counter() - start, flush=True)
 
 
 if __name__ == "__main__":
-    print(_child(*sys.argv[1:]))
+    _serve(Path(sys.argv[1]))

@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ from ..errors import WeightsError
 from ..verify import FileFacts, hash_of
 from .remote import OTHER_WAY, Cut, Patience, Snapshot, explained
 
+BATCH = 1 << 20  # bytes that are hashed together, as to hand them over costs time too
 PROGRESS = 1 << 17  # bytes that must have come between two failures for the second to count as a first
 
 Progress = Callable[[int], object]  # told how many bytes came; fewer than none when some have to come again
@@ -67,16 +69,18 @@ class _Part:
 
     def __init__(self, file: BinaryIO, facts: FileFacts, progress: Progress) -> None:
         self._file, self._facts, self._progress = file, facts, progress
-        self.size = 0
-        self._digest = self._start()
+        self._beside = ThreadPoolExecutor(max_workers=1)  # hashes while we wait for the next bytes
+        self._start()
 
-    def _start(self) -> Any:
-        if hash_of(self._facts)[0] == "sha256":
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self._facts["size"], usedforsecurity=False)  # as git hashes a file
+    def _start(self) -> None:
+        self.size = self._hashed = 0
+        self._chunks: list[bytes] = []
+        self._digest = _new_digest(self._facts)
 
     def difference(self) -> str:
         """How what came differs from what was published, in words; nothing when it does not."""
+        self._hash()
+        self._beside.shutdown()
         size, (kind, digest) = self._facts["size"], hash_of(self._facts)
         expected = f"{size} bytes with {kind} {digest}"
         found = f"{'more than ' if self.size > size else ''}{self.size} bytes with {kind} {self._digest.hexdigest()}"
@@ -115,12 +119,29 @@ class _Part:
 
     def _write(self, chunk: bytes) -> None:
         self._file.write(chunk)
-        self._digest.update(chunk)
+        self._chunks.append(chunk)
         self.size += len(chunk)
         self._progress(len(chunk))
+        if self.size - self._hashed > BATCH:
+            self._hash()
+
+    def _hash(self) -> None:
+        self._beside.submit(_update, self._digest, self._chunks)
+        self._hashed, self._chunks = self.size, []
 
     def _restart(self) -> None:
         self._progress(-self.size)
         self._file.seek(0)
         self._file.truncate()
-        self.size, self._digest = 0, self._start()
+        self._start()
+
+
+def _new_digest(facts: FileFacts) -> Any:
+    if hash_of(facts)[0] == "sha256":
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % facts["size"], usedforsecurity=False)  # as git hashes a file
+
+
+def _update(digest: Any, chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        digest.update(chunk)
