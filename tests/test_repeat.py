@@ -18,7 +18,7 @@ from lgd_timm import cli
 from lgd_timm.errors import RecipeError, TeacherError
 from lgd_timm.recipe import read_recipe, read_teach_recipe
 from lgd_timm.shards.stored import open_stored
-from lgd_timm.teachers import OpenCLIP, Stored
+from lgd_timm.teachers import Conse, OpenCLIP, Stored
 
 Dict = dict[str, Any]
 
@@ -111,8 +111,22 @@ def test_a_published_recipe_is_complete(home: Path) -> None:
     assert str(home) not in (home / "run" / "published" / "recipe.yaml").read_text()
 
 
-def test_an_older_published_recipe_reads() -> None:
+def test_the_published_weights_recipe_says_who_taught_and_on_which_views() -> None:
     recipe = read_recipe(Path(__file__).parents[1] / "hub" / "lgd_mobilenetv2.conse_cifar10")
+    assert isinstance(recipe.teacher, Stored)
+    assert isinstance(recipe.teacher.taught_by, Conse)
+    assert recipe.views is not None
+
+
+def test_an_older_published_recipe_reads(tmp_path: Path) -> None:
+    """As it was before recipes said who taught and which views: without these fields."""
+    published = Path(__file__).parents[1] / "hub" / "lgd_mobilenetv2.conse_cifar10" / "recipe.yaml"
+    data = yaml.safe_load(published.read_text())
+    del data["teacher"]["taught_by"], data["teacher"]["dtype"], data["run"]["photometry"]
+    folder = tmp_path / "older"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**data, "views": None}))
+    recipe = read_recipe(folder)
     assert recipe.teacher == Stored("data/cifar10/conse_efficientnet_lite0-light-s0-k2-8bb10f177155")
     assert recipe.views is None
 

@@ -79,8 +79,6 @@ class _Part:
 
     def difference(self) -> str:
         """How what came differs from what was published, in words; nothing when it does not."""
-        self._hash()
-        self._beside.shutdown()
         size, (kind, digest) = self._facts["size"], hash_of(self._facts)
         expected = f"{size} bytes with {kind} {digest}"
         found = f"{'more than ' if self.size > size else ''}{self.size} bytes with {kind} {self._digest.hexdigest()}"
@@ -88,6 +86,13 @@ class _Part:
 
     def receive(self, url: str, headers: dict[str, str]) -> None:
         """Fetch until it is whole. Where the connection breaks it goes on, as long as something comes."""
+        try:
+            self._receive(url, headers)
+        finally:
+            self._hash()
+            self._beside.shutdown()
+
+    def _receive(self, url: str, headers: dict[str, str]) -> None:
         patience, since = Patience(settings.hub_patience()), 0
         while True:
             try:
