@@ -110,7 +110,14 @@ def _state(path: Path) -> list[int]:
 
 def git_sha1(content: bytes) -> str:
     """git's name for a file: the Hub tells no other hash of small ones."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    digest = git_digest(len(content))
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def git_digest(size: int) -> Any:
+    """The beginning of git's hash of a file of so many bytes; `update` takes its content."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def _stamps(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from .. import settings
 from ..errors import WeightsError
-from ..verify import FileFacts, hash_of
+from ..verify import FileFacts, git_digest, hash_of
 from .remote import OTHER_WAY, Cut, Patience, Snapshot, explained
 
 BATCH = 1 << 20  # bytes that are hashed together, as to hand them over costs time too
@@ -144,7 +144,7 @@ class _Part:
 def _new_digest(facts: FileFacts) -> Any:
     if hash_of(facts)[0] == "sha256":
         return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % facts["size"], usedforsecurity=False)  # as git hashes a file
+    return git_digest(facts["size"])
 
 
 def _update(digest: Any, chunks: list[bytes]) -> None:
