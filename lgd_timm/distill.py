@@ -21,6 +21,7 @@ from .curve import Row, read_log, training_curve, training_seconds
 from .errors import RecipeError, WeightsError
 from .evaluate.zero_shot import ZeroShot, stored_classifier, taught, zero_shot, zero_shot_classifier
 from .export.open_clip import check_open_clip
+from .objectives import LGD
 from .progress import Progress
 from .publish import Banks, round_weights, save
 from .reach import relative
@@ -87,7 +88,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
     amp = run.recipe.run.amp
     dtype = torch.float16 if amp == "float16" else torch.bfloat16
     with torch.autocast(run.device.type, dtype=dtype, enabled=amp != "none"):
-        result = run.task(batch.images, None if batch.embeddings is None else batch.embeddings.float())
+        result = run.task(batch.images, None if batch.embeddings is None else batch.embeddings.float(), labels=batch.labels)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(result["loss"]).backward()
     if (clip := run.recipe.optimizer.clip_grad) is not None:
@@ -173,13 +174,13 @@ def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
         "mean": [round(v, 4) for v in preprocess.mean.flatten().tolist()],
         "std": [round(v, 4) for v in preprocess.std.flatten().tolist()],
     }
-    objective: Any = run.task.objective
+    objective = run.task.objective
     banks = Banks(
         names=run.teaching.vocabulary.names,
         templates=run.teaching.vocabulary.templates,
         text=run.teaching.bank,
-        visual=objective.visual_bank,
-        seen=objective.seen,
+        visual=objective.visual_bank if isinstance(objective, LGD) else None,
+        seen=objective.seen if isinstance(objective, LGD) else None,
         text_fingerprint=run.teaching.facts["text_fingerprint"],
     )
     return save(

@@ -55,7 +55,7 @@ def projector_tensors(student: Student) -> dict[str, Tensor]:
 
 def write_lgd(path: Path, *, student: Student, banks: Banks, dtype: torch.dtype) -> None:
     """Write the file; equal content gives equal bytes."""
-    tensors = {key: tensor.to(dtype) for key, tensor in projector_tensors(student).items()}
+    tensors = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in projector_tensors(student).items()}
     tensors["text_bank"] = banks.text.float()  # the names' own bank stays exact: it is small
     if banks.visual is not None and banks.seen is not None:
         tensors["visual_bank"], tensors["seen"] = banks.visual.to(dtype), banks.seen

@@ -29,7 +29,7 @@ from .export.open_clip import write_open_clip
 from .files import building, write_json
 from .folder import check_folder
 from .lgd_file import Banks, projector_tensors, read_lgd, write_lgd
-from .objectives.lgd import configure
+from .objectives import objective_config
 from .recipe import Recipe, read_recipe
 from .student import Student
 from .students import STUDENTS, stock_name
@@ -127,7 +127,7 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
     classifier: Any = stock.get_classifier()
     assert len(missing) == (2 if linear else 0), missing
     if isinstance(student.projector, nn.Linear):
-        scale = 1 / (embedding_norm * configure(**recipe.objective).student_temperature)
+        scale = 1 / (embedding_norm * objective_config(recipe.objective).student_temperature)
         text = banks.text.to(student.projector.weight.device)
         with torch.no_grad():
             classifier.weight.copy_(scale * text @ student.projector.weight)

@@ -12,19 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
-from .errors import LGDError, RecipeError
-from .objectives.lgd import LGDConfig, configure
+from .errors import RecipeError
+from .objectives.table import check_objective
 from .reach import check_reach
 from .safe_weights import refuse_pickle
 from .shards.views import Views
 from .sources import recipe_file
 from .strict_yaml import parse_yaml, read_yaml
 from .teachers import Stored, TeacherSpec
-from .typed import build, plain, values
+from .typed import build, plain
 from .vocabulary import Vocabulary, load_vocabulary
 
 
@@ -33,7 +33,7 @@ class StudentRecipe:
     """Which timm model learns, and at which size."""
 
     model: str = "lgd_mobilenetv2"
-    projector: Literal["linear", "mlp"] = "linear"
+    projector: Literal["linear", "mlp", "deep"] = "linear"
     image_size: int | None = None  # None: the views' size; else views are resized (bicubic) on the device
     pretrained: bool = False  # start from the timm model's own weights
     drop_rate: float = 0.0
@@ -53,9 +53,17 @@ class DataRecipe:
     train_split: str = "train"
     val_split: str | None = None
     val_vocabulary: str | list[str] | None = None  # names of its labels, in their order; None: the names that are learned
+    val_crop: float = 1.0  # share of the short side that evaluation sees, timm's crop_pct; 0.875 is Resize(256), CenterCrop(224)
     batch_size: int = 256  # global: shared by all ranks
     workers: int = 0
+    in_memory: bool = False  # render each view once and keep its pixels: for small images, and with workers 0
     max_bad: float = 0.001  # share of the split that may be unreadable
+
+    def __post_init__(self) -> None:
+        if self.in_memory and self.workers:
+            raise RecipeError(
+                f"data.in_memory keeps views in this process, where {self.workers} workers would not see them. Set data.workers 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -205,12 +213,7 @@ def read_teacher(source: str | Path) -> tuple[TeacherSpec, Vocabulary | None]:
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """Check and build. Raises: RecipeError naming the field."""
     recipe: Recipe = build(Recipe, data, where="")
-    objective = values({"preset": str, **get_type_hints(LGDConfig)}, recipe.objective, where="objective")
-    try:
-        configure(**objective)
-    except LGDError as error:
-        raise RecipeError(str(error)) from error
-    return replace(recipe, objective=objective)
+    return replace(recipe, objective=check_objective(recipe.objective))
 
 
 def read_value(key: str, text: str) -> Any:

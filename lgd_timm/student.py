@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import timm
@@ -12,16 +13,25 @@ from .errors import LGDError
 from .preprocess import Preprocess
 from .safe_weights import BUILD_ERRORS, timm_source
 
-Projector = Literal["linear", "mlp"]
+Projector = Literal["linear", "mlp", "deep"]
 
 
 def make_projector(kind: str, features: int, embed_dim: int) -> nn.Module:
-    """`linear` folds into a stock classifier; `mlp` is the paper's Linear-ReLU-Linear (clipdistiller.py: hidden width = features)."""
+    """`linear` folds into a stock classifier; `mlp` is the paper's Linear-ReLU-Linear (clipdistiller.py: hidden width = features);
+    `deep` is SimReg's four layers, batch-normalised between (arXiv 2201.05131, section 3)."""
     if kind == "linear":
         return nn.Linear(features, embed_dim)
     if kind == "mlp":
         return nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, embed_dim))
-    raise LGDError(f"projector {kind!r} is unknown; choose linear or mlp.")
+    if kind == "deep":
+        widths = (features, 2 * features, features, 2 * features)
+        hidden = [
+            layer
+            for before, after in pairwise(widths)
+            for layer in (nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
+        ]
+        return nn.Sequential(*hidden, nn.Linear(widths[-1], embed_dim))
+    raise LGDError(f"projector {kind!r} is unknown; choose linear, mlp or deep.")
 
 
 class Student(nn.Module):

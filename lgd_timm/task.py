@@ -20,7 +20,7 @@ class LGDTask(TrainingTask):
 
     Args:
         student: backbone and projector.
-        objective: maps (student [B, D], teacher [B, D]) to a loss; owns the banks.
+        objective: maps (student [B, D], teacher [B, D]) to a loss; owns banks and queues.
         teacher: an online teacher, or None when embeddings are stored and arrive as `target`.
 
     `forward(input, target)`: `input` are raw pixels, uint8 [B, 3, H, W] or float in 0..1, since teacher and student
@@ -67,11 +67,16 @@ class LGDTask(TrainingTask):
     def teacher(self) -> ImageTeacher | None:
         return self._teacher[0] if self._teacher else None
 
-    def forward(self, input: Tensor, target: Tensor | None = None) -> dict[str, Tensor]:
-        """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's."""
+    def forward(self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's.
+
+        `labels`, int64 [B], are looked at by an objective that needs them, and by no other.
+        """
         embeddings = self.teach(input) if target is None else target
         output = self.trainable_module(input)
-        return {**self.objective(output, embeddings), "output": output, "teacher": embeddings}
+        if self.objective.needs_labels and labels is None:
+            raise LGDError(f"{type(self.objective).__name__} learns from labels and was given none. Pass labels=, int64 [B].")
+        return {**self.objective(output, labels if self.objective.needs_labels else embeddings), "output": output, "teacher": embeddings}
 
     def teach(self, input: Tensor) -> Tensor:
         """The online teacher's embeddings [B, D] of raw pixels."""

@@ -50,6 +50,7 @@ def test_the_backbone_is_the_stock_model():
 
 
 def test_linear_is_linear_and_mlp_is_not():
+    torch.manual_seed(0)
     linear, mlp = make_projector("linear", 6, EMBED), make_projector("mlp", 6, EMBED)
     a, b = torch.randn(2, 1, 6)
     nought = torch.zeros(1, 6)
@@ -133,5 +134,5 @@ def test_models_that_timm_can_not_build_are_refused(model, message):
 
 
 def test_an_unknown_projector_is_refused():
-    with pytest.raises(LGDError, match="projector 'cubic' is unknown; choose linear or mlp"):
+    with pytest.raises(LGDError, match="projector 'cubic' is unknown; choose linear, mlp or deep"):
         Student(timm.create_model("test_resnet", num_classes=0), embed_dim=EMBED, projector="cubic")

@@ -5,6 +5,23 @@ objective.update(teacher [B, D])             the step of its own state (banks, q
 """
 
 from .base import Objective
+from .clip_kd import CLIPKD
 from .lgd import LGD
+from .logits import Logits
+from .regression import Regression
+from .seed import SEED
+from .supervised import Supervised
+from .table import OBJECTIVES, create_objective, objective_config
 
-__all__ = ["LGD", "Objective"]
+__all__ = [
+    "CLIPKD",
+    "LGD",
+    "OBJECTIVES",
+    "SEED",
+    "Logits",
+    "Objective",
+    "Regression",
+    "Supervised",
+    "create_objective",
+    "objective_config",
+]

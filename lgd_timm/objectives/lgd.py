@@ -9,7 +9,7 @@ The paper and its released code differ (facts.md 1.4); each difference is a swit
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from ..errors import LGDError
-from .base import Objective
+from .base import Objective, above_zero, between, one_of, ranks
 from .similarity import chunks, nearest_rows, similarity_loss
 
 Assignment = Literal["hard", "soft"]
@@ -42,22 +41,10 @@ class LGDConfig:
     threshold: float = 0.0  # least teacher probability (at its text temperature) for a hard assignment
 
     def __post_init__(self) -> None:
-        for name, low, high in (("alpha", 0.0, 1.0), ("momentum", 0.0, 1.0), ("threshold", 0.0, 1.0)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise LGDError(f"objective.{name} = {value} is outside [{low:g}, {high:g}].")
-        for name in (
-            "student_temperature",
-            "teacher_temperature",
-            "visual_student_temperature",
-            "visual_teacher_temperature",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise LGDError(f"objective.{name} = {value} must be above 0.")
-        for name, choices in (("update", ("after", "before")), ("assignment", ("hard", "soft"))):
-            if getattr(self, name) not in choices:
-                raise LGDError(f"objective.{name} = {getattr(self, name)!r} is unknown; choose {' or '.join(choices)}.")
+        between(self, 0, 1, "alpha", "momentum", "threshold")
+        above_zero(self, "student_temperature", "teacher_temperature", "visual_student_temperature", "visual_teacher_temperature")
+        one_of(self, "update", "after", "before")
+        one_of(self, "assignment", "hard", "soft")
 
 
 PRESETS: dict[str, LGDConfig] = {
@@ -66,16 +53,6 @@ PRESETS: dict[str, LGDConfig] = {
     # the paper's equations: a distribution over C_1..C_K and nothing else
     "paper": LGDConfig(positive=False),
 }
-
-
-def configure(preset: str = "reference", **switches: Any) -> LGDConfig:
-    """A preset with some switches changed. Raises: LGDError for unknown presets, switches or values."""
-    if preset not in PRESETS:
-        raise LGDError(f"objective.preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
-    known = asdict(PRESETS[preset])
-    if unknown := sorted(set(switches) - set(known)):
-        raise LGDError(f"objective has no switch {unknown[0]!r}; it has {', '.join(known)}.")
-    return replace(PRESETS[preset], **switches)
 
 
 class _Assigned(NamedTuple):
@@ -87,49 +64,33 @@ class _Assigned(NamedTuple):
 
 
 class LGD(Objective):
-    """The objective and its visual bank.
-
-    Args:
-        text_bank: unit rows [C, D], one a category name.
-        preset: "reference" (the released code, to 1e-5 of its numbers) or "paper".
-        seed: of the visual bank's random start, so that every rank starts with the same.
-        switches: fields of LGDConfig that override the preset's.
+    """The objective and its visual bank: `preset` "reference" (the released code, to 1e-5 of its numbers) or "paper".
 
     Buffers: `text_bank` [C, D]; `visual_bank` [C, D], random unit rows until a name is seen; `seen` [C] bool.
-    Raises: LGDError for a bank that is no [C, D] matrix of unit rows, or unknown switches.
     """
 
-    text_bank: Tensor
+    presets = PRESETS
+    config: LGDConfig
     visual_bank: Tensor
     seen: Tensor
     _note: tuple[Tensor, int, _Assigned] | None = None  # for `update`: the last teacher, its version, and what became of it
 
-    def __init__(self, text_bank: Tensor, *, preset: str = "reference", seed: int = 0, **switches: Any) -> None:
-        super().__init__()
-        _check_bank(text_bank)
-        self.config = configure(preset, **switches)
-        text_bank = text_bank.detach().float()
-        start = torch.randn(text_bank.shape, generator=torch.Generator().manual_seed(seed)).to(text_bank.device)
-        self.register_buffer("text_bank", text_bank.clone())
-        self.register_buffer("visual_bank", normalize(start, dim=1))
+    def __init__(self, text_bank: Tensor, **settings: Any) -> None:
+        super().__init__(text_bank, **settings)
+        self.register_buffer("visual_bank", self.random_rows(len(text_bank)))
         self.register_buffer("seen", torch.zeros(len(text_bank), dtype=torch.bool, device=text_bank.device))
 
-    def forward(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Embeddings [B, D] each, before L2 normalisation -> `loss`, `loss_text`, `loss_visual`, float32 scalars.
+    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Embeddings [B, D] of student and teacher, before L2 normalisation -> `loss`, `loss_text`, `loss_visual`, float32 scalars.
 
         Raises: LGDError for embeddings that do not fit the text bank or one another.
         """
-        self._check("student", student)
-        self._check("teacher", teacher)
-        if len(student) != len(teacher):
-            raise LGDError(
-                f"{len(student)} student embeddings stand beside {len(teacher)} of the teacher; both must be of the same images."
-            )
+        s, t = self.unit_rows(student, target)
         self._note = None
-        losses, assigned = self._score(student, teacher)
+        losses, assigned = self._score(s, t)
         # A graph can't ask for versions, and inference tensors have none: `update` then does without a note.
-        if self.training and self.config.update == "after" and not torch.compiler.is_compiling() and not teacher.is_inference():
-            self._note = (teacher, teacher._version, assigned)
+        if self.training and self.config.update == "after" and not torch.compiler.is_compiling() and not target.is_inference():
+            self._note = (target, target._version, assigned)
         return losses
 
     @torch.no_grad()
@@ -143,7 +104,7 @@ class LGD(Objective):
 
         Raises: LGDError for embeddings that do not fit the text bank.
         """
-        self._check("teacher", teacher)
+        self.check("teacher", teacher)
         note, self._note = self._note, None
         if self.config.update == "before":
             return
@@ -163,11 +124,9 @@ class LGD(Objective):
         # As with every module a copy is not compiled; the code would go on using this one's banks.
         return {name: value for name, value in super().__getstate__().items() if name not in ("_score", "_note")}
 
-    def _score(self, student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], _Assigned]:
+    def _score(self, s: Tensor, t: Tensor) -> tuple[dict[str, Tensor], _Assigned]:
         config = self.config
-        with torch.autocast(student.device.type, enabled=False):  # temperatures of 0.01 need float32
-            s = normalize(student.float(), dim=1)
-            t = normalize(teacher.detach().float(), dim=1)
+        with torch.autocast(s.device.type, enabled=False):
             text, *best = similarity_loss(
                 s,
                 t,
@@ -195,7 +154,7 @@ class LGD(Objective):
     def _aggregate(self, assigned: _Assigned) -> None:
         """One bank step: first sighting copies the mean, later ones move by momentum."""
         gathered = self._gather(assigned)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if ranks()[1] > 1:
             dist.all_reduce(gathered)
         sums, counts = gathered[:, :-1], gathered[:, -1]
         present = counts > torch.finfo(counts.dtype).tiny  # a soft weight below it has no digits left to average with
@@ -223,19 +182,3 @@ class LGD(Objective):
             weights = (rows[part, :-1] @ self.text_bank.T / self.config.teacher_temperature).softmax(1)
             gathered.addmm_(weights.T, rows[part])
         return gathered
-
-    def _check(self, who: str, embeddings: Tensor) -> None:
-        expected = self.text_bank.shape[1]
-        if embeddings.ndim != 2 or embeddings.shape[1] != expected:
-            raise LGDError(f"{who} embeddings have shape {list(embeddings.shape)}; the text bank asks for [B, {expected}].")
-
-    def extra_repr(self) -> str:
-        return f"names={len(self.text_bank)}, dim={self.text_bank.shape[1]}, {self.config}"
-
-
-def _check_bank(bank: Tensor) -> None:
-    if bank.ndim != 2 or len(bank) < 2:
-        raise LGDError(f"The text bank has shape {list(bank.shape)}; it must be [C, D] with at least two names.")
-    norms = bank.float().norm(dim=1)
-    if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
-        raise LGDError(f"The text bank's rows have lengths {norms.min():.3f} to {norms.max():.3f}; they must be unit vectors.")

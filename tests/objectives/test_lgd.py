@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from lgd_timm.errors import LGDError
 from lgd_timm.objectives import LGD
-from lgd_timm.objectives.lgd import PRESETS, LGDConfig, configure
+from lgd_timm.objectives.lgd import PRESETS, LGDConfig
 
 NAMES, DIM, BATCH = 7, 12, 9
 SOFT = 0.1  # a teacher temperature at which every name counts; at 0.01 one takes all, and much goes unnoticed
@@ -105,8 +105,8 @@ def test_reference_preset_repeats_the_released_codes_steps():
 
 def test_presets_are_the_released_script_and_the_papers_equations():
     assert PRESETS["reference"] == LGDConfig(0.5, 0.2, 0.01, momentum=0.999, positive=True, renormalize=False, update="after")
-    assert configure("paper", positive=True) == PRESETS["reference"]
-    assert configure("paper", momentum=0.5).momentum == 0.5
+    assert LGD.configure("paper", positive=True) == PRESETS["reference"]
+    assert LGD.configure("paper", momentum=0.5).momentum == 0.5
     assert PRESETS["paper"].momentum == 0.999, "a preset must not change with what is built from it"
 
 

@@ -1,0 +1,46 @@
+"""CLIP-KD's two strongest parts, where there are images and no captions (arXiv 2307.12732; facts.md, section 3.3).
+
+    L = w_c * L_contrastive + w_f * L_feature
+    L_contrastive = -mean_i log softmax_j(s_i . t_j / tau)_i         the student as anchor, the teacher's batch as keys
+    L_feature     =  mean over rows and dimensions of (s - t)^2      of unit rows; CLIP-KD weighs it 2000
+
+CLIP-KD contrasts the student's images with the teacher's captions; here the teacher's images stand for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from .base import Objective, above_zero, between, of_all_ranks, ranks
+
+
+@dataclass(frozen=True)
+class CLIPKDConfig:
+    contrastive_weight: float = 1.0
+    feature_weight: float = 2000.0
+    student_temperature: float = 0.07  # of the contrast; CLIP learns its own, beginning here
+
+    def __post_init__(self) -> None:
+        between(self, 0, float("inf"), "contrastive_weight", "feature_weight")
+        above_zero(self, "student_temperature")
+
+
+class CLIPKD(Objective):
+    """Keys are the embeddings of every rank's batch, so the number of ranks does not change the loss."""
+
+    presets: ClassVar[dict[str, CLIPKDConfig]] = {"clip_kd": CLIPKDConfig()}
+    config: CLIPKDConfig
+
+    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
+        s, t = self.unit_rows(student, target)
+        config, own = self.config, ranks()[0] * len(s) + torch.arange(len(s), device=s.device)
+        with torch.autocast(s.device.type, enabled=False):
+            contrastive = cross_entropy(s @ of_all_ranks(t).T / config.student_temperature, own)
+            feature = mse_loss(s, t)
+        loss = config.contrastive_weight * contrastive + config.feature_weight * feature
+        return {"loss": loss, "loss_contrastive": contrastive, "loss_feature": feature}

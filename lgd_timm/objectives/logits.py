@@ -1,0 +1,40 @@
+"""Logits: reproduce the teacher's answers to the names, the text bank alone (LGD without its visual bank).
+
+It is what CLIP's author advises for a small model with a fixed list of labels (facts.md, section 6, item 6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Objective, above_zero
+from .similarity import similarity_loss
+
+
+@dataclass(frozen=True)
+class LogitsConfig:
+    student_temperature: float = 0.2
+    teacher_temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        above_zero(self, "student_temperature", "teacher_temperature")
+
+
+class Logits(Objective):
+    """Cross-entropy between the two distributions over the names."""
+
+    presets: ClassVar[dict[str, LogitsConfig]] = {"logits": LogitsConfig()}
+    config: LogitsConfig
+
+    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
+        s, t = self.unit_rows(student, target)
+        config = self.config
+        with torch.autocast(s.device.type, enabled=False):
+            similarity = similarity_loss(
+                s, t, self.text_bank, student_temperature=config.student_temperature, teacher_temperature=config.teacher_temperature
+            )
+        return {"loss": similarity.loss}

@@ -1,0 +1,81 @@
+"""SEED: reproduce the teacher's similarities to a queue of its own past embeddings (arXiv 2101.04731; facts.md, section 2).
+
+    L = -mean_i sum_j softmax([t_i . t_i, t_i . q] / tau_T)_j  log softmax([s_i . t_i, s_i . q] / tau_S)_j       q: FIFO queue
+
+LGD is SEED with the queue replaced by one row a name, and the text's term beside it. LightlyTrain's first distillation is
+SEED in another form (facts.md, section 3): one temperature, the batch in the queue before the loss, no extra positive. Its
+mixup and LARS are the recipe's business and not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .base import Objective, above_zero, of_all_ranks, one_of
+from .similarity import similarity_loss
+
+
+@dataclass(frozen=True)
+class SEEDConfig:
+    queue_size: int = 65536
+    student_temperature: float = 0.2
+    teacher_temperature: float = 1e-4
+    positive: bool = True  # the extra logit student.teacher in front of the queue
+    update: Literal["after", "before"] = "after"  # enqueue after the loss, or before it
+
+    def __post_init__(self) -> None:
+        above_zero(self, "queue_size", "student_temperature", "teacher_temperature")
+        one_of(self, "update", "after", "before")
+
+
+class SEED(Objective):
+    """Buffers: `queue` [Q, D], random unit rows until the teacher's take their places; `place` [], int64, the next one's."""
+
+    presets: ClassVar[dict[str, SEEDConfig]] = {
+        "seed": SEEDConfig(),
+        "lightly_train": SEEDConfig(queue_size=8192, student_temperature=0.07, teacher_temperature=0.07, positive=False, update="before"),
+    }
+    config: SEEDConfig
+    queue: Tensor
+    place: Tensor
+
+    def __init__(self, text_bank: Tensor, **settings: Any) -> None:
+        super().__init__(text_bank, **settings)
+        self.register_buffer("queue", self.random_rows(self.config.queue_size))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64, device=text_bank.device))
+
+    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
+        s, t = self.unit_rows(student, target)
+        if self.training and self.config.update == "before":
+            self._enqueue(t)
+        with torch.autocast(s.device.type, enabled=False):
+            similarity = similarity_loss(
+                s,
+                t,
+                self.queue,
+                student_temperature=self.config.student_temperature,
+                teacher_temperature=self.config.teacher_temperature,
+                positive=self.config.positive,
+            )
+        return {"loss": similarity.loss}
+
+    @torch.no_grad()
+    def update(self, teacher: Tensor) -> None:
+        self.check("teacher", teacher)
+        if self.config.update == "after":
+            self._enqueue(normalize(teacher.float(), dim=1))
+
+    @torch.no_grad()
+    def _enqueue(self, rows: Tensor) -> None:
+        """The oldest rows give place to every rank's [B, D]; of more than the queue holds, the last count."""
+        rows = of_all_ranks(rows)[-len(self.queue) :]
+        places = (self.place + torch.arange(len(rows), device=rows.device)) % len(self.queue)
+        # A row that is not finite would spoil every later loss: it leaves the old one where it is.
+        finite = rows.isfinite().all(1, keepdim=True)
+        self.queue.index_copy_(0, places, torch.where(finite, rows, self.queue[places]))
+        self.place.add_(len(rows)).remainder_(len(self.queue))
