@@ -18,11 +18,13 @@ from .banks import text_bank
 from .devices import pick_device
 from .errors import RecipeError
 from .evaluate.zero_shot import check_labels
-from .objectives import LGD
+from .objectives import create_objective
 from .recipe import Recipe
 from .shards import Views, open_shards
+from .shards.memory import in_memory
 from .shards.read import BadSamples, EpochPlan, ShardDataset, place_photometry
 from .shards.stored import StoredEmbeddings
+from .small_maps import small_maps_fast
 from .student import create_student
 from .task import LGDTask
 from .teachers import ImageTeacher, Stored, spec_from_dict
@@ -101,6 +103,8 @@ def build(recipe: Recipe, out: Path) -> Run:
     validation = prepare_validation(recipe, teaching, bank_of) if recipe.data.val_split else None
     photometry = place_photometry(recipe.run.photometry, device)
     dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored, photometry=photometry)
+    if recipe.data.in_memory:
+        dataset = in_memory(dataset)
     plan = EpochPlan(
         shards.lengths,
         batch_size=recipe.data.batch_size // world_size,
@@ -110,6 +114,8 @@ def build(recipe: Recipe, out: Path) -> Run:
         world_size=world_size,
     )
     task = build_task(recipe, teaching, device)
+    if task.objective.needs_labels:
+        check_labels(dataset[(0, 0)], teaching.vocabulary.names, dataset)
     optimizer, scheduler = build_optimizer(recipe, task, plan.steps_per_epoch)
     return Run(
         recipe=recipe,
@@ -163,7 +169,7 @@ def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vo
     data, vocabulary = recipe.data, teaching.vocabulary
     if data.val_vocabulary is not None:
         vocabulary = load_vocabulary(data.val_vocabulary, templates=recipe.vocabulary.templates)
-    views = Views(size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation)
+    views = Views(size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation, crop=data.val_crop)
     dataset = ShardDataset(open_shards(data.shards, split=data.val_split or ""), views=views, allow_empty=True)
     classes = dataset.shards.class_names
     if classes and len(classes) != len(vocabulary):
@@ -172,7 +178,7 @@ def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vo
             "nothing. Set data.val_vocabulary to the names of its labels in their order, or do not evaluate: --data.val_split null."
         )
     check_labels(dataset[(0, 0)], vocabulary.names, dataset)
-    return Validation(dataset, vocabulary.names, bank_of(vocabulary))
+    return Validation(in_memory(dataset) if data.in_memory else dataset, vocabulary.names, bank_of(vocabulary))
 
 
 def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDTask:
@@ -181,9 +187,11 @@ def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDT
         embed_dim=teaching.bank.shape[1],
         **{**asdict(recipe.student), "image_size": recipe.student.image_size or teaching.views.size},
     )
+    if device.type == "cpu":
+        small_maps_fast(student)
     if recipe.run.channels_last:
         student = student.to(memory_format=torch.channels_last)
-    objective = LGD(teaching.bank, seed=recipe.run.seed, **recipe.objective)
+    objective = create_objective(teaching.bank, seed=recipe.run.seed, **recipe.objective)
     task = LGDTask(student, objective, teaching.image, device=device)
     if recipe.run.ema_decay is not None:
         task.setup_ema(decay=recipe.run.ema_decay)
