@@ -26,7 +26,7 @@ class Entry:
     base: str
     first_conv: str
     classifier: str
-    recipes: dict[str, str]  # tag -> recipe that makes it
+    recipes: dict[str, str]  # tag -> what `lgd-timm distill` makes it of
 
 
 STUDENTS: dict[str, Entry] = {
@@ -36,7 +36,7 @@ STUDENTS: dict[str, Entry] = {
         classifier="fc",
         recipes={
             "conse_cifar10": "recipes/cifar10_conse_resnet18.yaml",
-            "clip_rn50_in1k": "recipes/in1k_clip_rn50_resnet18.yaml",
+            "clip_rn50_in1k": "recipes/paper/lgd_in1k.yaml",
         },
     ),
     "lgd_mobilenetv2": Entry(
@@ -45,7 +45,7 @@ STUDENTS: dict[str, Entry] = {
         classifier="classifier",
         recipes={
             "conse_cifar10": "recipes/cifar10_conse_mobilenetv2.yaml",
-            "clip_rn50_in1k": "recipes/in1k_clip_rn50_mobilenetv2.yaml",
+            "clip_rn50_in1k": "recipes/paper/lgd_in1k.yaml --student.model lgd_mobilenetv2 --student.drop_rate 0.2",
         },
     ),
     "lgd_efficientnet_b0": Entry(

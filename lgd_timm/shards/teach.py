@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def teach(
         "text_fingerprint": text_fingerprint,
         "embed_dim": teacher.embed_dim,
         "dtype": dtype,
-        "views": asdict(views),
+        "views": views.facts,
         "views_fingerprint": views.fingerprint,
     }
     out = out or shards.root / folder_name(teacher, views, dtype=dtype)

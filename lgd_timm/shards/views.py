@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -52,13 +53,18 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """`count` fixed views of each image, each `size` x `size` pixels."""
+    """`count` fixed views of each image, each `size` x `size` pixels.
+
+    `crop` is for views of the centre (augmentation none or flip): the share of the short side that they keep, timm's crop_pct.
+    With 224 / 256 = 0.875 they are Resize(256) and CenterCrop(224), which the paper evaluates with.
+    """
 
     size: int = 224
     augmentation: str = "mocov2"
     seed: int = 0
     count: int = 1
     interpolation: str = "bicubic"
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
@@ -67,11 +73,23 @@ class Views:
             raise RecipeError(f"views.size ({self.size}) and views.count ({self.count}) must be at least 1.")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise RecipeError(f"views.interpolation {self.interpolation!r} is unknown; choose bilinear or bicubic.")
+        if not 0.1 <= self.crop <= 1:
+            raise RecipeError(f"views.crop ({self.crop}) is the share of the short side that is kept: 0.1 to 1.")
+        if self.crop != 1 and AUGMENTATIONS[self.augmentation].scale is not None:
+            raise RecipeError(f"views.crop ({self.crop}) is for the centre's crop; views.augmentation {self.augmentation!r} draws its own.")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields as plain data. A `crop` that keeps all is left out, as views of before it was there have none."""
+        facts = asdict(self)
+        if self.crop == 1:
+            del facts["crop"]
+        return facts
 
     @property
     def fingerprint(self) -> str:
         """Name of the pixels. `count` is left out: view 3 is the same whether there are 4 or 40."""
-        facts = asdict(self)
+        facts = self.facts
         del facts["count"]
         return fingerprint(VERSION, facts, asdict(AUGMENTATIONS[self.augmentation]))
 
@@ -96,8 +114,11 @@ class Views:
         """The geometric part: crop, flip, resize. Returns uint8 [3, size, size]."""
         # Where the box is drawn at random anyway, what is more than twice too large is decoded at a half, and so on.
         image = picture.crop(view.box, least=self.size if AUGMENTATIONS[self.augmentation].scale else None)
-        if image.shape[1:] != (self.size, self.size):
-            image = interpolate(image[None], size=(self.size, self.size), mode=self.interpolation, antialias=True)[0]
+        side = math.floor(self.size / self.crop)
+        if image.shape[1:] != (side, side):
+            image = interpolate(image[None], size=(side, side), mode=self.interpolation, antialias=True)[0]
+        margin = (side - self.size) // 2
+        image = image[:, margin : margin + self.size, margin : margin + self.size]
         return image.flip(-1) if view.flip else image
 
     def render(self, picture: Picture, key: str, index: int) -> Tensor:

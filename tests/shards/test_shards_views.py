@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision import transforms
 
 from lgd_timm.errors import RecipeError
 from lgd_timm.shards.picture import Picture
@@ -194,13 +195,13 @@ def test_the_image_itself_is_not_touched() -> None:
 
 
 def test_the_fingerprint_names_all_but_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    views = Views(size=32, augmentation="light", seed=1, count=4)
+    views = Views(size=32, augmentation="flip", seed=1, count=4)
     assert views.fingerprint == dataclasses.replace(views, count=9).fingerprint
-    changes = [{"size": 33}, {"augmentation": "flip"}, {"seed": 2}, {"interpolation": "bilinear"}]
+    changes = [{"size": 33}, {"augmentation": "light"}, {"seed": 2}, {"interpolation": "bilinear"}, {"crop": 0.9}]
     names = {views.fingerprint, *(dataclasses.replace(views, **change).fingerprint for change in changes)}
     assert {field.name for field in dataclasses.fields(views)} == {"count", *(key for change in changes for key in change)}
-    assert len(names) == 5
-    monkeypatch.setitem(AUGMENTATIONS, "light", Augmentation(scale=(0.5, 1.0), flip=0.5))
+    assert len(names) == 6
+    monkeypatch.setitem(AUGMENTATIONS, "flip", Augmentation(flip=0.4))
     assert views.fingerprint not in names
 
 
@@ -218,8 +219,51 @@ def test_interpolation_is_used() -> None:
         ({"size": 0}, r"views\.size \(0\) and views\.count \(1\) must be at least 1"),
         ({"count": 0}, r"views\.size \(224\) and views\.count \(0\) must be at least 1"),
         ({"interpolation": "nearest"}, r"views\.interpolation 'nearest' is unknown; choose bilinear or bicubic"),
+        ({"augmentation": "none", "crop": 0.0}, r"views\.crop \(0\.0\) is the share of the short side that is kept: 0\.1 to 1"),
+        ({"augmentation": "none", "crop": 1.1}, r"views\.crop \(1\.1\) is the share of the short side that is kept: 0\.1 to 1"),
+        (
+            {"augmentation": "light", "crop": 0.9},
+            r"views\.crop \(0\.9\) is for the centre's crop; views\.augmentation 'light' draws its own",
+        ),
     ],
 )
 def test_bad_values_are_refused(values: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Views(**values)
+
+
+# What views were called before `crop` was there: embeddings that were stored then are still found by these names.
+NAMES_BEFORE_CROP = {
+    Views(augmentation="none"): "6d24169b83d84ce9",
+    Views(augmentation="flip"): "c745630b37c22f7f",
+    Views(augmentation="light"): "9a6f6d63bd11f96b",
+    Views(augmentation="mocov2"): "75ed0e1aa65207a3",
+    Views(size=32, augmentation="none", seed=3, interpolation="bilinear"): "5d36dff66d0e02e5",
+    Views(size=32, augmentation="mocov2", seed=3, interpolation="bilinear"): "d8a334ab47d55fca",
+}
+
+
+def test_views_without_a_crop_are_called_what_they_were_before_there_was_one() -> None:
+    assert {views.fingerprint for views in NAMES_BEFORE_CROP} == set(NAMES_BEFORE_CROP.values())
+    assert all(views.fingerprint == name and "crop" not in views.facts for views, name in NAMES_BEFORE_CROP.items())
+    assert Views(**Views(count=3).facts) == Views(count=3)
+    cropped = Views(augmentation="none", crop=0.875)
+    assert (cropped.facts["crop"], Views(**cropped.facts)) == (0.875, cropped)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "tolerance"),
+    # In a picture that is not square, Resize rounds the long side to whole pixels, and so its pixels lie up to half of one aside.
+    [(256, 256, 0.0), (300, 256, 0.0), (512, 512, 0.01), (375, 375, 0.5), (500, 375, 2.0), (333, 500, 2.0)],
+)
+def test_the_crop_is_torchvisions_resize_and_centre_crop(width: int, height: int, tolerance: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height // 25, width // 25, 3), dtype=np.uint8))
+    image = noise.resize((width, height), Image.Resampling.BICUBIC)
+    expected = np.asarray(transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(image)).astype(float)
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    differences = {}
+    for crop in (0.875, 1.0):
+        view = render(Views(augmentation="none", interpolation="bilinear", crop=crop), pixels, "a", 0)
+        differences[crop] = np.abs(view.permute(1, 2, 0).numpy() - expected).mean()
+    assert differences[0.875] <= tolerance
+    assert differences[1.0] > 20  # the whole square is another picture
