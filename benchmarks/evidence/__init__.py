@@ -1,0 +1,1 @@
+"""The evidence: the method, its rivals, its switches and its names on one footing. `python -m benchmarks.evidence`."""

@@ -1,0 +1,39 @@
+"""What is noted of a published student: zero-shot of the whole test split, k-NN and a linear probe with the labels of one shard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lgd_timm.evaluate.bench import Bench
+from lgd_timm.evaluate.knn import knn
+from lgd_timm.evaluate.linear_probe import linear_probe
+from lgd_timm.evaluate.models import find_model
+from lgd_timm.recipe import Recipe
+from lgd_timm.shards import ShardSet, open_shards
+from lgd_timm.shards.memory import in_memory
+from lgd_timm.shards.read import ShardDataset
+
+
+def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
+    """Top-1 in percent. The probe and its neighbours know the labels of the first training shard, a tenth of CIFAR-10."""
+    model = find_model(str(published))
+    data, metrics = recipe.data, json.loads((published / "metrics.json").read_text(encoding="utf-8"))
+    splits = {data.train_split: first_shard(open_shards(data.shards, split=data.train_split))}
+    assert data.val_split is not None
+    splits[data.val_split] = open_shards(data.shards, split=data.val_split)
+    datasets = {split: in_memory(ShardDataset(shards, views=model.views, allow_empty=True)) for split, shards in splits.items()}
+    bench = Bench(model, data.shards, data.train_split, data.val_split, datasets, cache=False)
+    return {
+        "zero_shot": metrics["zero_shot"]["top1"],
+        "teacher_zero_shot": metrics["teacher_zero_shot"]["top1"],
+        "knn": knn(bench.train, bench.test, k=min(20, len(bench.train))).top1,
+        "linear_probe": linear_probe(bench.train, bench.test).top1,
+        "probe_labels": len(bench.train),
+    }
+
+
+def first_shard(shards: ShardSet) -> ShardSet:
+    return replace(shards, filenames=shards.filenames[:1], lengths=shards.lengths[:1], sha256=shards.sha256[:1])

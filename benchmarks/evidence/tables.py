@@ -1,0 +1,59 @@
+"""What is compared: tables of rows, each row the recipe with something changed (dotted fields, as on the command line)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Overrides = dict[str, Any]
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# As many names of other things, none of them close to one of the ten
+OTHER = ["mountain", "chair", "clock", "pizza", "guitar", "castle", "tulip", "telephone", "waterfall", "bottle"]
+# The ten among a hundred: the rest are names of CIFAR-100, without those that a truck or an automobile might be called
+HUNDRED = "benchmarks/evidence/hundred_names.txt"
+
+PAPER: Overrides = {"objective": {"kind": "lgd", "preset": "paper"}}
+
+
+def _lgd(**switches: Any) -> Overrides:
+    return {"objective": {"kind": "lgd", "preset": "paper", **switches}}
+
+
+# facts.md, sections 2 and 3, has the settings; queues hold 4,096 for 50,000 images, as SEED's 65,536 do for ImageNet's 1.28 million
+RIVALS: dict[str, Overrides] = {
+    "lgd, paper": PAPER,
+    "lgd, reference": {"objective": {"kind": "lgd", "preset": "reference"}},
+    "seed": {"objective": {"kind": "seed", "queue_size": 4096}},
+    "seed, lightly_train": {"objective": {"kind": "seed", "preset": "lightly_train", "queue_size": 4096}},
+    "regression, deep head": {"objective": {"kind": "regression"}, "student.projector": "deep"},
+    "clip_kd": {"objective": {"kind": "clip_kd"}},
+    "logits": {"objective": {"kind": "logits"}},
+    "supervised, with labels": {"objective": {"kind": "supervised"}},
+}
+
+ABLATIONS: dict[str, Overrides] = {
+    "paper": PAPER,
+    "alpha 0, text alone": _lgd(alpha=0.0),
+    "alpha 1, visual alone": _lgd(alpha=1.0),
+    "extra positive, as released": _lgd(positive=True),
+    "teacher temperature 0.02": _lgd(teacher_temperature=0.02),
+    "teacher temperature 0.05": _lgd(teacher_temperature=0.05),
+    "visual teacher temperature 0.05": _lgd(visual_teacher_temperature=0.05),
+    "student temperature 0.1": _lgd(student_temperature=0.1),
+    "student temperature 0.05": _lgd(student_temperature=0.05),
+    "bank re-normalised": _lgd(renormalize=True),
+    "unseen names masked": _lgd(mask_unseen=True),
+    "momentum 0.9": _lgd(momentum=0.9),
+    "soft assignment": _lgd(assignment="soft"),
+    "mlp projector": {**PAPER, "student.projector": "mlp"},
+    "K = 1 view": {**PAPER, "views.count": 1},
+}
+
+# The paper's second claim (facts.md 1.1, text control): the names that a student was taught are those that it knows
+TEXT: dict[str, Overrides] = {
+    "the right 10 names": PAPER,
+    "10 other names": {**PAPER, "vocabulary.source": OTHER},
+    "100 names, the 10 among them": {**PAPER, "vocabulary.source": HUNDRED},
+}
+
+TABLES = {"rivals": RIVALS, "ablations": ABLATIONS, "text": TEXT}

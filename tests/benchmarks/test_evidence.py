@@ -1,0 +1,82 @@
+"""The evidence's runner: every row is a recipe, each run is made once, notes become means and spreads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.evidence import __main__ as command
+from benchmarks.evidence.report import markdown, spread
+from benchmarks.evidence.runs import identity, recipe_of
+from benchmarks.evidence.tables import CIFAR10, HUNDRED, OTHER, TABLES
+from lgd_timm.objectives import objective_config
+from lgd_timm.vocabulary import load_vocabulary
+
+BASE = Path("recipes/evidence_cifar10.yaml")
+SMALL = {  # the embedded images and embeddings, of which every clone has a copy
+    "teacher.embeddings": "recipes/cifar10_small/conse_efficientnet_lite0-light-s0-k2-8bb10f177155",
+    "data.shards": "recipes/cifar10_small",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_is_a_recipe_of_its_own(table: str) -> None:
+    recipes = {row: recipe_of(BASE, {**SMALL, **overrides}, 0) for row, overrides in TABLES[table].items()}
+    for recipe in recipes.values():
+        objective_config(recipe.objective)
+    assert len({identity(recipe) for recipe in recipes.values()}) == len(recipes)
+
+
+def test_the_names_of_the_text_control_are_what_they_are_said_to_be() -> None:
+    hundred = load_vocabulary(HUNDRED).names
+    assert len(hundred) == 100
+    assert set(CIFAR10) < set(hundred)
+    assert len(OTHER) == len(CIFAR10)
+    assert not set(OTHER) & set(CIFAR10)
+
+
+def test_identity_is_of_what_decides_the_numbers() -> None:
+    def name(seed: int = 0, **overrides: Any) -> str:
+        return identity(recipe_of(BASE, {**SMALL, **overrides}, seed))
+
+    assert name() == name(**{"run.log_every": 5, "name": "other", "data.in_memory": False})
+    assert len({name(), name(seed=1), name(**{"optimizer.lr": 0.2}), name(**{"objective.alpha": 0.1}), name(**{"views.count": 1})}) == 5
+
+
+def test_each_run_is_made_once_and_the_table_has_mean_and_spread(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text())
+    recipe["schedule"] = {"epochs": 1, "warmup_epochs": 0}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(recipe))
+    rows = ["--rows", "lgd, paper", "seed", "--seeds", "0", "1"]
+    where = ["--recipe", str(tmp_path / "base.yaml"), "--notes", str(tmp_path / "notes"), "--output", str(tmp_path / "output")]
+    monkeypatch.setattr("logging.disable", lambda level: None)  # which would outlive the test
+    monkeypatch.setattr("sys.argv", ["evidence", "rivals", *rows, *where])
+    assert command.main() == 0
+    table = capsys.readouterr().out
+    notes = (tmp_path / "notes" / "rivals.jsonl").read_text()
+    assert [(note["row"], note["seed"]) for note in map(json.loads, notes.splitlines())] == [
+        ("lgd, paper", 0),
+        ("seed", 0),
+        ("lgd, paper", 1),
+        ("seed", 1),
+    ]
+    assert table.count("±") == 6
+    assert command.main() == 0
+    assert (tmp_path / "notes" / "rivals.jsonl").read_text() == notes
+    assert capsys.readouterr().out == table
+    monkeypatch.setattr("sys.argv", ["evidence", "rivals", "--show", *rows, "--optimizer.lr", "0.3", *where])
+    assert command.main() == 0
+    assert "| seed |" not in capsys.readouterr().out, "runs of another footing are not shown"
+
+
+def test_spread_is_the_sample_deviation_and_needs_two() -> None:
+    assert spread([1.0, 2.0, 3.0]) == "2.00 ± 1.00"
+    assert spread([1.0]) == "1.00"
+    assert spread([]) == "-"
+    assert markdown([], rows=["a"]).count("\n") == 1
