@@ -23,6 +23,7 @@ from safetensors import safe_open
 from .files import replacing
 from .front_matter import EVALUATIONS, SCORES, front_matter, teacher_spec
 from .lgd_file import read_lgd
+from .objectives.table import objective_class
 from .recipe import Recipe, read_recipe
 from .snippets import ORGANISATION, repository_of, retarget, section
 from .students import short_name
@@ -175,7 +176,10 @@ def model_card(
 
 _HEAD = {
     "linear": "Its classifier is the projector and the text bank folded into one linear layer: it classifies zero-shot.",
-    "mlp": "Its projector is an MLP, which no stock classifier can hold: it stays in `lgd.safetensors`. The stock file is the backbone.",
+    **dict.fromkeys(
+        ("mlp", "deep"),
+        "Its projector is an MLP, which no stock classifier can hold: it stays in `lgd.safetensors`. The stock file is the backbone.",
+    ),
 }
 
 
@@ -184,11 +188,16 @@ def _what(recipe: Recipe, network: Network, *, teacher: str, count: int, size: i
     stock = f"a stock {_code(architecture)} of {network.parameters / 1e6:.1f} million parameters"
     ours = f"{_code(model)}, {stock}" if model != architecture else stock
     use = f"a zero-shot classifier over these names at {size} x {size} pixels, and without its classifier " if _linear(recipe) else ""
+    objective = objective_class(recipe.objective)
+    learned = (
+        f"trained with labels in the space of the teacher {_code(teacher)}, beside"
+        if objective.needs_labels
+        else (f"distilled without labels from the teacher {_code(teacher)} and")
+    )
     return (
-        f"This is {ours}, distilled without labels from the teacher {_code(teacher)} and the names of {count} categories. "
+        f"This is {ours}, {learned} the names of {count} categories. "
         f"It is {use}a backbone of {network.features:,} features for your own task. "
-        "The method is Language-Guided Distillation ([arXiv 2406.11689](https://arxiv.org/abs/2406.11689)), in the independent "
-        "implementation `lgd_timm`."
+        f"The method is {objective.method}, in the independent implementation `lgd_timm`."
     )
 
 
@@ -213,9 +222,52 @@ def _numbers(recipe: Recipe, metrics: Mapping[str, Any], *, count: int) -> str:
     zero_shot, where = metrics.get("zero_shot") or {}, f"{_code(recipe.data.shards)}, split {_code(recipe.data.val_split or '?')}"
     samples = f"Measured on {zero_shot['samples']:,} images of {where}" if "samples" in zero_shot else f"Measured on {where}"
     bad = f"; {zero_shot['bad']:,} more could not be read" if zero_shot.get("bad") else ""
-    note = " Zero-shot: no label was used, neither to train nor to choose." if zero_shot else ""
+    unlabelled = zero_shot and not objective_class(recipe.objective).needs_labels
+    note = " Zero-shot: no label was used, neither to train nor to choose." if unlabelled else ""
     other = _scored(zero_shot.get("names", ()), count=count) if zero_shot else ""
-    return f"{table}\n\n{samples}{bad}.{note}{other}" + (f"\n\n{metrics['notes']}" if metrics.get("notes") else "")
+    return f"{table}\n\n{samples}{bad}.{note}{other}{_protocols(metrics)}{_doubts(metrics)}" + (
+        f"\n\n{metrics['notes']}" if metrics.get("notes") else ""
+    )
+
+
+def _protocols(metrics: Mapping[str, Any]) -> str:
+    """What k-NN and linear probes used, where that is known."""
+    said, knn = [], metrics.get("knn") or {}
+    if {"k", "train"} <= knn.keys():
+        said.append(f"k-NN: k = {knn['k']}, weighted, with {knn['train']:,} labelled training images as the memory.")
+    for evaluation in EVALUATIONS:
+        scores = metrics.get(evaluation.key) or {}
+        if {"protocol", "train"} <= scores.keys():
+            subset = f" ({scores['subset']})" if scores.get("subset") else ""
+            chosen = "" if scores.get("strength") is None else f", L2 strength {scores['strength']:g} chosen on a held-out part of them"
+            title = evaluation.title[0].upper() + evaluation.title[1:]
+            said.append(
+                f"{title}: {scores['protocol']} on frozen features of {scores['train']:,} labelled training images{subset}{chosen}."
+            )
+    return "\n\n" + " ".join(said) if said else ""
+
+
+def _doubts(metrics: Mapping[str, Any]) -> str:
+    """How far its confidences can be believed, and how alike student and teacher are, where that was measured."""
+    lines = []
+    for key, who in (("calibration", "this student"), ("teacher_calibration", "its teacher")):
+        if scores := metrics.get(key):
+            fitted = ""
+            if scores.get("fitted_ece") is not None:
+                how = f"divided by {scores['fitted_temperature']:.3g}, as fits {scores['fitted_on']:,} labelled training images"
+                fitted = f", {scores['fitted_ece']:.2f} % with the logits {how}"
+            lines.append(
+                f"Zero-shot calibration of {who} ({scores['classifier']}): expected calibration error {scores['ece']:.2f} %{fitted}; "
+                f"mean confidence {scores['confidence']:.2f} %."
+            )
+    if scores := metrics.get("agreement"):
+        shares = [f"Student and teacher give the same answer on {scores['top1']:.2f} % of the images"]
+        for key, verdict in (("top1_teacher_right", "right"), ("top1_teacher_wrong", "wrong")):
+            if scores.get(key) is not None:
+                shares.append(f"{scores[key]:.2f} % where the teacher is {verdict}")
+        alike = f"mean KL(teacher, student) {scores['kl']:.3f} nats, mean cosine of their embeddings {scores['cosine']:.3f}"
+        lines.append(f"{', '.join(shares)}; {alike}.")
+    return "".join(f"\n\n{line}" for line in lines)
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`lgd-timm shards | teach | distill | evaluate | save | push | pull | list`: one short function a command.
+"""`lgd-timm shards | subset | teach | distill | evaluate | save | push | pull | report | list`: one short function a command.
 
 A command parses, calls one function of the package and prints what it made. Bad input ends with one line and status 2.
 """
@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     shards.add_argument("--samples-per-shard", type=int, default=5000)
     shards.add_argument("--min-shards", type=int, default=1, help="at least so many shards; too few images are an error")
 
+    subset = _add(commands, "subset", _subset, "draw so many images of each class, with a seed, as a JSON of their keys")
+    subset.add_argument("shards", help="shard folder, with labels")
+    subset.add_argument("out", help="JSON file, for `evaluate linear-probe --subset`")
+    subset.add_argument("--per-class", type=int, required=True)
+    subset.add_argument("--split", default="train")
+    subset.add_argument("--seed", type=int, default=0)
+
     teach = _add(commands, "teach", _teach, "store a teacher's embeddings beside shards", overrides=True)
     teach.add_argument("recipe", help="YAML with teacher, views and shards; or what distill takes, if it says who taught")
     teach.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
@@ -61,17 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     distill.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     distill.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
 
-    evaluate = commands.add_parser("evaluate", help="evaluate a model").add_subparsers(required=True, metavar="WHAT")
-    zero_shot = _add(evaluate, "zero-shot", _zero_shot, "zero-shot accuracy, the teacher's beside it")
-    zero_shot.add_argument("model", help="published folder, hub://ORG/NAME[@REV], name as lgd_mobilenetv2, or a YAML recipe: its teacher")
-    zero_shot.add_argument("--data", required=True, help="shard folder")
-    zero_shot.add_argument("--split", default="val")
-    zero_shot.add_argument("--vocabulary", help="names in label order, or a file (default: what its run was scored on, else its own)")
-    zero_shot.add_argument("--templates", default="none", help="prompt templates for --vocabulary: none, simple, openai, a file")
-    zero_shot.add_argument("--batch-size", type=int, default=256)
-    zero_shot.add_argument("--workers", type=int, default=0)
-    zero_shot.add_argument("--device", default="auto")
-    zero_shot.add_argument("--json", action="store_true", help="print JSON, per-class accuracies included")
+    _add_evaluate(commands.add_parser("evaluate", help="evaluate a model").add_subparsers(required=True, metavar="WHAT"))
 
     save = _add(commands, "save", _save, "make a published folder from a run's last checkpoint")
     save.add_argument("run", help="run folder of `lgd-timm distill`")
@@ -93,9 +90,91 @@ def build_parser() -> argparse.ArgumentParser:
     pull.add_argument("--revision")
     pull.add_argument("--local-dir", help="a new folder for the files (default: the Hub's cache)")
 
+    report = _add(commands, "report", _report, "one page about runs: numbers, curves, confusions, images")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folder of `lgd-timm distill`, or published folder; seeds are grouped")
+    report.add_argument("--data", help="shard folder of the images that are shown (default: the recipe's data.shards)")
+    report.add_argument("--split", help="which split of them (default: the recipe's data.val_split, else val)")
+    report.add_argument("--out", default="output/report", help="folder; an earlier report in it is replaced")
+
     listing = _add(commands, "list", _list, "what is published, where it is, whether it is right")
     listing.add_argument("--json", action="store_true", help="print JSON, with paths and what is wrong")
     return parser
+
+
+def _add_evaluate(evaluate: Any) -> None:
+    """The evaluations: which model, on which images, and what each can be told."""
+    student = "published folder, hub://ORG/NAME[@REV], name as lgd_mobilenetv2, run folder"
+    any_model = f"{student}; also a timm name, local-dir:FOLDER, hf-hub:ORG/NAME, FILE.safetensors"
+    for name, text in {
+        "zero-shot": "zero-shot accuracy, the teacher's beside it",
+        "knn": "weighted k-NN on frozen features",
+        "linear-probe": "a linear classifier on frozen features",
+        "fine-tune": "train the whole model on the labels, or some of them",
+        "calibration": "whether zero-shot confidences can be believed",
+        "agreement": "how often a student answers as its teacher, and how alike they are",
+        "all": "all of these but fine-tune, as far as the model allows",
+    }.items():
+        parser = _add(evaluate, name, _evaluate, text)
+        parser.set_defaults(what=name)
+        asks = name in ("zero-shot", "calibration", "agreement")
+        teacher = ", or a YAML recipe: its teacher" if name == "zero-shot" else ""
+        parser.add_argument("model", help=student + teacher if asks else any_model)
+        parser.add_argument("--data", required=True, help="shard folder")
+        parser.add_argument("--split", default="val", help="which is scored")
+        parser.add_argument("--batch-size", type=int, default=64 if name == "fine-tune" else 256)
+        parser.add_argument("--workers", type=int, default=0)
+        parser.add_argument("--device", default="auto")
+        parser.add_argument("--json", action="store_true", help="print JSON, per-class accuracies included")
+        if asks:
+            parser.add_argument("--vocabulary", help="names in label order, or a file (default: what its run was scored on, else its own)")
+            parser.add_argument("--templates", default="none", help="prompt templates for --vocabulary: none, simple, openai, a file")
+        else:
+            parser.add_argument("--random-weights", action="store_true", help="a timm model before any training, for comparison")
+            parser.add_argument("--model-name", help="timm's name of the architecture, for FILE.safetensors")
+            parser.add_argument("--image-size", type=int, help="pixels, of a model that is no student (default: timm's)")
+        if name not in ("zero-shot", "agreement"):
+            parser.add_argument("--train-split", default="train", help="whose labels are used")
+            parser.add_argument("--seed", type=int, default=0, help="of which labels are used, and of random weights")
+        _EVALUATE_OPTIONS.get(name, lambda parser: None)(parser)
+
+
+def _knn_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--k", type=int, nargs="+", default=[20], help="neighbours; of several, the first is reported")
+    parser.add_argument("--temperature", type=float, default=0.07)
+
+
+def _subset_options(parser: argparse.ArgumentParser) -> None:
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--fraction", type=float, help="learn from this share of each class's labels: 0.01, 0.1")
+    labels.add_argument("--per-class", type=int, help="learn from so many of each class")
+    labels.add_argument("--subset", help="learn from the keys in a JSON file, as `lgd-timm subset` writes it")
+
+
+def _probe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--protocol", default="lbfgs", help="lbfgs, ridge, or the paper's sgd")
+    parser.add_argument("--strength", type=float, help="L2 penalty (default: chosen on held-out training images)")
+    parser.add_argument("--sgd-batch-size", type=int, default=256, help="of protocol sgd, whose learning rate is 30 * batch / 256")
+    _subset_options(parser)
+
+
+def _fine_tune_options(parser: argparse.ArgumentParser) -> None:
+    _subset_options(parser)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--warmup-epochs", type=int, default=1)
+    parser.add_argument("--optimizer", default="adamw", help="any of timm's")
+    parser.add_argument("--lr", type=float, default=5e-4, help="of the backbone")
+    parser.add_argument("--head-lr", type=float, default=5e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--augmentation", default="light", help="of the training views: none, flip, light, mocov2")
+
+
+def _all_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--k", type=int, default=20, help="neighbours")
+    parser.add_argument("--protocol", default="lbfgs", help="of the linear probes: lbfgs, ridge, or the paper's sgd")
+    parser.add_argument("--write", action="store_true", help="put the scores into the published folder's metrics.json and its card")
+
+
+_EVALUATE_OPTIONS = {"knn": _knn_options, "linear-probe": _probe_options, "fine-tune": _fine_tune_options, "all": _all_options}
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, str]:
@@ -135,6 +214,14 @@ def _shards(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(written)} images in {len(written.filenames)} shards, split {written.split!r}")
 
 
+def _subset(options: argparse.Namespace) -> None:
+    from .shards import open_shards
+    from .shards.subset import write_subset
+
+    count = write_subset(open_shards(options.shards, split=options.split), options.out, per_class=options.per_class, seed=options.seed)
+    print(f"{options.out}: {count} images, {options.per_class} of each class")
+
+
 def _teach(options: argparse.Namespace) -> None:
     from .devices import keep_memory
     from .recipe import read_teach_recipe
@@ -170,28 +257,12 @@ def _distill(options: argparse.Namespace) -> None:
     print(f"published: {distill(recipe, out=out, resume=options.resume, source=source)}")
 
 
-def _zero_shot(options: argparse.Namespace) -> None:
-    from .evaluate.subject import evaluate_zero_shot
-    from .recipe import read_value
+def _evaluate(options: argparse.Namespace) -> None:
+    from .devices import keep_memory
+    from .evaluate.commands import COMMANDS
 
-    scores = evaluate_zero_shot(
-        options.model,
-        data=options.data,
-        split=options.split,
-        vocabulary=None if options.vocabulary is None else read_value("vocabulary", options.vocabulary),
-        templates=options.templates,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        device=options.device,
-    )
-    if options.json:
-        print(json.dumps({who: score.to_dict() if score else None for who, score in scores.items()}, indent=1))
-        return
-    for who, score in scores.items():
-        print(f"{who:8} {score or 'not measured: no stored embeddings of these images by its teacher'}")
-    first = next(score for score in scores.values() if score)
-    for name, share in first.per_class.items():
-        print(f"  {share:6.2f} %  {name}")
+    keep_memory()
+    COMMANDS[options.what](options)
 
 
 def _save(options: argparse.Namespace) -> None:
@@ -228,6 +299,12 @@ def _pull(options: argparse.Namespace) -> None:
     from . import hub
 
     print(hub.pull(options.name, revision=options.revision, local_dir=options.local_dir))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .report import report
+
+    print(f"report: {report(options.runs, data=options.data, split=options.split, out=options.out)}")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ EVALUATIONS = (
     Evaluation("zero_shot", "zero-shot", "zero-shot-image-classification"),
     Evaluation("knn", "k-NN", "image-classification"),
     Evaluation("linear_probe", "linear probe", "image-classification"),
+    Evaluation("linear_probe_10", "linear probe, 10 % of labels", "image-classification"),
+    Evaluation("linear_probe_1", "linear probe, 1 % of labels", "image-classification"),
 )
 SCORES = {"top1": "top-1", "top5": "top-5"}
 
@@ -83,7 +85,7 @@ def teacher_spec(recipe: Recipe, metrics: Mapping[str, Any]) -> Mapping[str, Any
 
 def base_models(recipe: Recipe, metrics: Mapping[str, Any]) -> list[str]:
     """Repositories on the Hub of what this student came from: its teacher, and its own start where it was pretrained."""
-    models = [_teacher_id(teacher_spec(recipe, metrics)), _student_id(recipe.student.model) if recipe.student.pretrained else None]
+    models = [_teacher_id(teacher_spec(recipe, metrics)), timm_repository(recipe.student.model) if recipe.student.pretrained else None]
     return [model for model in models if model]
 
 
@@ -99,7 +101,7 @@ def _teacher_id(spec: Mapping[str, Any]) -> str | None:
     return _repository((open_clip.get_pretrained_cfg(model, spec["pretrained"]) or {}).get("hf_hub") or "")
 
 
-def _student_id(model: str) -> str | None:
+def timm_repository(model: str) -> str | None:
     """The repository of a timm model's own weights: resnet18 -> timm/resnet18.a1_in1k."""
     if model.startswith("hf-hub:"):
         return _repository(model.removeprefix("hf-hub:"))

@@ -113,7 +113,7 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
         num_classes=len(banks.names) if linear else 0,
         pretrained_cfg_overlay={
             "tag": recipe.name,
-            "crop_pct": 1.0,
+            "crop_pct": recipe.data.val_crop,  # as it was evaluated
             "interpolation": preprocess.interpolation,
             "mean": tuple(preprocess.mean.flatten().tolist()),
             "std": tuple(preprocess.std.flatten().tolist()),

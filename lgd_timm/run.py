@@ -17,7 +17,7 @@ from torch import Tensor
 from .banks import text_bank
 from .devices import pick_device
 from .errors import RecipeError
-from .evaluate.zero_shot import check_labels
+from .evaluate.zero_shot import check_class_count, check_labels
 from .objectives import create_objective
 from .recipe import Recipe
 from .shards import Views, open_shards
@@ -171,12 +171,14 @@ def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vo
         vocabulary = load_vocabulary(data.val_vocabulary, templates=recipe.vocabulary.templates)
     views = Views(size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation, crop=data.val_crop)
     dataset = ShardDataset(open_shards(data.shards, split=data.val_split or ""), views=views, allow_empty=True)
-    classes = dataset.shards.class_names
-    if classes and len(classes) != len(vocabulary):
-        raise RecipeError(
-            f"data.val_split {data.val_split!r} has {len(classes)} classes, its vocabulary {len(vocabulary)} names, so scores would mean "
-            "nothing. Set data.val_vocabulary to the names of its labels in their order, or do not evaluate: --data.val_split null."
-        )
+    check_class_count(
+        dataset,
+        vocabulary.names,
+        where=f"data.val_split {data.val_split!r}",
+        asked="its vocabulary",
+        advice="Set data.val_vocabulary to the names of its labels in their order, or do not evaluate: --data.val_split null.",
+        error=RecipeError,
+    )
     check_labels(dataset[(0, 0)], vocabulary.names, dataset)
     return Validation(in_memory(dataset) if data.in_memory else dataset, vocabulary.names, bank_of(vocabulary))
 

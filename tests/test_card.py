@@ -392,3 +392,15 @@ def test_the_snippet_of_a_weight_of_ours_finds_it_by_name(tmp_path: Path) -> Non
         expected: Tensor = load(folder).student(torch.tensor(made["pixels"], dtype=torch.uint8))
     torch.testing.assert_close(normalize(torch.tensor(made["embeddings"]), dim=1), normalize(expected, dim=1), rtol=1e-4, atol=1e-5)
     assert read_recipe(folder / "recipe.yaml").name in name
+
+
+def test_a_card_does_not_say_without_labels_of_what_learned_from_them(published_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(published_folder, tmp_path / "copy"))
+    assert "distilled without labels" in card_of(folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["objective"] = {"kind": "supervised"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = card_of(folder)
+    assert "without labels" not in card
+    assert "no label was used" not in card
+    assert "Language-Guided" not in card.partition("## How good")[0].partition("# ")[2]

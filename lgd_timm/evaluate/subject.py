@@ -1,41 +1,46 @@
-"""What a person names on the command line, made ready to be evaluated: a published folder, a weight's name, a teacher."""
+"""What is asked zero-shot questions: a student, or a recipe's teacher, with names and their bank in the teacher's space."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import Tensor, nn
 
-from .. import hub
 from ..banks import text_bank
 from ..devices import pick_device
-from ..errors import LGDError, VocabularyError
+from ..errors import LGDError
+from ..objectives import objective_config
 from ..publish import load
 from ..reach import check_reach
-from ..recipe import read_teacher
+from ..recipe import Recipe, read_recipe, read_teacher
 from ..shards import Views, open_shards
 from ..shards.read import ShardDataset
-from ..sources import is_hub, local_source
 from ..teachers import Stored, TextTeacher, spec_from_dict
-from ..typed import build
 from ..vocabulary import Vocabulary, load_vocabulary
-from .zero_shot import ZeroShot, stored_classifier, taught, zero_shot, zero_shot_classifier
+from .models import StudentFolder, open_student, published_views, student_folder
+from .zero_shot import ZeroShot, check_class_count, stored_classifier, taught, zero_shot, zero_shot_classifier
+
+TEACHER_TEMPERATURE = 0.01  # the paper's (facts.md 1.3), for objectives that have none of their own
 
 
 @dataclass(frozen=True)
 class Subject:
     """An encoder of raw pixels, the names it is asked about, and what is known of its teacher."""
 
-    label: str
+    label: str  # student or teacher
     encoder: nn.Module
     vocabulary: Vocabulary
     bank: Tensor
     views: Views  # unaugmented
     teacher_fingerprint: str | None
+    student_temperature: float | None = None
+    teacher_temperature: float = TEACHER_TEMPERATURE
+    other_names: bool = False  # a student's: it was distilled for other names than these
+    classifier: nn.Module | None = None  # features [B, F] -> logits [B, C]: the one that is published, where it answers with these names
 
 
 def evaluate_zero_shot(
@@ -56,20 +61,32 @@ def evaluate_zero_shot(
     Raises: LGDError when the model, the data or the names can't be used.
     """
     names = None if vocabulary is None else load_vocabulary(vocabulary, templates=templates)
-    subject = find_subject(model, names, folders=sorted(Path(data).glob("*/text")))
+    subject = find_subject(model, names, folders=bank_folders(data))
     place = pick_device(device)
     dataset = ShardDataset(open_shards(data, split=split), views=subject.views, allow_empty=True)
-    if dataset.shards.class_names and len(dataset.shards.class_names) != len(subject.vocabulary):
-        raise VocabularyError(
-            f"{data} ({split}) has {len(dataset.shards.class_names)} classes, {model} is asked about {len(subject.vocabulary)} names, so "
-            "scores would mean nothing. Give the names of its labels in their order: --vocabulary."
-        )
+    check_asked(dataset, subject, model=model)
     settings: dict[str, Any] = {"names": subject.vocabulary.names, "batch_size": batch_size, "workers": workers, "device": place}
     encoder = subject.encoder.to(place).eval()
     scores: dict[str, ZeroShot | None] = {subject.label: zero_shot(zero_shot_classifier(encoder, subject.bank), dataset, **settings)}
     if subject.label == "student":
         scores["teacher"] = _teacher_score(subject, dataset, settings)
     return scores
+
+
+def bank_folders(data: str | Path) -> list[Path]:
+    """Where banks of names lie beside shards: `teach` leaves them with the embeddings."""
+    return sorted(Path(data).glob("*/text"))
+
+
+def check_asked(dataset: ShardDataset, subject: Subject, *, model: str) -> None:
+    """Raises: VocabularyError where the shards have more or fewer classes than the subject is asked about names."""
+    check_class_count(
+        dataset,
+        subject.vocabulary.names,
+        where=f"{dataset.shards.root} ({dataset.shards.split})",
+        asked=f"{model} is asked about",
+        advice="Give the names of its labels in their order: --vocabulary.",
+    )
 
 
 def _teacher_score(subject: Subject, dataset: ShardDataset, settings: dict[str, Any]) -> ZeroShot | None:
@@ -80,33 +97,33 @@ def _teacher_score(subject: Subject, dataset: ShardDataset, settings: dict[str, 
 
 
 def find_subject(model: str, vocabulary: Vocabulary | None, *, folders: Sequence[Path] = ()) -> Subject:
-    """A published folder, on the disk or on the Hub (`hub://ORG/NAME[@REVISION]`), a published weight's name, or a recipe (its
-    online teacher). Banks of other names may lie in `folders`.
+    """A student (see `models.student_folder`), or a recipe: its online teacher. Banks of other names may lie in `folders`.
 
     Raises: LGDError for anything else.
     """
-    if is_hub(model):
-        return _published_subject(local_source(model), vocabulary, folders, travelled=True)
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
         return _teacher_subject(path, vocabulary)
-    if path.is_dir():
-        return _published_subject(path, vocabulary, folders)
-    if model.startswith("lgd_") and timm.is_model(model):
-        default = None if "." in model else timm.get_pretrained_cfg(model)
-        return _published_subject(hub.locate(f"{model}.{default.tag}" if default else model), vocabulary, folders)
-    raise LGDError(
-        f"{model!r} is no published folder, no lgd_ weight and no recipe. A plain timm model has no projector into a teacher's space: "
-        "distil it first (lgd-timm distill)."
-    )
+    found = student_folder(model)
+    if found is None:
+        raise LGDError(
+            f"{model!r} is no published folder, no lgd_ weight and no recipe. A plain timm model has no projector into a teacher's space: "
+            "distil it first (lgd-timm distill)."
+        )
+    return student_subject(found, vocabulary, folders=folders)
 
 
-def _published_subject(folder: Path, vocabulary: Vocabulary | None, folders: Sequence[Path], *, travelled: bool = False) -> Subject:
+def student_subject(folder: StudentFolder, vocabulary: Vocabulary | None, *, folders: Sequence[Path] = ()) -> Subject:
+    """The student of a folder, asked about these names or, without any, those of its run's evaluation."""
+    if folder.checkpoint is not None:
+        return _run_subject(folder, vocabulary)
+    return _published_subject(folder.path, vocabulary, folders, travelled=folder.travelled)
+
+
+def _published_subject(folder: Path, vocabulary: Vocabulary | None, folders: Sequence[Path], *, travelled: bool) -> Subject:
     """The student of a published folder. What a folder that travelled names is checked before it is opened."""
     published = load(folder)
-    teacher = published.metrics.get("teacher", {})
-    if not isinstance(teacher, dict):
-        raise LGDError(f"{folder}/metrics.json: 'teacher' is {type(teacher).__name__}, not facts about one. Pull the folder again.")
+    views, teacher = published_views(published, folder), published.metrics.get("teacher", {})
     bank = published.banks.text
     own = Vocabulary(published.banks.names, published.banks.templates)
     if vocabulary is None:
@@ -123,9 +140,45 @@ def _published_subject(folder: Path, vocabulary: Vocabulary | None, folders: Seq
             return spec_from_dict(teacher["teacher"]).text()
 
         bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text, folders=folders)
-    views: Views = published.recipe.views or build(Views, teacher.get("views", {"size": published.student.preprocess.size}), where="views")
-    views = replace(views, augmentation="none", count=1)
-    return Subject("student", published.student, vocabulary, bank, views, teacher.get("fingerprint"))
+    return Subject(
+        "student",
+        published.student,
+        vocabulary,
+        bank,
+        views,
+        teacher.get("fingerprint"),
+        **_temperatures(published.recipe),
+        other_names=vocabulary.names != own.names,
+        classifier=_folded(folder) if published.label_names and vocabulary == own else None,
+    )
+
+
+def _folded(folder: Path) -> nn.Module:
+    """The classifier of the stock model: projector, bank and temperature in one linear layer, rounded as it is published."""
+    stock: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    classifier: nn.Module = stock.get_classifier()
+    return classifier.float().eval()
+
+
+def _run_subject(folder: StudentFolder, vocabulary: Vocabulary | None) -> Subject:
+    """The student of a run that has not published yet."""
+    from ..run import prepare_teaching  # which itself evaluates
+
+    recipe = read_recipe(folder.path / "recipe.yaml")
+    model = open_student(str(folder.path), folder)
+    teaching, bank_of = prepare_teaching(recipe)
+    if vocabulary is None:
+        source = recipe.data.val_vocabulary
+        vocabulary = teaching.vocabulary if source is None else load_vocabulary(source, templates=recipe.vocabulary.templates)
+    bank, teacher = bank_of(vocabulary), teaching.facts["fingerprint"]
+    other_names = vocabulary.names != teaching.vocabulary.names
+    return Subject("student", model.network, vocabulary, bank, model.views, teacher, **_temperatures(recipe), other_names=other_names)
+
+
+def _temperatures(recipe: Recipe) -> dict[str, Any]:
+    config = objective_config(recipe.objective)
+    teacher = getattr(config, "teacher_temperature", TEACHER_TEMPERATURE)
+    return {"student_temperature": config.student_temperature, "teacher_temperature": teacher}
 
 
 def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from ..errors import ShardError, VocabularyError
+from ..errors import LGDError, ShardError, VocabularyError
 from ..shards import Views
 from ..shards.read import BadSamples, Batch, InOrder, ShardDataset, loader
 from ..shards.stored import find_stored
@@ -79,39 +79,53 @@ def zero_shot(
     more labels than names.
     """
     device = torch.device(device)
-    evaluator = ClassificationEvaluator(device)
-    bad = BadSamples(max_bad, size=len(dataset))
-    hits = torch.zeros(len(names), dtype=torch.int64, device=device)
-    totals = torch.zeros_like(hits)
+    tally, bad = Tally(names, device=device), BadSamples(max_bad, size=len(dataset))
     batches = loader(dataset, InOrder(range(len(dataset)), batch_size), workers=workers)
-    for read in _progress(batches, description, len(dataset)):
+    for read in progress(batches, description, len(dataset)):
         bad.add(read.bad)
         if not read.keys:
             continue
         check_labels(read, names, dataset)
         batch = read.to(device)
-        logits = classify(batch)
-        evaluator.update(logits, batch.labels)
-        correct = logits.argmax(1) == batch.labels
-        hits += torch.bincount(batch.labels[correct], minlength=len(names))
-        totals += torch.bincount(batch.labels, minlength=len(names))
-    summary = evaluator.compute()
-    shares = (100 * hits / totals).tolist()
-    return ZeroShot(
-        top1=summary["top1"],
-        top5=summary["top5"],
-        chance=100 / len(names),
-        samples=int(totals.sum()),
-        bad=len(bad.reasons),
-        per_class={name: share for name, share, total in zip(names, shares, totals.tolist(), strict=True) if total},
-    )
+        tally.add(classify(batch), batch.labels)
+    return tally.score(bad=len(bad.reasons))
 
 
-def _progress(batches: Iterable[Batch], description: str, total: int) -> Iterable[Batch]:
-    with tqdm(total=total, unit="img", desc=description, disable=None) as progress:
+class Tally:
+    """Counts right answers, in all and a name, batch by batch."""
+
+    def __init__(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> None:
+        self._names, self._evaluator = tuple(names), ClassificationEvaluator(device)
+        self._hits = torch.zeros(len(names), dtype=torch.int64, device=device)
+        self._totals = torch.zeros_like(self._hits)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Logits [B, C], labels int64 [B], each the place of a name."""
+        self._evaluator.update(logits, labels)
+        correct = logits.argmax(1) == labels
+        self._hits += torch.bincount(labels[correct], minlength=len(self._names))
+        self._totals += torch.bincount(labels, minlength=len(self._names))
+
+    def score(self, *, bad: int) -> ZeroShot:
+        """Of all that was added; `bad` images more could not be read."""
+        summary, totals = self._evaluator.compute(), self._totals.tolist()
+        shares = (100 * self._hits / self._totals).tolist()
+        return ZeroShot(
+            top1=summary["top1"],
+            top5=summary["top5"],
+            chance=100 / len(self._names),
+            samples=sum(totals),
+            bad=bad,
+            per_class={name: share for name, share, total in zip(self._names, shares, totals, strict=True) if total},
+        )
+
+
+def progress(batches: Iterable[Batch], description: str, total: int) -> Iterable[Batch]:
+    """The same batches, with a bar."""
+    with tqdm(total=total, unit="img", desc=description, disable=None) as bar:
         for batch in batches:
             yield batch
-            progress.update(len(batch.keys))
+            bar.update(len(batch.keys))
 
 
 def check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> None:
@@ -128,3 +142,15 @@ def check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> N
             f"{dataset.shards.root} ({dataset.shards.split}) has label {int(batch.labels.max())}, the vocabulary only {len(names)} names. "
             "Give the names of these classes, in the order of their labels."
         )
+
+
+def check_class_count(
+    dataset: ShardDataset, names: Sequence[str], *, where: str, asked: str, advice: str, error: type[LGDError] = VocabularyError
+) -> None:
+    """Shards that name their classes need as many names: too few may not be noticed at the first label, and too many never.
+
+    Raises: `error`, which says `where` the classes are, who is `asked` about the names, and `advice`.
+    """
+    classes = dataset.shards.class_names
+    if classes and len(classes) != len(names):
+        raise error(f"{where} has {len(classes)} classes, {asked} {len(names)} names, so scores would mean nothing. {advice}")

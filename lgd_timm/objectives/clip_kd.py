@@ -33,6 +33,7 @@ class CLIPKDConfig:
 class CLIPKD(Objective):
     """Keys are the embeddings of every rank's batch, so the number of ranks does not change the loss."""
 
+    method = "CLIP-KD's feature and contrastive distillation ([arXiv 2307.12732](https://arxiv.org/abs/2307.12732))"
     presets: ClassVar[dict[str, CLIPKDConfig]] = {"clip_kd": CLIPKDConfig()}
     config: CLIPKDConfig
 

@@ -69,6 +69,7 @@ class LGD(Objective):
     Buffers: `text_bank` [C, D]; `visual_bank` [C, D], random unit rows until a name is seen; `seen` [C] bool.
     """
 
+    method = "Language-Guided Distillation ([arXiv 2406.11689](https://arxiv.org/abs/2406.11689))"
     presets = PRESETS
     config: LGDConfig
     visual_bank: Tensor

@@ -27,6 +27,7 @@ class LogitsConfig:
 class Logits(Objective):
     """Cross-entropy between the two distributions over the names."""
 
+    method = "distillation of the teacher's zero-shot answers"
     presets: ClassVar[dict[str, LogitsConfig]] = {"logits": LogitsConfig()}
     config: LogitsConfig
 

@@ -27,6 +27,7 @@ class RegressionConfig:
 class Regression(Objective):
     """Normalised mean squared error."""
 
+    method = "SimReg's regression ([arXiv 2201.05131](https://arxiv.org/abs/2201.05131))"
     presets: ClassVar[dict[str, RegressionConfig]] = {"simreg": RegressionConfig()}
 
     def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class SEEDConfig:
 class SEED(Objective):
     """Buffers: `queue` [Q, D], random unit rows until the teacher's take their places; `place` [], int64, the next one's."""
 
+    method = "SEED ([arXiv 2101.04731](https://arxiv.org/abs/2101.04731))"
     presets: ClassVar[dict[str, SEEDConfig]] = {
         "seed": SEEDConfig(),
         "lightly_train": SEEDConfig(queue_size=8192, student_temperature=0.07, teacher_temperature=0.07, positive=False, update="before"),

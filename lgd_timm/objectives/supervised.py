@@ -25,6 +25,7 @@ class SupervisedConfig:
 class Supervised(Objective):
     """Cross-entropy with the labels over the similarities to the names. Images without a label (-1) do not count."""
 
+    method = "supervised learning over the names' text embeddings"
     presets: ClassVar[dict[str, SupervisedConfig]] = {"supervised": SupervisedConfig()}
     needs_labels = True
     config: SupervisedConfig

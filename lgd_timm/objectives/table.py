@@ -38,6 +38,11 @@ def objective_config(settings: Mapping[str, Any]) -> Any:
     return _class(settings.pop("kind", "lgd")).configure(**settings)
 
 
+def objective_class(settings: Mapping[str, Any]) -> type[Objective]:
+    """The class that a recipe's `objective` asks for. Raises: LGDError."""
+    return _class(settings.get("kind", "lgd"))
+
+
 def check_objective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same mapping, each value of its switch's type. Raises: RecipeError that names the field."""
     try:

@@ -1,0 +1,187 @@
+"""What a frozen model says of each image of a split, asked once: pooled features and, of a student, embeddings.
+
+They are kept in `settings.cache_folder()/features`, in a file that is named after all that decides them: weights and
+architecture, preprocessing, images, views. Rounding differs between devices, and does not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import LGDError, ShardError, WeightsError
+from ..files import fingerprint, replacing
+from ..settings import cache_folder
+from ..shards.index import IndexedTar
+from ..shards.read import BadSamples, InOrder, ShardDataset, loader
+from ..shards.stored import find_stored
+from ..student import Student
+from ..teachers.base import module_fingerprint
+from .models import Backbone
+from .zero_shot import progress
+
+VERSION = 1  # raised when the same fingerprint would name another content
+
+
+@dataclass(frozen=True)
+class Features:
+    """One row an image that could be read, in the order of the shards."""
+
+    features: Tensor  # float32 [N, F], pooled, in front of the classifier
+    labels: Tensor  # int64 [N], -1 where the image has none
+    keys: tuple[str, ...]
+    embeddings: Tensor | None = None  # float32 [N, D], in the teacher's space, before L2 normalisation
+    bad: tuple[tuple[str, str], ...] = ()  # (key, reason) of the images that could not be read
+    name: str = "features"  # of the images, for messages
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def at(self, rows: Tensor) -> Features:
+        """These rows, int64 [M]."""
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        keys = tuple(self.keys[row] for row in rows.tolist())
+        return replace(self, features=self.features[rows], labels=self.labels[rows], keys=keys, embeddings=embeddings)
+
+    def only(self, keys: Collection[str]) -> Features:
+        """The images of these keys, in their own order. Keys that are not there, such as bad images, are left out."""
+        wanted = set(keys)
+        return self.at(torch.tensor([row for row, key in enumerate(self.keys) if key in wanted], dtype=torch.int64))
+
+    def check_labels(self) -> None:
+        """Raises: ShardError where an image has no label, or no image could be read."""
+        if not len(self) or self.labels.min() < 0:
+            raise ShardError(f"{self.name} has images without a label, or no image; this evaluation needs field cls of each.")
+
+
+def class_count(*splits: Features) -> int:
+    """How many labels there are in all. Raises: ShardError, as `Features.check_labels`."""
+    for split in splits:
+        split.check_labels()
+    return 1 + max(int(split.labels.max()) for split in splits)
+
+
+def features_fingerprint(network: Backbone | Student, dataset: ShardDataset) -> str:
+    """16 hexadecimal digits that name what `extract` gives."""
+    preprocess, views = network.preprocess, replace(dataset.views, count=1, seed=0)  # unaugmented views draw nothing
+    facts = (preprocess.size, preprocess.mean.flatten().tolist(), preprocess.std.flatten().tolist(), preprocess.interpolation)
+    weights = module_fingerprint(network, repr(network))  # what weights do depends on the layers that they are of
+    return fingerprint(VERSION, weights, facts, dataset.shards.fingerprint, dataset.shards.split, views.fingerprint)
+
+
+def extract(
+    network: Backbone | Student,
+    dataset: ShardDataset,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    max_bad: float = 0.001,
+    cache: bool = True,
+) -> Features:
+    """Features of every image of an unaugmented dataset, exactly once, from the cache where they were asked for before.
+
+    `max_bad`: share of the images that may be unreadable. Shards without sha256 sums, as timm writes them, are never taken from
+    the cache, since nothing says that they are the same.
+    Raises: LGDError for augmented views; ShardError for too many bad images.
+    """
+    if dataset.views.augmentation != "none":
+        raise LGDError(f"Features are those of unaugmented views, not of views.augmentation {dataset.views.augmentation!r}.")
+    name = f"{dataset.shards.root} ({dataset.shards.split})"
+    path = cache_folder() / "features" / f"{features_fingerprint(network, dataset)}.safetensors"
+    cache = cache and bool(dataset.shards.sha256)
+    if cache and path.is_file():
+        found = replace(_read(path), name=name)
+        BadSamples(max_bad, size=len(dataset)).add(found.bad)
+        return found
+    features = _extract(network, dataset, name=name, batch_size=batch_size, workers=workers, device=torch.device(device), max_bad=max_bad)
+    if cache:
+        _write(path, features)
+    return features
+
+
+@torch.no_grad()
+def _extract(
+    network: Backbone | Student, dataset: ShardDataset, *, name: str, batch_size: int, workers: int, device: torch.device, max_bad: float
+) -> Features:
+    network.to(device).to(memory_format=torch.channels_last).eval()  # in which convolutions take half the time on a CPU
+    bad = BadSamples(max_bad, size=len(dataset))
+    rows: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    labels: list[Tensor] = []
+    keys: list[str] = []
+    batches = loader(dataset, InOrder(range(len(dataset)), batch_size), workers=workers)
+    for batch in progress(batches, f"features of {dataset.shards.split}", len(dataset)):
+        bad.add(batch.bad)
+        if not batch.keys:
+            continue
+        features = network.features(batch.to(device).images)
+        if features.ndim != 2:
+            raise LGDError(f"The model gives features of shape {list(features.shape)}, not pooled ones [B, F]. Choose a pooling model.")
+        rows.append(features.float().cpu())
+        if isinstance(network, Student):
+            embeddings.append(network.projector(features).float().cpu())
+        labels.append(batch.labels)
+        keys.extend(batch.keys)
+    if not rows:
+        raise ShardError(f"{name} has no image that can be read. Check the shards.")
+    return Features(
+        torch.cat(rows),
+        torch.cat(labels),
+        tuple(keys),
+        torch.cat(embeddings) if embeddings else None,
+        tuple(bad.reasons.items()),
+        name,
+    )
+
+
+def _write(path: Path, features: Features) -> None:
+    names = {"keys": features.keys, "bad": features.bad}
+    tensors = {"features": features.features, "labels": features.labels, "names": _bytes(json.dumps(names))}
+    if features.embeddings is not None:
+        tensors["embeddings"] = features.embeddings
+    with replacing(path) as temporary:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+
+
+def _read(path: Path) -> Features:
+    try:
+        tensors = load_file(path)
+        names = json.loads(bytes(tensors["names"].numpy()))
+        return Features(
+            tensors["features"],
+            tensors["labels"],
+            tuple(names["keys"]),
+            tensors.get("embeddings"),
+            tuple((key, reason) for key, reason in names["bad"]),
+        )
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path} can't be read as features ({error}). Remove it: they are made again then.") from error
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def stored_features(features: Features, dataset: ShardDataset, *, teacher: str | None) -> Features | None:
+    """The teacher's stored embeddings of the same images, as features [N, D] and embeddings; None where it stored none of them.
+
+    They are those of unaugmented views, unit rows; no image is opened. Raises: ShardError for an image without one.
+    """
+    stored = None if teacher is None else find_stored(dataset.shards, views=None, teacher=teacher)
+    if stored is None:
+        return None
+    file_of = {key: filename for filename in dataset.shards.filenames for key in IndexedTar(stored.root / filename).keys}
+    missing = [key for key in features.keys if key not in file_of]
+    if missing:
+        raise ShardError(f"{stored.root} holds no embedding of {len(missing)} images, first {missing[0]!r}. Run lgd-timm teach again.")
+    embeddings = torch.from_numpy(np.stack([stored.read(file_of[key], key, 0) for key in features.keys])).float()
+    return replace(features, features=embeddings, embeddings=embeddings)

@@ -1,0 +1,220 @@
+"""Fine-tuning: the whole model learns the labels, or a few of them. With random weights, the same from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from ..errors import LGDError
+from ..shards import Views
+from ..shards.index import ShardSet
+from ..shards.read import BadSamples, Batch, EpochPlan, InOrder, Item, ShardDataset, loader, on_device
+from ..student import Student
+from .models import Backbone
+from .splits import Subset, positions
+from .zero_shot import Tally, ZeroShot, check_labels, progress
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How. The backbone's learning rate is below the head's, which knows nothing yet; both follow one cosine."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "adamw"  # any of timm.optim.list_optimizers()
+    lr: float = 5e-4  # of the backbone
+    head_lr: float = 5e-3
+    weight_decay: float = 0.05
+    warmup_epochs: int = 1
+    augmentation: str = "light"  # of the training views; each epoch draws its own
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs <= self.warmup_epochs or self.warmup_epochs < 0 or self.batch_size < 1:
+            raise LGDError(
+                f"epochs = {self.epochs} must be above warmup_epochs = {self.warmup_epochs}, and batch_size = {self.batch_size} at least 1."
+            )
+        if min(self.lr, self.head_lr, self.weight_decay) < 0:
+            raise LGDError(f"lr = {self.lr:g}, head_lr = {self.head_lr:g} and weight_decay = {self.weight_decay:g} must not be below 0.")
+        if self.optimizer not in list_optimizers():
+            raise LGDError(f"optimizer {self.optimizer!r} is unknown to timm. See timm.optim.list_optimizers().")
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Accuracies in percent over `test` images after learning from `train` labelled ones."""
+
+    top1: float
+    top5: float
+    chance: float
+    train: int
+    test: int
+    steps: int
+    settings: dict[str, Any]
+    subset: str | None = None
+    subset_fingerprint: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        how = f"{self.train} labels, {self.settings['epochs']} epochs"
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images ({how})"
+
+
+class Classifier(nn.Module):
+    """Raw pixels -> logits: a copy of a backbone with a new head of so many classes."""
+
+    def __init__(self, network: Backbone | Student, classes: int) -> None:
+        super().__init__()
+        self.preprocess = deepcopy(network.preprocess)
+        self.model: Any = deepcopy(network.backbone)
+        self.model.reset_classifier(classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> [B, C]."""
+        return self.model(self.preprocess(images))
+
+    def groups(self, *, lr: float, head_lr: float) -> list[dict[str, Any]]:
+        """Parameters of backbone and head, each with its learning rate."""
+        head = list(self.model.get_classifier().parameters())
+        names = {id(parameter) for parameter in head}
+        body = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
+        return [{"params": body, "lr": lr}, {"params": head, "lr": head_lr}]
+
+
+@dataclass(frozen=True)
+class _Places(Sampler[list[Item]]):
+    """An epoch plan over some positions of a split: place i of the plan is position `positions[i]`."""
+
+    plan: EpochPlan
+    positions: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for items in self.plan:
+            yield [(self.positions[place], view) for place, view in items]
+
+
+def fine_tune(
+    network: Backbone | Student,
+    *,
+    shards: ShardSet,
+    test: ShardDataset,
+    subset: Subset | None = None,
+    settings: FineTuning | None = None,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    max_bad: float = 0.001,
+) -> FineTuned:
+    """Train a copy of the network with a new head on the labels of `shards`, or a `subset` of them; then score it on `test`.
+
+    Training views are of the size of `test`'s. The network itself is not changed; a student's projector has no part in this.
+    Raises: ShardError for images without labels, bad images above `max_bad`, a subset of other images; LGDError for bad settings.
+    """
+    how, device = settings or FineTuning(), torch.device(device)
+    places = tuple(range(len(shards))) if subset is None else tuple(positions(shards, subset))
+    if len(places) < 2:
+        raise LGDError(f"{len(places)} images are too few to train on, as normalisation needs a batch. Take more.")
+    names = shards.class_names or test.shards.class_names
+    if not names:
+        raise LGDError(f"{shards.root} does not name its classes, so a head can't be made. Write the shards from class folders.")
+    views = Views(
+        size=test.views.size, augmentation=how.augmentation, seed=how.seed, count=how.epochs, interpolation=test.views.interpolation
+    )
+    dataset = ShardDataset(shards, views=views, allow_empty=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(how.seed)  # the head's start, and dropout's draws
+        classifier = Classifier(network, len(names)).to(device)
+        steps = _train(classifier, dataset, places, names, how, workers=workers, device=device, max_bad=max_bad)
+    score = _score(classifier, test, names, workers=workers, device=device, max_bad=max_bad)
+    return FineTuned(
+        top1=score.top1,
+        top5=score.top5,
+        chance=score.chance,
+        train=len(places),
+        test=score.samples,
+        steps=steps,
+        settings=asdict(how),
+        subset=None if subset is None else subset.rule,
+        subset_fingerprint=None if subset is None else subset.fingerprint,
+    )
+
+
+def _train(
+    classifier: Classifier,
+    dataset: ShardDataset,
+    places: tuple[int, ...],
+    names: tuple[str, ...],
+    how: FineTuning,
+    *,
+    workers: int,
+    device: torch.device,
+    max_bad: float,
+) -> int:
+    """All epochs. Returns the number of steps."""
+    plan = EpochPlan((len(places),), batch_size=min(how.batch_size, len(places)), views=how.epochs, seed=how.seed)
+    optimizer = create_optimizer_v2(
+        classifier.model,
+        opt=how.optimizer,
+        lr=how.lr,
+        weight_decay=how.weight_decay,
+        param_group_fn=lambda _: classifier.groups(lr=how.lr, head_lr=how.head_lr),
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=how.epochs,
+        warmup_epochs=how.warmup_epochs,
+        step_on_epochs=False,
+        updates_per_epoch=plan.steps_per_epoch,
+    )
+    assert scheduler is not None
+    total = how.epochs * plan.steps_per_epoch
+    bad = BadSamples(max_bad, size=len(places))
+    classifier.train()
+    batches = loader(dataset, _Places(replace(plan, stop=total), places), workers=workers)
+    for step, batch in enumerate(
+        tqdm(on_device(_labelled(batches, names, dataset, bad), device), total=total, desc="fine-tune", disable=None)
+    ):
+        scheduler.step_update(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss = cross_entropy(classifier(batch.images), batch.labels)
+        loss.backward()
+        optimizer.step()
+    if not loss.isfinite():
+        raise LGDError(f"The loss is not finite after {total} steps. Lower lr = {how.lr:g} and head_lr = {how.head_lr:g}.")
+    return total
+
+
+def _labelled(batches: Any, names: tuple[str, ...], dataset: ShardDataset, bad: BadSamples) -> Iterator[Batch]:
+    for batch in batches:
+        bad.add(batch.bad)
+        check_labels(batch, names, dataset)
+        if batch.keys:
+            yield batch
+
+
+@torch.no_grad()
+def _score(
+    classifier: Classifier, test: ShardDataset, names: tuple[str, ...], *, workers: int, device: torch.device, max_bad: float
+) -> ZeroShot:
+    classifier.eval()
+    tally, bad = Tally(names, device=device), BadSamples(max_bad, size=len(test))
+    batches = loader(test, InOrder(range(len(test)), 256), workers=workers)
+    for batch in progress(_labelled(batches, names, test, bad), "fine-tuned", len(test)):
+        there = batch.to(device)
+        tally.add(classifier(there.images), there.labels)
+    return tally.score(bad=len(bad.reasons))

@@ -1,0 +1,86 @@
+"""Weighted k-NN on frozen features, as of InstDisc (arXiv 1805.01978, section 3.4) and DINO: no training, nothing to tune.
+
+score_c = sum over the k most similar training images i of class c of exp(cos(f, f_i) / temperature)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from timm.utils import accuracy
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from ..errors import LGDError
+from .features import Features, class_count
+
+CHUNK = 1 << 24  # similarities at a time: 64 MB
+
+
+@dataclass(frozen=True)
+class KNN:
+    """Accuracies in percent over `test` images, with `train` labelled ones as the memory."""
+
+    top1: float
+    top5: float
+    chance: float
+    k: int
+    temperature: float
+    train: int
+    test: int
+    top1_of_k: dict[str, float]  # every k that was asked for
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images (k = {self.k}, {self.train} training images)"
+
+
+@torch.no_grad()
+def knn(
+    train: Features,
+    test: Features,
+    *,
+    k: int | Sequence[int] = 20,
+    temperature: float = 0.07,
+    device: torch.device | str = "cpu",
+) -> KNN:
+    """Score the features of `test` against those of `train`. Of several k the first is the one that is reported.
+
+    Raises: ShardError for images without labels; LGDError for a k that is not from 1 to the number of training images, a
+    temperature that is not above 0, and features of two models.
+    """
+    ks = [k] if isinstance(k, int) else list(k)
+    if not ks or min(ks) < 1 or max(ks) > len(train):
+        raise LGDError(f"k = {', '.join(map(str, ks))} is to be from 1 to the number of training images, {len(train)}.")
+    if temperature <= 0:
+        raise LGDError(f"temperature = {temperature:g} must be above 0.")
+    if train.features.shape[1] != test.features.shape[1]:
+        raise LGDError(f"{test.features.shape[1]} features do not fit the {train.features.shape[1]} of the training images.")
+    classes = class_count(train, test)
+    memory, labels = normalize(train.features.to(device), dim=1), train.labels.to(device)
+    votes: dict[int, list[Tensor]] = {k: [] for k in ks}
+    step = max(1, CHUNK // len(train))
+    for start in tqdm(range(0, len(test), step), desc="k-NN", disable=None):
+        queries = normalize(test.features[start : start + step].to(device), dim=1)
+        similarities, nearest = (queries @ memory.T).topk(max(ks), dim=1)  # [B, k], most similar first
+        # Relative to the most similar: the order of the classes stays, and a small temperature overflows nothing
+        weights = ((similarities - similarities[:, :1]) / temperature).exp()
+        for one, parts in votes.items():
+            parts.append(weights.new_zeros(len(queries), classes).scatter_add(1, labels[nearest[:, :one]], weights[:, :one]).cpu())
+    scores = {one: [float(value) for value in accuracy(torch.cat(parts), test.labels, topk=(1, 5))] for one, parts in votes.items()}
+    return KNN(
+        top1=scores[ks[0]][0],
+        top5=scores[ks[0]][1],
+        chance=100 / classes,
+        k=ks[0],
+        temperature=temperature,
+        train=len(train),
+        test=len(test),
+        top1_of_k={str(one): score[0] for one, score in scores.items()},
+    )

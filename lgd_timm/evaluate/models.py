@@ -1,0 +1,211 @@
+"""Any image model that a person names, made ready to give features: students, plain timm models, folders, checkpoints.
+
+NAME of timm              `resnet18`, with its own weights or, for a start from scratch, random ones
+local-dir:FOLDER          a timm folder; hf-hub:ORG/NAME[@REVISION] a repository, of which only safetensors are read
+FILE.safetensors          a checkpoint; timm's name of the architecture is to be said
+student                   a published folder, hub://ORG/NAME[@REVISION], an lgd_ weight, a run folder of `lgd-timm distill`
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from .. import hub
+from ..checkpoint import all_checkpoints
+from ..errors import LGDError, WeightsError
+from ..front_matter import timm_repository
+from ..preprocess import Preprocess
+from ..publish import Published, load
+from ..recipe import Recipe, read_recipe
+from ..safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
+from ..shards import Views
+from ..sources import is_hub, local_source
+from ..student import Student, create_student
+from ..teachers import Stored
+from ..typed import build
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier, and its input: what gives pooled features of raw pixels. `Student` is another such."""
+
+    def __init__(self, backbone: Any, *, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.backbone, self.preprocess = backbone, preprocess
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W], or float in 0..1 -> pooled features [B, F]."""
+        return self.backbone(self.preprocess(images))
+
+
+@dataclass(frozen=True)
+class Model:
+    """An image model and how images are shown to it."""
+
+    name: str
+    network: Backbone | Student
+    views: Views  # unaugmented
+
+
+@dataclass(frozen=True)
+class StudentFolder:
+    """Where a student lies. One that travelled may name no path outside of the working directory."""
+
+    path: Path
+    travelled: bool = False
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint of a run that has not published yet."""
+        if (self.path / "config.json").is_file() or not (self.path / "recipe.yaml").is_file():
+            return None
+        checkpoints = all_checkpoints(self.path / "checkpoints")
+        return checkpoints[-1] if checkpoints else None
+
+
+def student_folder(name: str) -> StudentFolder | None:
+    """The folder of a student that is named by path, hub:// or weight; None for what is no student. Raises: LGDError, as `hub.pull`."""
+    if is_hub(name):
+        return StudentFolder(local_source(name), travelled=True)
+    path = Path(name)
+    if path.is_dir():
+        return StudentFolder(path / "published" if (path / "published" / "config.json").is_file() else path)
+    if name.startswith("lgd_") and timm.is_model(name):
+        default = None if "." in name else timm.get_pretrained_cfg(name)
+        return StudentFolder(hub.locate(f"{name}.{default.tag}" if default else name))
+    return None
+
+
+def find_model(
+    name: str, *, pretrained: bool = True, architecture: str | None = None, image_size: int | None = None, seed: int = 0
+) -> Model:
+    """What `name` names (see above), without classifier.
+
+    `pretrained` False: random weights, drawn with `seed`. `architecture`: timm's name of what is in a checkpoint file.
+    `image_size`: pixels, of a plain model, which then sees the whole centre square, as small images need it; else its size and crop
+    are timm's for evaluation. A student has its own.
+    Raises: LGDError for what is none of these, and where its weights can't be had.
+    """
+    if architecture is not None and not Path(name).is_file():
+        raise LGDError(f"{name!r} is no checkpoint file, so it needs no other name of its architecture ({architecture!r}). Leave that out.")
+    fresh = not pretrained and timm.is_model(name)
+    if not fresh and (found := student_folder(name)) is not None:
+        if not pretrained or image_size is not None:
+            raise LGDError(f"{name!r} is a student with weights and an image size of its own. Name a timm model to choose them.")
+        return open_student(name, found)
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise LGDError(f"{name!r} is a recipe, whose teacher is scored by zero-shot only. Name a model, a published folder or a run.")
+    backbone = _plain(name, pretrained=pretrained, architecture=architecture, seed=seed)
+    config = resolve_model_data_config(backbone)
+    size, interpolation = image_size or config["input_size"][-1], config["interpolation"]
+    preprocess = Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=interpolation)
+    filters = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
+    crop = 1.0 if image_size else min(1.0, max(0.1, config["crop_pct"]))
+    views = Views(size=size, augmentation="none", interpolation=filters, crop=crop)
+    return Model(name, Backbone(backbone, preprocess=preprocess).eval(), views)
+
+
+def open_student(name: str, folder: StudentFolder) -> Model:
+    """A student, published or as its run's last checkpoint left it. Raises: WeightsError, RecipeError."""
+    if folder.checkpoint is not None:
+        recipe = read_recipe(folder.path / "recipe.yaml")
+        return Model(name, _from_checkpoint(folder.checkpoint, recipe), plain_views(recipe, _stored_views(recipe)))
+    published = load(folder.path)
+    return Model(name, published.student, published_views(published, folder.path))
+
+
+def published_views(published: Published, folder: Path) -> Views:
+    """The unaugmented views on which a published student is evaluated. Raises: LGDError where its folder is nonsense."""
+    teacher = published.metrics.get("teacher", {})
+    if not isinstance(teacher, dict):
+        raise LGDError(f"{folder}/metrics.json: 'teacher' is {type(teacher).__name__}, not facts about one. Pull the folder again.")
+    taught: Views = build(Views, teacher.get("views", {"size": published.student.preprocess.size}), where="views")
+    return plain_views(published.recipe, taught)
+
+
+def plain_views(recipe: Recipe, taught: Views | None) -> Views:
+    """A recipe's views as evaluation has them; those that were taught where it names none."""
+    views = recipe.views or taught
+    assert views is not None, "a recipe without views has stored embeddings, which have some"
+    return replace(views, augmentation="none", count=1, crop=recipe.data.val_crop)
+
+
+def _stored_views(recipe: Recipe) -> Views | None:
+    return recipe.teacher.open().views if isinstance(recipe.teacher, Stored) and recipe.views is None else None
+
+
+def _from_checkpoint(checkpoint: Path, recipe: Recipe) -> Student:
+    """The student of a run, the moving average of its weights where it keeps one, as it would be published."""
+    files = [checkpoint / name for name in ("ema.safetensors", "student.safetensors")]
+    try:
+        state = load_file(next(file for file in files if file.is_file()))
+        embed_dim = [tensor.shape[0] for key, tensor in state.items() if key.startswith("projector.") and tensor.ndim == 2][-1]
+        size = recipe.student.image_size or plain_views(recipe, _stored_views(recipe)).size
+        options = {**asdict(recipe.student), "image_size": size, "pretrained": False}
+        student = create_student(embed_dim=embed_dim, **options)
+        student.load_state_dict(state)
+    except (OSError, StopIteration, IndexError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(
+            f"{checkpoint} can't be read as its run's student ({reason}). Remove it: the one before it is used then."
+        ) from error
+    return student.eval()
+
+
+def _plain(name: str, *, pretrained: bool, architecture: str | None, seed: int) -> Any:
+    """A timm model without classifier. Raises: LGDError."""
+    refuse_pickle(name, field="model")
+    if Path(name).is_file():
+        return _from_file(Path(name), architecture)
+    if ":" not in name and not timm.is_model(name):
+        raise LGDError(
+            f"{name!r} is no published folder, no run folder, no checkpoint file and no model of timm {timm.__version__}. "
+            "All names: timm.list_models()."
+        )
+    source = name
+    if pretrained and ":" not in name:
+        repository = timm_repository(name)
+        if repository is None:
+            raise LGDError(f"timm has no weights of {name!r} on the Hub. Name a tag that has some, or take random weights.")
+        source = f"hf-hub:{repository}"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return timm.create_model(timm_source(source, field="model", pretrained=pretrained), pretrained=pretrained, num_classes=0)
+    except WeightsError as error:
+        raise WeightsError(f"The weights of {name!r} can't be had ({error}). Random ones need no network: --random-weights.") from error
+    except BUILD_ERRORS as error:
+        if isinstance(error, LGDError):
+            raise
+        raise LGDError(f"model {name!r} can't be built ({' '.join(str(error).split())}).") from error
+
+
+def _from_file(path: Path, architecture: str | None) -> Any:
+    """A checkpoint of a stock architecture; its classifier, of however many classes, is left out."""
+    if path.suffix != ".safetensors":
+        raise LGDError(f"{path} is no safetensors file, and no other sort of checkpoint is opened.")
+    if architecture is None or not timm.is_model(architecture):
+        raise LGDError(f"{path} does not say which architecture it is of ({architecture!r} is none of timm's). Say it with --model-name.")
+    try:
+        backbone: Any = timm.create_model(architecture, num_classes=0)
+        state = load_file(path)
+    except BUILD_ERRORS as error:
+        raise WeightsError(f"{path} can't be read as {architecture!r} ({' '.join(str(error).split())}).") from error
+    head = backbone.pretrained_cfg.get("classifier") or "classifier"
+    heads = tuple(f"{one}." for one in ([head] if isinstance(head, str) else head))
+    body = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
+    try:
+        backbone.load_state_dict(body)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path} holds no {architecture!r} ({' '.join(str(error).split())[:300]}). Name another architecture."
+        ) from error
+    return backbone
