@@ -1,6 +1,6 @@
 """`python -m benchmarks.evidence TABLE`: every row of a table for every seed, then mean and spread. It goes on where it was stopped.
 
-Notes are kept in docs/evidence/TABLE.jsonl, one line a run, and the published folders in output/evidence.
+Notes are kept in docs/evidence.jsonl, one line a run, whatever table it stands in, and the published folders in output/evidence.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ def main() -> int:
     warnings.filterwarnings("ignore")  # of other libraries, between the bars
     logging.disable(logging.WARNING)
     rows = {name: row for name, row in TABLES[arguments.table].items() if not arguments.rows or name in arguments.rows}
-    notes = arguments.notes / f"{arguments.table}.jsonl"
     try:
         own = {key: yaml.safe_load(value) for key, value in parse_overrides(rest).items()}
         recipes = {(row, seed): recipe_of(arguments.recipe, {**rows[row], **own}, seed) for seed in arguments.seeds for row in rows}
         if not arguments.show:
             for (row, seed), recipe in recipes.items():
                 print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
-                run_once(row, recipe=recipe, notes=notes, output=arguments.output / arguments.table)
+                run_once(row, recipe=recipe, notes=arguments.notes, output=arguments.output)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
     wanted = {identity(recipe): row for (row, _), recipe in recipes.items()}
-    print(markdown([{**note, "row": wanted[note["identity"]]} for note in noted(notes) if note["identity"] in wanted], rows=list(rows)))
+    print(
+        markdown(
+            [{**note, "row": wanted[note["identity"]]} for note in noted(arguments.notes) if note["identity"] in wanted], rows=list(rows)
+        )
+    )
     return 0
 
 
@@ -52,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", type=Path, default=Path("recipes/evidence_cifar10.yaml"), help="the footing; --field.sub value changes it"
     )
-    parser.add_argument("--notes", type=Path, default=Path("docs/evidence"))
+    parser.add_argument("--notes", type=Path, default=Path("docs/evidence.jsonl"))
     parser.add_argument("--output", type=Path, default=Path("output/evidence"))
     parser.add_argument("--show", action="store_true", help="run nothing, print what is noted")
     return parser

@@ -22,6 +22,7 @@ def _lgd(**switches: Any) -> Overrides:
 # facts.md, sections 2 and 3, has the settings; queues hold 4,096 for 50,000 images, as SEED's 65,536 do for ImageNet's 1.28 million
 RIVALS: dict[str, Overrides] = {
     "lgd, paper": PAPER,
+    "lgd, student temperature 0.05": _lgd(student_temperature=0.05),
     "lgd, reference": {"objective": {"kind": "lgd", "preset": "reference"}},
     "seed": {"objective": {"kind": "seed", "queue_size": 4096}},
     "seed, lightly_train": {"objective": {"kind": "seed", "preset": "lightly_train", "queue_size": 4096}},

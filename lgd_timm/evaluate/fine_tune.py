@@ -19,6 +19,7 @@ from ..errors import LGDError
 from ..shards import Views
 from ..shards.index import ShardSet
 from ..shards.read import BadSamples, Batch, EpochPlan, InOrder, Item, ShardDataset, loader, on_device
+from ..small_maps import small_maps_fast
 from ..student import Student
 from .models import Backbone
 from .splits import Subset, positions
@@ -137,7 +138,9 @@ def fine_tune(
     dataset = ShardDataset(shards, views=views, allow_empty=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)  # the head's start, and dropout's draws
-        classifier = Classifier(network, len(names)).to(device)
+        classifier = Classifier(network, len(names)).to(device).to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            small_maps_fast(classifier)
         steps = _train(classifier, dataset, places, names, how, workers=workers, device=device, max_bad=max_bad)
     score = _score(classifier, test, names, workers=workers, device=device, max_bad=max_bad)
     return FineTuned(

@@ -54,12 +54,12 @@ def test_each_run_is_made_once_and_the_table_has_mean_and_spread(
     recipe["schedule"] = {"epochs": 1, "warmup_epochs": 0}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(recipe))
     rows = ["--rows", "lgd, paper", "seed", "--seeds", "0", "1"]
-    where = ["--recipe", str(tmp_path / "base.yaml"), "--notes", str(tmp_path / "notes"), "--output", str(tmp_path / "output")]
+    where = ["--recipe", str(tmp_path / "base.yaml"), "--notes", str(tmp_path / "notes.jsonl"), "--output", str(tmp_path / "output")]
     monkeypatch.setattr("logging.disable", lambda level: None)  # which would outlive the test
     monkeypatch.setattr("sys.argv", ["evidence", "rivals", *rows, *where])
     assert command.main() == 0
     table = capsys.readouterr().out
-    notes = (tmp_path / "notes" / "rivals.jsonl").read_text()
+    notes = (tmp_path / "notes.jsonl").read_text()
     assert [(note["row"], note["seed"]) for note in map(json.loads, notes.splitlines())] == [
         ("lgd, paper", 0),
         ("seed", 0),
@@ -68,7 +68,7 @@ def test_each_run_is_made_once_and_the_table_has_mean_and_spread(
     ]
     assert table.count("±") == 6
     assert command.main() == 0
-    assert (tmp_path / "notes" / "rivals.jsonl").read_text() == notes
+    assert (tmp_path / "notes.jsonl").read_text() == notes
     assert capsys.readouterr().out == table
     monkeypatch.setattr("sys.argv", ["evidence", "rivals", "--show", *rows, "--optimizer.lr", "0.3", *where])
     assert command.main() == 0
