@@ -134,16 +134,15 @@ def calibrate(
     logits_of: Callable[[Subject, Features], tuple[Tensor, str]] = student_logits,
     seed: int = 0,
 ) -> Calibration:
-    """`calibration` of a subject's classifier, its temperature fitted on a seeded tenth of each class of the training images.
+    """`calibration` of a subject's classifier, its temperature fitted on a seeded tenth of each class of the training images, if labelled.
 
     The student has seen those images, but not their labels, which are used for this and nothing else.
     Raises: ShardError for images without labels; LGDError, as `calibration`.
     """
     class_count(test)
     logits, classifier = logits_of(subject, test)
-    if train is None:
+    if train is None or train.labels.min() < 0:  # nothing to fit a temperature on
         return calibration(logits, test.labels, classifier=classifier)
-    class_count(train)
     some = train.only(draw_labels(train.keys, train.labels, fraction=FIT, seed=seed).keys)
     return calibration(logits, test.labels, classifier=classifier, fit=(logits_of(subject, some)[0], some.labels))
 

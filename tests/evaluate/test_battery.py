@@ -34,6 +34,7 @@ from lgd_timm.shards import Views, open_shards
 from lgd_timm.shards.memory import in_memory
 from lgd_timm.shards.read import ShardDataset
 from lgd_timm.shards.teach import teach_recipe
+from lgd_timm.shards.write import write_shards
 from lgd_timm.teachers import OpenCLIP
 
 EVERYTHING = ["zero_shot", "knn", "linear_probe", "linear_probe_10", "calibration", "agreement"]
@@ -217,3 +218,15 @@ def test_what_the_card_could_not_say_is_not_written(folder: Path, taught_folder:
         with pytest.raises(WeightsError, match="is no published folder on this disk"):
             evaluated(name, taught_folder, write=True, **options)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_without_training_labels_calibration_is_measured_and_fits_nothing(
+    published_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    write_shards(image_folder, tmp_path / "shards", split="train", labels=False)
+    write_shards(image_folder, tmp_path / "shards", split="val")
+    results = evaluate_all(published_folder, data=tmp_path / "shards")
+    calibration = results.to_dict()["calibration"]
+    assert calibration["fitted_ece"] is None
+    assert 0 <= calibration["ece"] <= 100
+    assert {"knn", "linear_probe"} <= results.left_out.keys()
