@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,21 +15,14 @@ from typing import Any
 from lgd_timm.distill import distill
 from lgd_timm.files import fingerprint
 from lgd_timm.recipe import Recipe, read_recipe
-from lgd_timm.run import prepare_teaching
-from lgd_timm.teachers import Stored
 
 from ..settings import cores
 from .measures import measure
 
 
 def recipe_of(base: Path, overrides: Mapping[str, Any], seed: int) -> Recipe:
-    """The base recipe with a row's changes. `views.count` cuts the stored views, which keeps the others as they are."""
-    count = overrides.get("views.count")
-    recipe = read_recipe(base, overrides={**{k: v for k, v in overrides.items() if k != "views.count"}, "run.seed": seed})
-    if count is None:
-        return recipe
-    assert isinstance(recipe.teacher, Stored)
-    return replace(recipe, views=replace(prepare_teaching(recipe)[0].views, count=count))
+    """The base recipe with a row's changes."""
+    return read_recipe(base, overrides={**overrides, "run.seed": seed})
 
 
 def identity(recipe: Recipe) -> str:

@@ -25,6 +25,7 @@ RIVALS: dict[str, Overrides] = {
     "lgd, student temperature 0.05": _lgd(student_temperature=0.05),
     "lgd, reference": {"objective": {"kind": "lgd", "preset": "reference"}},
     "seed": {"objective": {"kind": "seed", "queue_size": 4096}},
+    "seed, student temperature 0.05": {"objective": {"kind": "seed", "queue_size": 4096, "student_temperature": 0.05}},
     "seed, lightly_train": {"objective": {"kind": "seed", "preset": "lightly_train", "queue_size": 4096}},
     "regression, deep head": {"objective": {"kind": "regression"}, "student.projector": "deep"},
     "clip_kd": {"objective": {"kind": "clip_kd"}},
@@ -47,7 +48,8 @@ ABLATIONS: dict[str, Overrides] = {
     "momentum 0.9": _lgd(momentum=0.9),
     "soft assignment": _lgd(assignment="soft"),
     "mlp projector": {**PAPER, "student.projector": "mlp"},
-    "K = 1 view": {**PAPER, "views.count": 1},
+    "2 epochs": {**PAPER, "schedule.epochs": 2},
+    "2 epochs, K = 1 view": {**PAPER, "schedule.epochs": 2, "views": {"size": 32, "augmentation": "light", "count": 1}},
 }
 
 # The paper's second claim (facts.md 1.1, text control): the names that a student was taught are those that it knows

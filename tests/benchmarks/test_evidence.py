@@ -44,7 +44,9 @@ def test_identity_is_of_what_decides_the_numbers() -> None:
         return identity(recipe_of(BASE, {**SMALL, **overrides}, seed))
 
     assert name() == name(**{"run.log_every": 5, "name": "other", "data.in_memory": False})
-    assert len({name(), name(seed=1), name(**{"optimizer.lr": 0.2}), name(**{"objective.alpha": 0.1}), name(**{"views.count": 1})}) == 5
+    assert (
+        len({name(), name(seed=1), name(**{"optimizer.lr": 0.2}), name(**{"objective.alpha": 0.1}), name(**{"views": {"count": 1}})}) == 5
+    )
 
 
 def test_each_run_is_made_once_and_the_table_has_mean_and_spread(
