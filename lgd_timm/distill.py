@@ -239,7 +239,9 @@ def spelled_out(run: Run) -> Recipe:
     val_names = None if run.validation is None else list(run.validation.names)
     if isinstance(teacher, Stored):
         facts = run.teaching.facts
-        teacher = replace(teacher, taught_by=spec_from_dict(facts["teacher"]), dtype=facts["dtype"])
+        assert run.teaching.stored is not None
+        taught_on = run.teaching.stored.views if teacher.target == "image" else None
+        teacher = replace(teacher, taught_by=spec_from_dict(facts["teacher"]), dtype=facts["dtype"], taught_on=taught_on)
     recipe = replace(
         run.recipe,
         teacher=teacher,

@@ -229,8 +229,9 @@ def _lesson(recipe: Recipe, *, own: Mapping[str, Any]) -> dict[str, Any]:
     data, teacher = recipe.to_dict(), recipe.teacher
     lesson = {"teacher": data["teacher"], "shards": recipe.data.shards, "split": recipe.data.train_split}
     lesson |= {"workers": recipe.data.workers, "max_bad": recipe.data.max_bad, "device": recipe.run.device}
-    if recipe.views is not None:
-        lesson["views"] = data["views"]
+    views = teacher.taught_on if isinstance(teacher, Stored) and teacher.target == "image" else recipe.views
+    if views is not None:
+        lesson["views"] = plain(views)
     if isinstance(teacher, Stored) and teacher.taught_by is not None:
         lesson |= {"teacher": data["teacher"]["taught_by"], "dtype": teacher.dtype or "float16"}
         if not any(key.partition(".")[0] in ("teacher", "views", "shards", "dtype") for key in own):

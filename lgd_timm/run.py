@@ -75,7 +75,7 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What a resumed run must agree on: all that decides the numbers, but not how the machine makes them."""
-        recipe = self.recipe.to_dict()
+        recipe, stored = self.recipe.to_dict(), self.teaching.stored
         return {
             **{key: recipe[key] for key in ("student", "objective", "optimizer", "schedule")},
             "batch_size": self.recipe.data.batch_size,
@@ -85,7 +85,7 @@ class Run:
             "shards": self.dataset.shards.fingerprint,
             "views": [self.teaching.views.fingerprint, self.teaching.views.count],
             "names": self.teaching.vocabulary.fingerprint,
-            "teacher": self.teaching.facts["fingerprint"],
+            "teacher": self.teaching.facts["fingerprint"] + (" (of images)" if stored is not None and stored.per_image else ""),
         }
 
 

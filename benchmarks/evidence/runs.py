@@ -32,7 +32,8 @@ def identity(recipe: Recipe) -> str:
         del facts["run"][field]
     for field in ("shards", "workers", "in_memory"):
         del facts["data"][field]
-    return fingerprint({key: value for key, value in facts.items() if key not in ("name", "teacher")})
+    known = {key: value for key, value in facts.items() if key not in ("name", "teacher")}
+    return fingerprint(known | {"target": "image"} if facts["teacher"].get("target") == "image" else known)
 
 
 def noted(notes: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def in_memory(dataset: ShardDataset) -> ShardDataset:
     if dataset.photometry != "worker":
         raise ShardError("Views are kept in memory with their colours done, which the reader then has to do. Set run.photometry worker.")
     stored, shards, views = dataset.stored, dataset.shards, dataset.views
-    taught = None if stored is None else (str(stored.root.resolve()), stored.facts["fingerprint"])
+    taught = None if stored is None else (str(stored.root.resolve()), stored.facts["fingerprint"], stored.per_image)
     content = (str(shards.root.resolve()), shards.split, shards.fingerprint, views.fingerprint, taught)
     dimension = 0 if stored is None else stored.embed_dim
     return _InMemory(dataset, _kept(content, (len(dataset), views.count), views.size, dimension))

@@ -21,10 +21,14 @@ TEACHER = "_teacher.json"
 
 @dataclass
 class StoredEmbeddings:
-    """A finished folder of sidecars. `facts` is `_teacher.json`: who taught, on which views, for which shards."""
+    """A finished folder of sidecars. `facts` is `_teacher.json`: who taught, on which views, for which shards.
+
+    `per_image`: the embedding of an image's first stored view stands for any view of it.
+    """
 
     root: Path
     facts: dict[str, Any]
+    per_image: bool = False
     _tars: dict[str, IndexedTar] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -53,6 +57,8 @@ class StoredEmbeddings:
 
     def read(self, filename: str, key: str, view: int) -> np.ndarray:
         """Embedding of view `view` of one sample, a unit row float16 [D], read only. Raises: ShardError when there is none."""
+        if self.per_image:
+            view = 0
         if filename not in self._tars:
             self._tars[filename] = IndexedTar(self.root / filename)
         tar = self._tars[filename]
@@ -81,7 +87,7 @@ class StoredEmbeddings:
         return embeddings
 
     def check(self, shards: ShardSet, views: Views) -> None:
-        """Refuse embeddings of other shards or other views. Raises: TeacherError."""
+        """Refuse embeddings of other shards or, unless one stands for all, of other views. Raises: TeacherError."""
         entry = read_info(self.root)["splits"].get(shards.split)
         if entry is None:
             raise TeacherError(f"{self.root} holds no embeddings of split {shards.split!r}. Make them with: lgd-timm teach")
@@ -89,6 +95,8 @@ class StoredEmbeddings:
             raise TeacherError(
                 f"{self.root} was made from other shards than {shards.root} ({shards.split}). Run lgd-timm teach with another --out."
             )
+        if self.per_image:
+            return
         taught = self.facts["views_fingerprint"]
         if views.fingerprint != taught and replace(views, count=self.views.count) == self.views:
             raise TeacherError(
