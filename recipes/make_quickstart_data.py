@@ -35,7 +35,7 @@ def main() -> None:
             folder = Path(scratch) / split
             pick(shards, folder, per_class=per_class, labels=split == "val")
             write_shards(folder, OUT, split=split, samples_per_shard=2000)
-    for split, views in (("train", {}), ("val", {"views.augmentation": "none", "views.count": 1})):
+    for split, views in (("train", {"views.augmentation": "light", "views.count": 2}), ("val", {})):
         recipe = read_teach_recipe(HERE / "teach_conse_cifar10.yaml", overrides={"shards": str(OUT), "split": split, **views})
         stored = teach_recipe(recipe)
         vocabulary = load_vocabulary(read_recipe(HERE / "cifar10_conse_mobilenetv2.yaml").vocabulary.source)

@@ -32,11 +32,11 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.evidence.targets", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shards", default="data/cifar10")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--embeddings", default="data/cifar10/conse_efficientnet_lite0-light-s0-k2-8bb10f177155")
+    parser.add_argument("--embeddings", default="data/cifar10/conse_efficientnet_lite0-none-s0-k1-8bb10fbd36d1")
     arguments = parser.parse_args()
     try:
         stored = open_stored(arguments.embeddings)
-        teacher = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
+        teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
         names = text_bank(
             Vocabulary(tuple(CIFAR10), ("{}",)),
             text_fingerprint=stored.facts["text_fingerprint"],
@@ -49,7 +49,10 @@ def main() -> int:
     objective = aggregated(names, teacher)
     visual = objective.visual_bank
     own = (teacher @ visual.T).max(1).values
-    print(f"{len(teacher):,} images of {arguments.shards} ({arguments.split}), teacher {stored.facts['name']}")
+    print(f"{len(teacher):,} images of {arguments.shards} ({arguments.split}), teacher {stored.facts['name']}, {stored.views}")
+    if labels.min() >= 0:
+        right = (teacher @ names.T).argmax(1) == labels
+        print(f"the teacher's own answers are right for {100 * right.float().mean():.2f} % (labels are looked at here alone)")
     print(f"similarity to the nearest visual row: {describe(own)}; length of the rows: {describe(visual.norm(dim=1))}")
     print(f"similarity of a name's text to its own visual row: {describe(torch.cosine_similarity(names, visual))}\n")
     print("| teacher temperature | text: largest p | text: as many names | visual: largest p | visual: as many names | extra positive: p |")
@@ -63,10 +66,14 @@ def main() -> int:
     return 0
 
 
-def read_embeddings(shards: ShardSet, stored: StoredEmbeddings) -> Tensor:
-    """View 0 of every image: unit rows [N, D]."""
-    rows = [stored.read(name, key, 0) for shard, name in enumerate(shards.filenames) for key in IndexedTar(shards.path(shard)).keys]
-    return normalize(torch.from_numpy(np.stack(rows)).float(), dim=1)
+def read_embeddings(shards: ShardSet, stored: StoredEmbeddings) -> tuple[Tensor, Tensor]:
+    """View 0 of every image: unit rows [N, D]; and labels int64 [N], -1 where there is none."""
+    rows, labels = [], []
+    for shard, name in enumerate(shards.filenames):
+        tar = IndexedTar(shards.path(shard))
+        rows.extend(stored.read(name, key, 0) for key in tar.keys)
+        labels.extend(int(tar.read(key, "cls")) if "cls" in tar.samples[key] else -1 for key in tar.keys)
+    return normalize(torch.from_numpy(np.stack(rows)).float(), dim=1), torch.tensor(labels)
 
 
 def aggregated(names: Tensor, teacher: Tensor, *, batch_size: int = 128, epochs: int = 2) -> LGD:
