@@ -14,7 +14,8 @@ from typing import Any
 
 from lgd_timm.distill import distill
 from lgd_timm.files import fingerprint
-from lgd_timm.recipe import Recipe, read_recipe
+from lgd_timm.recipe import DataRecipe, OptimizerRecipe, Recipe, RunRecipe, ScheduleRecipe, StudentRecipe, read_recipe
+from lgd_timm.typed import plain
 
 from ..settings import cores
 from .measures import measure
@@ -25,15 +26,32 @@ def recipe_of(base: Path, overrides: Mapping[str, Any], seed: int) -> Recipe:
     return read_recipe(base, overrides={**overrides, "run.seed": seed})
 
 
+_MACHINE = {
+    "run": ("device", "compile", "photometry", "checkpoint_every", "evaluate_every", "log_every"),
+    "data": ("shards", "workers", "in_memory"),
+}
+_DEFAULTS = {
+    "student": StudentRecipe(),
+    "data": DataRecipe(),
+    "optimizer": OptimizerRecipe(),
+    "schedule": ScheduleRecipe(),
+    "run": RunRecipe(),
+}
+
+
 def identity(recipe: Recipe) -> str:
-    """Names what decides a run's numbers; the machine's part in it is left out."""
-    facts = recipe.to_dict()
-    for field in ("device", "compile", "photometry", "checkpoint_every", "evaluate_every", "log_every"):
-        del facts["run"][field]
-    for field in ("shards", "workers", "in_memory"):
-        del facts["data"][field]
-    known = {key: value for key, value in facts.items() if key not in ("name", "teacher")}
-    return fingerprint(known | {"target": "image"} if facts["teacher"].get("target") == "image" else known)
+    """Names what decides a run's numbers: the machine's part in it is left out, and what is as it is by default.
+
+    So a field that recipes get later leaves the names of earlier runs as they were.
+    """
+    facts = {key: value for key, value in recipe.to_dict().items() if key != "name"}
+    for section, default in _DEFAULTS.items():
+        usual, machine = plain(default), _MACHINE.get(section, ())
+        facts[section] = {key: value for key, value in facts[section].items() if value != usual[key] and key not in machine}
+    teacher = facts.pop("teacher")
+    # Stored embeddings lie in a folder that is named after teacher and views.
+    taught = {"embeddings": Path(teacher["embeddings"]).name, "target": teacher["target"]} if teacher["kind"] == "stored" else teacher
+    return fingerprint(facts, taught)
 
 
 def noted(notes: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,9 @@ def test_identity_is_of_what_decides_the_numbers() -> None:
     def name(seed: int = 0, **overrides: Any) -> str:
         return identity(recipe_of(BASE, {**SMALL, **overrides}, seed))
 
-    assert name() == name(**{"run.log_every": 5, "name": "other", "data.in_memory": False})
+    assert name() == name(**{"run.log_every": 5, "name": "other", "data.in_memory": False, "student.drop_rate": 0.0})
+    assert name() != name(**{"teacher.embeddings": "elsewhere/other_teacher"})
+    assert name() != name(**{"teacher.target": "image"})
     assert (
         len({name(), name(seed=1), name(**{"optimizer.lr": 0.2}), name(**{"objective.alpha": 0.1}), name(**{"views": {"count": 1}})}) == 5
     )
