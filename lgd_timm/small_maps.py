@@ -39,13 +39,13 @@ def small_maps_fast(model: nn.Module) -> nn.Module:
 
 class _Dense(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
+        if not _is_small(self, input):
+            return super().forward(input)
         height, width = input.shape[2:]
         rows, columns = _taps(self, 0, height), _taps(self, 1, width)
-        if not _is_small(self, input) or len(rows) > 1 or len(columns) > 1:
+        if len(rows) > 1 or len(columns) > 1 or -1 in rows[0] + columns[0]:  # -1: a pixel that no weight sees
             return super().forward(input)
-        weight = self.weight[:, :, rows[0]][..., columns[0]] if -1 not in rows[0] + columns[0] else None
-        if weight is None:  # a stride so large that a pixel is seen by no weight
-            return super().forward(input)
+        weight = self.weight[:, :, rows[0]][..., columns[0]]
         return linear(input.flatten(1), weight.flatten(1), self.bias)[..., None, None]
 
 
