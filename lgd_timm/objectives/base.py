@@ -53,6 +53,12 @@ class Objective(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Embeddings [B, D] of student and teacher, before L2 normalisation -> `loss` and its named parts, float32 scalars."""
+        s, t = self.unit_rows(student, target)
+        with torch.autocast(s.device.type, enabled=False):
+            return self.score(s, t)
+
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The same of float32 unit rows [B, D], of which the student's have a gradient; autocast is off."""
         raise NotImplementedError
 
     def update(self, teacher: Tensor) -> None:

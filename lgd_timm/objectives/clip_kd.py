@@ -37,11 +37,9 @@ class CLIPKD(Objective):
     presets: ClassVar[dict[str, CLIPKDConfig]] = {"clip_kd": CLIPKDConfig()}
     config: CLIPKDConfig
 
-    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
-        s, t = self.unit_rows(student, target)
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
         config, own = self.config, ranks()[0] * len(s) + torch.arange(len(s), device=s.device)
-        with torch.autocast(s.device.type, enabled=False):
-            contrastive = cross_entropy(s @ of_all_ranks(t).T / config.student_temperature, own)
-            feature = mse_loss(s, t)
+        contrastive = cross_entropy(s @ of_all_ranks(t).T / config.student_temperature, own)
+        feature = mse_loss(s, t)
         loss = config.contrastive_weight * contrastive + config.feature_weight * feature
         return {"loss": loss, "loss_contrastive": contrastive, "loss_feature": feature}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from .base import Objective, above_zero
@@ -31,11 +30,9 @@ class Logits(Objective):
     presets: ClassVar[dict[str, LogitsConfig]] = {"logits": LogitsConfig()}
     config: LogitsConfig
 
-    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
-        s, t = self.unit_rows(student, target)
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
         config = self.config
-        with torch.autocast(s.device.type, enabled=False):
-            similarity = similarity_loss(
-                s, t, self.text_bank, student_temperature=config.student_temperature, teacher_temperature=config.teacher_temperature
-            )
+        similarity = similarity_loss(
+            s, t, self.text_bank, student_temperature=config.student_temperature, teacher_temperature=config.teacher_temperature
+        )
         return {"loss": similarity.loss}

@@ -50,19 +50,17 @@ class SEED(Objective):
         self.register_buffer("queue", self.random_rows(self.config.queue_size))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64, device=text_bank.device))
 
-    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
-        s, t = self.unit_rows(student, target)
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
         if self.training and self.config.update == "before":
             self._enqueue(t)
-        with torch.autocast(s.device.type, enabled=False):
-            similarity = similarity_loss(
-                s,
-                t,
-                self.queue,
-                student_temperature=self.config.student_temperature,
-                teacher_temperature=self.config.teacher_temperature,
-                positive=self.config.positive,
-            )
+        similarity = similarity_loss(
+            s,
+            t,
+            self.queue,
+            student_temperature=self.config.student_temperature,
+            teacher_temperature=self.config.teacher_temperature,
+            positive=self.config.positive,
+        )
         return {"loss": similarity.loss}
 
     @torch.no_grad()
