@@ -115,7 +115,7 @@ def student_logits(subject: Subject, features: Features) -> tuple[Tensor, str]:
     """
     if subject.classifier is not None:
         with torch.no_grad():
-            return subject.classifier(features.features), "published classifier"
+            return subject.classifier()(features.features), "published classifier"
     assert subject.student_temperature is not None, "a teacher's logits are of `similarity_logits`"
     return similarity_logits(subject, features, temperature=subject.student_temperature)
 

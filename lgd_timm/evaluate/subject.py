@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class Subject:
     student_temperature: float | None = None
     teacher_temperature: float = TEACHER_TEMPERATURE
     other_names: bool = False  # a student's: it was distilled for other names than these
-    classifier: nn.Module | None = None  # features [B, F] -> logits [B, C]: the one that is published, where it answers with these names
+    # Loads the published classifier, features [B, F] -> logits [B, C]; None where it does not answer with these names
+    classifier: Callable[[], nn.Module] | None = None
 
 
 def evaluate_zero_shot(
@@ -149,7 +151,7 @@ def _published_subject(folder: Path, vocabulary: Vocabulary | None, folders: Seq
         teacher.get("fingerprint"),
         **_temperatures(published.recipe),
         other_names=vocabulary.names != own.names,
-        classifier=_folded(folder) if published.label_names and vocabulary == own else None,
+        classifier=cache(partial(_folded, folder)) if published.label_names and vocabulary == own else None,
     )
 
 
