@@ -117,6 +117,13 @@ class RunRecipe:
     log_every: int = 20  # steps
 
 
+# Fields of `run` and `data` that are the machine's, and decide no number but for rounding
+MACHINE = {
+    "run": ("device", "channels_last", "compile", "photometry", "checkpoint_every", "evaluate_every", "log_every"),
+    "data": ("workers", "in_memory", "max_bad"),
+}
+
+
 @dataclass(frozen=True)
 class TeachRecipe:
     """What `lgd-timm teach` needs: who teaches, on which views, of which shards."""

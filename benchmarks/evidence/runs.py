@@ -14,7 +14,7 @@ from typing import Any
 
 from lgd_timm.distill import distill
 from lgd_timm.files import fingerprint
-from lgd_timm.recipe import DataRecipe, OptimizerRecipe, Recipe, RunRecipe, ScheduleRecipe, StudentRecipe, read_recipe
+from lgd_timm.recipe import MACHINE, DataRecipe, OptimizerRecipe, Recipe, RunRecipe, ScheduleRecipe, StudentRecipe, read_recipe
 from lgd_timm.typed import plain
 
 from ..settings import cores
@@ -26,10 +26,7 @@ def recipe_of(base: Path, overrides: Mapping[str, Any], seed: int) -> Recipe:
     return read_recipe(base, overrides={**overrides, "run.seed": seed})
 
 
-_MACHINE = {
-    "run": ("device", "compile", "photometry", "checkpoint_every", "evaluate_every", "log_every"),
-    "data": ("shards", "workers", "in_memory"),
-}
+_PLACES = {**MACHINE, "data": (*MACHINE["data"], "shards")}  # where the images lie, too
 _DEFAULTS = {
     "student": StudentRecipe(),
     "data": DataRecipe(),
@@ -46,7 +43,7 @@ def identity(recipe: Recipe) -> str:
     """
     facts = {key: value for key, value in recipe.to_dict().items() if key != "name"}
     for section, default in _DEFAULTS.items():
-        usual, machine = plain(default), _MACHINE.get(section, ())
+        usual, machine = plain(default), _PLACES.get(section, ())
         facts[section] = {key: value for key, value in facts[section].items() if value != usual[key] and key not in machine}
     teacher = facts.pop("teacher")
     # Stored embeddings lie in a folder that is named after teacher and views.

@@ -17,14 +17,10 @@ from ..errors import LGDError, WeightsError
 from ..files import fingerprint
 from ..objectives import objective_config
 from ..reach import check_reach
-from ..recipe import Recipe, read_recipe
+from ..recipe import MACHINE, Recipe, read_recipe
 from .labels import label_groups
 
 log = logging.getLogger(__name__)
-
-# Of a recipe's `run` and `data`, what decides the numbers; the seed is what a group is over, the rest how the machine does it.
-_RUN = ("amp", "ema_decay")
-_MACHINE_DATA = ("workers", "in_memory", "max_bad")
 
 
 @dataclass(frozen=True)
@@ -171,8 +167,8 @@ def _decisive(trial: Trial) -> dict[str, Any]:
     return {
         **recipe,
         "objective": switches,
-        "run": {key: recipe["run"][key] for key in _RUN},
-        "data": {key: value for key, value in recipe["data"].items() if key not in _MACHINE_DATA},
+        "run": {key: value for key, value in recipe["run"].items() if key not in (*MACHINE["run"], "seed")},
+        "data": {key: value for key, value in recipe["data"].items() if key not in MACHINE["data"]},
         "images": trial.metrics.get("shards"),
         "finished": trial.published is not None,
     }
