@@ -101,9 +101,8 @@ def build(recipe: Recipe, out: Path) -> Run:
     if teaching.stored is not None:
         teaching.stored.check(shards, teaching.views)
     validation = prepare_validation(recipe, teaching, bank_of) if recipe.data.val_split else None
-    # Pixels that are kept are kept with their colours done.
-    kept_on_cpu = recipe.data.in_memory and recipe.run.photometry == "auto"
-    photometry = "worker" if kept_on_cpu else place_photometry(recipe.run.photometry, device)
+    # Pixels that are kept in memory are kept with their colours done.
+    photometry = place_photometry(recipe.run.photometry, torch.device("cpu") if recipe.data.in_memory else device)
     dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored, photometry=photometry)
     if recipe.data.in_memory:
         dataset = in_memory(dataset)

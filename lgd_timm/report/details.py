@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,15 +75,21 @@ def look(groups: Sequence[Group], *, data: str | None, split: str | None) -> lis
 # ------------------------------------------------------------------------------------------------------------- confusion
 
 
-def confusion(shown: Sequence[Shown]) -> Section:
-    blocks, notes = [], []
+def _labelled(shown: Sequence[Shown], notes: list[str]) -> Iterator[tuple[Shown, Encoded, Tensor]]:
+    """Runs whose images have labels, with these; why the others have none is added to `notes`."""
     for one in shown:
         if one.encoded is None or one.encoded.labels is None:
             notes.append(one.nothing if one.encoded is None else f"{one.label}: {one.encoded.unlabelled}")
-            continue
-        blocks.append(_confusion(one, one.encoded, one.encoded.labels))
-        if one.encoded.teacher is None:
-            notes.append(f"{one.label}: the teacher's answers are not shown: {one.encoded.untaught}")
+        else:
+            yield one, one.encoded, one.encoded.labels
+
+
+def confusion(shown: Sequence[Shown]) -> Section:
+    blocks, notes = [], list[str]()
+    for one, encoded, labels in _labelled(shown, notes):
+        blocks.append(_confusion(one, encoded, labels))
+        if encoded.teacher is None:
+            notes.append(f"{one.label}: the teacher's answers are not shown: {encoded.untaught}")
     return Section(
         key="confusion",
         title="What it takes for what",
@@ -103,11 +109,10 @@ def _confusion(one: Shown, encoded: Encoded, labels: Tensor) -> Block:
         excerpt = f" Of {len(encoded.names)} names, the {EXCERPT} that it knows least are shown."
     names = [encoded.names[i] for i in order.tolist()]
     pictures, files = [], {}
-    teacher = encoded.teachers_answers
-    for who, answers in (("student", encoded.answers), ("teacher", teacher)):
-        if answers is None:
-            continue
-        counts = confusion_matrix(labels, answers, len(encoded.names))
+    tables = {"student": table}
+    if encoded.teachers_answers is not None:
+        tables["teacher"] = confusion_matrix(labels, encoded.teachers_answers, len(encoded.names))
+    for who, counts in tables.items():
         shares = (100 * counts / counts.sum(1, keepdim=True))[order][:, order]  # a name without images has no row: 0/0
         accuracy = 100 * counts.diagonal().sum().item() / counts.sum().item()
         title = f"{who.capitalize()}: {accuracy:.1f} % right"
@@ -241,12 +246,8 @@ def _nearest(one: Shown, encoded: Encoded) -> Block:
 
 
 def mistakes(shown: Sequence[Shown]) -> Section:
-    blocks, notes = [], []
-    for one in shown:
-        if one.encoded is None or one.encoded.labels is None:
-            notes.append(one.nothing if one.encoded is None else f"{one.label}: {one.encoded.unlabelled}")
-        else:
-            blocks.append(_mistakes(one, one.encoded, one.encoded.labels))
+    notes: list[str] = []
+    blocks = [_mistakes(*labelled) for labelled in _labelled(shown, notes)]
     return Section(
         key="mistakes",
         title="Where it is wrong",
