@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     distill = _add(commands, "distill", _distill, "distil a student", overrides=True)
     distill.add_argument("recipe", help="YAML recipe, a published folder or hub://ORG/NAME[@REV]")
-    distill.add_argument("--output", help="run folder (default: output/NAME)")
+    distill.add_argument("--output", help="run folder (default: output/MODEL.NAME)")
     distill.add_argument("--vocabulary", help="other names: a text file, '[a, b]', folder:PATH, coco:PATH, ... (vocabulary.source)")
     distill.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     distill.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
@@ -240,6 +240,7 @@ def _teach(options: argparse.Namespace) -> None:
 
 
 def _distill(options: argparse.Namespace) -> None:
+    from .card import weight_name
     from .devices import keep_memory
     from .distill import distill
     from .recipe import read_recipe
@@ -253,7 +254,7 @@ def _distill(options: argparse.Namespace) -> None:
         print(recipe.to_yaml(), end="")
         return
     keep_memory()
-    out = options.output or f"output/{recipe.name}"
+    out = options.output or f"output/{weight_name(recipe)}"
     print(f"published: {distill(recipe, out=out, resume=options.resume, source=source)}")
 
 

@@ -124,13 +124,13 @@ def test_distill_and_save(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = say(capsys, "distill", recipe, "--schedule.epochs", "1")
-    assert said == "published: output/tiny/published\n"  # the default folder has the recipe's name
-    assert timm.create_model("local-dir:output/tiny/published", pretrained=True).num_classes == 3
-    assert say(capsys, "save", "output/tiny", "again") == "published: again\n"
-    assert read_files(tmp_path / "again") == read_files(tmp_path / "output" / "tiny" / "published")
+    assert said == "published: output/test_resnet.tiny/published\n"  # named as the weights, so students keep apart
+    assert timm.create_model("local-dir:output/test_resnet.tiny/published", pretrained=True).num_classes == 3
+    assert say(capsys, "save", "output/test_resnet.tiny", "again") == "published: again\n"
+    assert read_files(tmp_path / "again") == read_files(tmp_path / "output" / "test_resnet.tiny" / "published")
     (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
-    say(capsys, "save", "output/tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
+    say(capsys, "save", "output/test_resnet.tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
     assert hub.manifest()["lgd_resnet18.tiny"].repo_id == "me/tiny"
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     here = ["--data.shards", shard_folder, "--teacher.model", f"local-dir:{tiny_clip}"]  # outside the working directory: the user's to say
