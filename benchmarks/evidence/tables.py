@@ -35,14 +35,15 @@ RIVALS: dict[str, Overrides] = {
 
 ABLATIONS: dict[str, Overrides] = {
     "paper": PAPER,
-    "alpha 0, text alone": _lgd(alpha=0.0),
+    "alpha 0, text alone": RIVALS["logits"],
     "alpha 1, visual alone": _lgd(alpha=1.0),
-    "extra positive, as released": _lgd(positive=True),
+    "extra positive, as released": RIVALS["lgd, reference"],
     "teacher temperature 0.02": _lgd(teacher_temperature=0.02),
     "teacher temperature 0.05": _lgd(teacher_temperature=0.05),
     "visual teacher temperature 0.05": _lgd(visual_teacher_temperature=0.05),
     "student temperature 0.1": _lgd(student_temperature=0.1),
     "student temperature 0.05": _lgd(student_temperature=0.05),
+    "student temperature 0.05, extra positive": _lgd(student_temperature=0.05, positive=True),
     "bank re-normalised": _lgd(renormalize=True),
     "unseen names masked": _lgd(mask_unseen=True),
     "momentum 0.9": _lgd(momentum=0.9),

@@ -103,10 +103,11 @@ def test_reference_preset_repeats_the_released_codes_steps():
         assert torch.equal(lgd.seen, golden["seen_after"][step].bool())
 
 
-def test_presets_are_the_released_script_and_the_papers_equations():
+def test_presets_are_the_released_script_the_papers_equations_and_these_sharper():
     assert PRESETS["reference"] == LGDConfig(0.5, 0.2, 0.01, momentum=0.999, positive=True, renormalize=False, update="after")
     assert LGD.configure("paper", positive=True) == PRESETS["reference"]
     assert LGD.configure("paper", momentum=0.5).momentum == 0.5
+    assert LGD.configure("paper", student_temperature=0.05) == PRESETS["sharp"]
     assert PRESETS["paper"].momentum == 0.999, "a preset must not change with what is built from it"
 
 
