@@ -117,7 +117,7 @@ def test_an_overlay_patches_the_facts_and_leaves_ours_alone(name: str) -> None:
 
 def test_a_file_in_the_overlay_is_loaded_as_timm_does(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    theirs = timm.create_model("resnet18")
+    theirs = timm.create_model("resnet18", num_classes=timm.create_model("lgd_resnet18").num_classes)  # those of the published weights
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     overlay = {"file": str(tmp_path / "weights.pth")}
     ours = timm.create_model("lgd_resnet18", pretrained=True, pretrained_cfg_overlay=overlay)
