@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,11 @@ def test_spread_is_the_sample_deviation_and_needs_two() -> None:
     assert spread([1.0]) == "1.00"
     assert spread([]) == "-"
     assert markdown([], rows=["a"]).count("\n") == 1
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_record_shows_what_is_noted(table: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/reproduction.md holds each table as the command prints it from the notes of all runs."""
+    monkeypatch.setattr(sys, "argv", ["evidence", table, "--show"])
+    assert command.main() == 0
+    assert capsys.readouterr().out.strip() in Path("docs/reproduction.md").read_text(encoding="utf-8")
