@@ -138,7 +138,7 @@ with torch.no_grad():
     scores = model(transform(picture).unsqueeze(0)).softmax(1)[0]
 print(model.pretrained_cfg["label_names"][scores.argmax()], scores.max())
 
-backbone = timm.create_model("hf-hub:<repo>", pretrained=True, num_classes=0)  # features for your own task
+backbone = timm.create_model("hf-hub:<repo>", pretrained=True, num_classes=0)  # features for your task
 """,
     "backbone": f"""\
 import timm
