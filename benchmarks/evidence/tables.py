@@ -13,6 +13,7 @@ OTHER = ["mountain", "chair", "clock", "pizza", "guitar", "castle", "tulip", "te
 HUNDRED = "benchmarks/evidence/hundred_names.txt"
 
 PAPER: Overrides = {"objective": {"kind": "lgd", "preset": "paper"}}
+TWICE: Overrides = {**PAPER, "schedule.epochs": 2}
 
 
 def _lgd(**switches: Any) -> Overrides:
@@ -49,8 +50,9 @@ ABLATIONS: dict[str, Overrides] = {
     "momentum 0.9": _lgd(momentum=0.9),
     "soft assignment": _lgd(assignment="soft"),
     "mlp projector": {**PAPER, "student.projector": "mlp"},
-    "2 epochs": {**PAPER, "schedule.epochs": 2},
-    "2 epochs, K = 1 view": {**PAPER, "schedule.epochs": 2, "views": {"size": 32, "augmentation": "light", "count": 1}},
+    "2 epochs": TWICE,
+    "2 epochs, K = 1 light view": {**TWICE, "teacher.target": "image", "views": {"size": 32, "augmentation": "light", "count": 1}},
+    "2 epochs, K = 2 light views": {**TWICE, "teacher.target": "image", "views": {"size": 32, "augmentation": "light", "count": 2}},
 }
 
 # The paper's second claim (facts.md 1.1, text control): the names that a student was taught are those that it knows
