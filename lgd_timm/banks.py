@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from .errors import TeacherError
 from .files import fingerprint, replacing
+from .places import Place
 from .settings import cache_folder
 from .teachers.base import TextTeacher
 from .vocabulary import Vocabulary
@@ -42,16 +43,17 @@ def text_bank(
     *,
     text_fingerprint: str,
     text: Callable[[], TextTeacher],
-    folders: Sequence[Path] = (),
+    folders: Sequence[Place] = (),
 ) -> Tensor:
     """The bank of a vocabulary [C, D], from `folders`, from the cache, or from the text tower, which then is cached.
 
     The tower is built only when no file has the bank: with stored embeddings, a run whose names are known loads no teacher.
+    Addresses among the folders are passed over: a bank that lies there has no sha256 by which it would be trusted.
     """
     name = text_bank_name(text_fingerprint, vocabulary)
     cache = cache_folder() / "text"
     for folder in (*folders, cache):
-        if (folder / name).is_file():
+        if isinstance(folder, Path) and (folder / name).is_file():
             return load_bank(folder / name)
     tower = text()
     if tower.fingerprint != text_fingerprint:

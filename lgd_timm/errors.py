@@ -4,6 +4,7 @@
     |-- RecipeError           a recipe that can't be read, or a field that it does not have
     |-- VocabularyError       names: missing, empty, duplicated
     |-- ShardError            images, shards, stored embeddings
+    |-- CacheError            a cache that can't be written
     |-- TeacherError          a teacher that can't be built, or does not fit what was stored
     |-- WeightsError          a published folder, a download, a push
     MissingExtra(ImportError) an optional library: names the extra that installs it
@@ -31,6 +32,10 @@ class VocabularyError(LGDError):
 
 class ShardError(LGDError):
     """Images, shards or stored embeddings that can't be used."""
+
+
+class CacheError(LGDError):
+    """The cache can't be written, say because the disk is full: no shard's fault, and not to be counted as bad samples."""
 
 
 class TeacherError(LGDError):

@@ -1,7 +1,8 @@
 """What a recipe may reach: a recipe that travelled stays within the working directory.
 
 A YAML file that the user names is the user's own and may say any path. One that came with a published folder or over hub:// is
-somebody else's text. Each path in it must be relative, without `..`, and lie in the working directory with all links followed.
+somebody else's text. Each path in it must be relative, without `..`, and lie in the working directory with all links followed; an
+address of shards (`https://...`) is refused too, since it would make this machine ask any server for anything.
 What the user says on the command line is the user's own again, and free.
 
 `PATHS` is the whole list of fields that can hold a path; a path is always the end of the value (`local-dir:PATH`, `coco:PATH`).
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .errors import RecipeError
+from .places import is_address
 from .typed import shown
 from .vocabulary import names_file, templates_file
 
@@ -63,15 +65,16 @@ PATHS: dict[str, Callable[[str], str | None]] = {
 def check_reach(recipe: Mapping[str, Any], *, own: Collection[str] = ()) -> None:
     """Check a recipe that travelled, as plain data. `own`: the dotted fields that the user has set.
 
-    Raises: RecipeError for a path that leaves the working directory.
+    Raises: RecipeError for a path that leaves the working directory, and for an address.
     """
     for field, value, path in _paths(recipe):
         if any(field == key or field.startswith(f"{key}.") for key in own):
             continue
         if reason := _beyond(path):
+            yours = value[: len(value) - len(path)] + ("PATH, or this address if you trust it" if is_address(path) else "PATH")
             raise RecipeError(
                 f"{field} = {shown(value)} {reason}, and a recipe that travelled stays in the working directory. "
-                f"Say where yours is (--{field} {value[: len(value) - len(path)]}PATH), or move the data here and give a relative path."
+                f"Say where yours is (--{field} {yours}), or move the data here and give a relative path."
             )
 
 
@@ -97,6 +100,8 @@ def _paths(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _beyond(path: str) -> str | None:
     """Why a path is not within the working directory; None if it is."""
+    if is_address(path):
+        return "is an address"
     if PurePosixPath(path).anchor or PureWindowsPath(path).anchor:
         return "is an absolute path"
     if ".." in PureWindowsPath(path).parts:  # which takes both / and \ for separators

@@ -1,12 +1,13 @@
 """The only module that reads the environment. Each setting is read when it is asked for, so tests can change it.
 
 LGD_TIMM_HUB             folder with published weights that is looked in before the Hub   [the checkout's hub/]
-LGD_TIMM_CACHE           folder for text banks, stamps of verified files and the like, which can all be made again
-                         [~/.cache/lgd_timm]
-LGD_TIMM_HUB_TIMEOUT     seconds that the Hub may take for an answer, or for the next bytes of a file   [5]
+LGD_TIMM_CACHE           folder for text banks, stamps of verified files, shards from elsewhere and the like, which can all be had
+                         again   [~/.cache/lgd_timm]
+LGD_TIMM_HUB_TIMEOUT     seconds that the Hub, or a server of shards, may take for an answer, or for the next bytes of a file   [5]
 LGD_TIMM_HUB_PATIENCE    seconds for which a request that fails is repeated   [10]
+LGD_TIMM_SHARD_PATIENCE  the same for a shard, which a running training waits for   [60]
 LGD_TIMM_PUSH_TIMEOUT    seconds that it may take to accept a file or a commit, which it checks and stores first   [30]
-LGD_TIMM_LOCK_TIMEOUT    seconds to wait for another process that downloads the same repository   [600]
+LGD_TIMM_LOCK_TIMEOUT    seconds to wait for another process that downloads the same repository or shard   [600]
 
 Of the Hub client's own settings HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) counts here too, also when it is set after the
 client was imported.
@@ -37,6 +38,10 @@ def hub_timeout() -> float:
 
 def hub_patience() -> float:
     return _seconds("LGD_TIMM_HUB_PATIENCE", 10)
+
+
+def shard_patience() -> float:
+    return _seconds("LGD_TIMM_SHARD_PATIENCE", 60)
 
 
 def push_timeout() -> float:

@@ -20,8 +20,10 @@ from .errors import RecipeError
 # Least and greatest value of the fields that have one, by their last name.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("batch_size", "epochs", "image_size", "checkpoint_every", "evaluate_every", "log_every"), (1, math.inf)),
-    "lr_base_size": (1, math.inf),
-    **dict.fromkeys(("workers", "lr", "lr_base", "weight_decay", "clip_grad", "warmup_epochs"), (0, math.inf)),
+    **dict.fromkeys(("lr_base_size", "accumulate", "keep_checkpoints"), (1, math.inf)),
+    **dict.fromkeys(
+        ("workers", "lr", "lr_base", "weight_decay", "clip_grad", "warmup_epochs", "max_skipped", "checkpoint_minutes"), (0, math.inf)
+    ),
     **dict.fromkeys(("max_bad", "momentum", "ema_decay", "drop_rate", "drop_path_rate"), (0, 1)),
     "seed": (0, 2**63 - 1),
 }

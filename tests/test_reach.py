@@ -89,6 +89,16 @@ def test_a_recipe_that_travelled_names_no_path_beyond(field: str, prefix: str, t
     assert read_recipe(folder, overrides={field: prefix + path}) == own  # and the same value, given by the user
 
 
+@pytest.mark.parametrize("address", ["https://host/a.safetensors", "HTTP://host/a.safetensors", "hf://datasets/me/a.safetensors"])
+@pytest.mark.parametrize(("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_recipe_that_travelled_sends_nobody_to_a_server(field: str, prefix: str, teacher: dict[str, Any], address: str) -> None:
+    folder = published(recipe(field, prefix + address, teacher))
+    with pytest.raises(RecipeError, match=rf"^{field} = .* is an address, .*\(--{field} {prefix}PATH, or this address if you trust it\)"):
+        read_recipe(folder)
+    own = read_recipe(folder / "recipe.yaml")
+    assert read_recipe(folder, overrides={field: prefix + address}) == own
+
+
 @pytest.mark.parametrize(("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
 def test_paths_within_are_free(field: str, prefix: str, teacher: dict[str, Any]) -> None:
     folder = published(recipe(field, f"{prefix}data/a.safetensors", teacher))
@@ -149,7 +159,7 @@ def test_paths_into_the_working_directory_become_relative() -> None:
         assert relative(data) == recipe_from_dict(recipe(field, f"{prefix}data/a.safetensors", teacher)).to_dict()
 
 
-@pytest.mark.parametrize("path", ["/etc/a", "data/a", "../a", "{here}/../a", "{here}aside/a"])
+@pytest.mark.parametrize("path", ["/etc/a", "data/a", "../a", "{here}/../a", "{here}aside/a", "https://host/a//b", "s3://bucket/a"])
 def test_other_paths_stay_as_they_are(path: str) -> None:
     data = recipe_from_dict(recipe("data.shards", path.format(here=Path.cwd()), CLIP)).to_dict()
     assert relative(data) == data

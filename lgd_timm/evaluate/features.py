@@ -20,7 +20,6 @@ from torch import Tensor
 from ..errors import LGDError, ShardError, WeightsError
 from ..files import fingerprint, replacing
 from ..settings import cache_folder
-from ..shards.index import IndexedTar
 from ..shards.read import BadSamples, InOrder, ShardDataset, loader
 from ..shards.stored import find_stored
 from ..student import Student
@@ -103,7 +102,7 @@ def extract(
         BadSamples(max_bad, size=len(dataset)).add(found.bad)
         return found
     features = _extract(network, dataset, name=name, batch_size=batch_size, workers=workers, device=torch.device(device), max_bad=max_bad)
-    if cache:
+    if cache and (isinstance(dataset.shards.root, Path) or not features.bad):  # what a server didn't give may come the next time
         _write(path, features)
     return features
 
@@ -179,7 +178,7 @@ def stored_features(features: Features, dataset: ShardDataset, *, teacher: str |
     stored = None if teacher is None else find_stored(dataset.shards, views=None, teacher=teacher)
     if stored is None:
         return None
-    file_of = {key: filename for filename in dataset.shards.filenames for key in IndexedTar(stored.root / filename).keys}
+    file_of = {key: filename for filename in dataset.shards.filenames for key in stored.tar(filename).keys}
     missing = [key for key in features.keys if key not in file_of]
     if missing:
         raise ShardError(f"{stored.root} holds no embedding of {len(missing)} images, first {missing[0]!r}. Run lgd-timm teach again.")

@@ -15,6 +15,7 @@ from ..banks import text_bank
 from ..devices import pick_device
 from ..errors import LGDError
 from ..objectives import objective_config
+from ..places import place
 from ..publish import load
 from ..reach import check_reach
 from ..recipe import Recipe, read_recipe, read_teacher
@@ -76,8 +77,9 @@ def evaluate_zero_shot(
 
 
 def bank_folders(data: str | Path) -> list[Path]:
-    """Where banks of names lie beside shards: `teach` leaves them with the embeddings."""
-    return sorted(Path(data).glob("*/text"))
+    """Where banks of names lie beside shards: `teach` leaves them with the embeddings. None at an address, as servers list no folders."""
+    root = place(data)
+    return sorted(root.glob("*/text")) if isinstance(root, Path) else []
 
 
 def check_asked(dataset: ShardDataset, subject: Subject, *, model: str) -> None:

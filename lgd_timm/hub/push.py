@@ -19,9 +19,10 @@ from .. import settings
 from ..errors import WeightsError
 from ..files import replacing
 from ..folder import check_folder
+from ..transfer import Patience, passing
 from ..verify import FileFacts, StrPath, facts_of, wrong_files
 from ..weights import PUBLISHED_FILES
-from .remote import Patience, Snapshot, bounded, explained, passing, patiently, resolve, true_cause
+from .remote import Snapshot, bounded, explained, patiently, resolve, true_cause
 
 REFUSED = 400  # the Hub's answer to a card that is not as it should be
 MOVED = 412  # and when the branch is no longer at the commit's parent

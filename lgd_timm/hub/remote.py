@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +21,10 @@ from huggingface_hub.utils import get_session
 
 from .. import settings
 from ..errors import WeightsError
+from ..transfer import Patience, passing
 from ..verify import FileFacts
 
 T = TypeVar("T")
-
-# What may pass by itself: the status of an answer, and the pauses in seconds before it is asked for again.
-PASSING = (408, 425, 429, 500, 502, 503, 504)
-PAUSES = (0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -61,31 +57,6 @@ def resolve(repo_id: str, revision: str | None, token: str | None) -> Snapshot:
     return Snapshot(repo_id, info.sha, files, private=bool(info.private))
 
 
-class Cut(ConnectionError):
-    """A body without a stated length ended early."""
-
-
-class Patience:
-    """How often a request that fails is repeated: with growing pauses, and for some seconds at most."""
-
-    def __init__(self, seconds: float) -> None:
-        self._pauses = iter(PAUSES)
-        self._end = time.monotonic() + seconds
-
-    def again(self, error: BaseException) -> bool:
-        """Sleep and say True, if the failure may pass by itself and there is time for another try."""
-        pause = next(self._pauses, None)
-        if pause is None or not passing(error):
-            return False
-        if isinstance(error, HfHubHTTPError):
-            asked = error.response.headers.get("retry-after", "")
-            pause = max(pause, float(asked) if asked.isdigit() else 0)
-        if time.monotonic() + pause > self._end:
-            return False
-        time.sleep(pause)
-        return True
-
-
 def patiently(call: Callable[[], T]) -> T:
     """Repeat a call that fails for a reason that may pass, for `settings.hub_patience()` at most. It must be safe to repeat."""
     patience = Patience(settings.hub_patience())
@@ -95,13 +66,6 @@ def patiently(call: Callable[[], T]) -> T:
         except (HTTPError, OSError) as error:
             if not patience.again(error):
                 raise
-
-
-def passing(error: BaseException) -> bool:
-    """Whether it makes sense to ask again: the connection broke, or the Hub says that it is in trouble."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING
-    return isinstance(error, (HTTPError, Cut))
 
 
 def true_cause(error: BaseException) -> BaseException:

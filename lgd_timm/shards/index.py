@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 from ..errors import ShardError
 from ..files import fingerprint
+from ..places import Place, place
+from .remote import check_sums, local_file, read_small
 
 INFO = "_info.json"
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
@@ -28,7 +30,7 @@ IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 class ShardSet:
     """One split: its tars, their sample counts and sums."""
 
-    root: Path
+    root: Place
     split: str
     filenames: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -44,29 +46,39 @@ class ShardSet:
         return fingerprint(self.filenames, self.lengths, self.sha256)
 
     def path(self, shard: int) -> Path:
-        return self.root / self.filenames[shard]
+        """Where a shard is on this disk. From an address it is fetched, when it is first asked for. Raises: as `remote.local_file`."""
+        return local_file(self.root / self.filenames[shard], sha256=self.sha256[shard] if self.sha256 else None)
 
 
-def read_info(root: Path) -> dict:
+def read_info(root: Place) -> dict:
     """The folder's `_info.json`, or a ShardError that says what is missing."""
     path = root / INFO
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise ShardError(f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards IMAGES {root}")
+    content = read_small(path)
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(content.decode())
         assert isinstance(info["splits"], dict)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise ShardError(f"{path} can't be read as timm's shard index ({error!r}). Write the shards again.") from error
     return info
 
 
-def open_shards(root: str | Path, *, split: str) -> ShardSet:
-    """Open one split of a shard folder. Checks that every tar is there; does not read them.
+def open_shards(root: str | Place, *, split: str) -> ShardSet:
+    """Open one split of a shard folder or address. Checks that every tar is there, on this disk; does not read them.
 
-    Raises: ShardError when the folder, the split or a shard is missing.
+    Raises: ShardError when the folder, the split or a shard is missing, and for an address whose index has no sha256 sums.
     """
-    root = Path(root)
-    info = read_info(root)
+    root = place(root)
+    shards = read_split(root, read_info(root), split=split)
+    missing = [name for name in shards.filenames if not (root / name).is_file()] if isinstance(root, Path) else []
+    if missing:
+        raise ShardError(f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. Copy them here.")
+    return shards
+
+
+def read_split(root: Place, info: dict, *, split: str) -> ShardSet:
+    """What an index says of a split, whether or not it is so. Raises: ShardError for an index that can't be used."""
     if split not in info["splits"]:
         raise ShardError(f"{root} has no split {split!r}; it has {', '.join(sorted(info['splits'])) or 'none'}.")
     entry = info["splits"][split]
@@ -84,9 +96,7 @@ def open_shards(root: str | Path, *, split: str) -> ShardSet:
         raise ShardError(f"{root / INFO}: split {split!r} lacks file names or lengths ({error!r}). Write it again.") from error
     if astray := [name for name in shards.filenames if name != os.path.basename(name) or name in ("", ".", "..")]:
         raise ShardError(f"{root / INFO}: split {split!r} names {astray[0]!r}, which is not in this folder. Write the shards again.")
-    missing = [name for name in shards.filenames if not (root / name).is_file()]
-    if missing:
-        raise ShardError(f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. Copy them here.")
+    check_sums(root / INFO, shards.sha256, count=len(shards.filenames))
     return shards
 
 

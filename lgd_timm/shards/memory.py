@@ -40,7 +40,6 @@ class _Kept:
         self.embeddings = np.empty((*shape, dimension), np.float16)
         self.labels = np.empty(shape[0], np.int64)
         self.keys: dict[int, str] = {}
-        self.bad: dict[Item, tuple[str, str]] = {}
 
 
 @lru_cache(maxsize=4)  # train and evaluation split of two sorts of runs
@@ -59,15 +58,16 @@ class _InMemory(ShardDataset):
     def __getitems__(self, items: Sequence[Item]) -> Batch:
         kept = self._kept
         positions, indices = np.array(items, np.int64).reshape(-1, 2).T
+        failed: dict[Item, tuple[str, str]] = {}
         for place in np.flatnonzero(~kept.there[positions, indices]):
             item = int(positions[place]), int(indices[place])
-            if not kept.there[item]:  # a batch may ask twice for the same
-                self._render_once(item)
-        bad = tuple(kept.bad[item] for item in items if item in kept.bad) if kept.bad else ()
+            if not kept.there[item] and item not in failed:  # a batch may ask twice for the same
+                failed.update(self._render_once(item))
+        bad = tuple(failed[item] for item in items if item in failed) if failed else ()
         if bad:
             if len(bad) == len(items) and not self.allow_empty:  # as the source would
                 raise ShardError(f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
-            positions, indices = np.array([item for item in items if item not in kept.bad], np.int64).reshape(-1, 2).T
+            positions, indices = np.array([item for item in items if item not in failed], np.int64).reshape(-1, 2).T
         return Batch(
             images=torch.from_numpy(kept.images[positions, indices]),
             labels=torch.from_numpy(kept.labels[positions]),
@@ -76,12 +76,13 @@ class _InMemory(ShardDataset):
             bad=bad,
         )
 
-    def _render_once(self, item: Item) -> None:
+    def _render_once(self, item: Item) -> dict[Item, tuple[str, str]]:
+        """Keep an item; one that is bad is returned instead, as it may not be so the next time: shards come over networks, too."""
         kept, batch = self._kept, self._source[item]
-        kept.there[item] = True
         if batch.bad:
-            kept.bad[item] = batch.bad[0]
-            return
+            return {item: batch.bad[0]}
+        kept.there[item] = True
         kept.images[item], kept.labels[item[0]], kept.keys[item[0]] = batch.images[0].numpy(), batch.labels[0], batch.keys[0]
         if batch.embeddings is not None:
             kept.embeddings[item] = batch.embeddings[0].numpy()
+        return {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from ..errors import ShardError
+from ..errors import CacheError, ShardError
 from .index import IMAGE_FIELDS, IndexedTar, ShardSet
 from .photometry import Colours, recolour
 from .picture import Picture
@@ -42,6 +42,25 @@ class Batch:
         """The batch on a device, with its colours changed there if they were left to it."""
         batch = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         return replace(batch, images=recolour(batch.images, self.colours), colours=()) if self.colours else batch
+
+    def split(self, count: int) -> tuple[Batch, ...]:
+        """The batch in `count` parts, of equal size if it divides. For batches whose samples are all good, on their device."""
+        if count == 1:
+            return (self,)
+        places = torch.arange(len(self.keys)).tensor_split(count)
+        return tuple(self._take(part) for part in places)
+
+    def filled(self, size: int) -> Batch:
+        """The same batch, the places of bad samples taken by its good ones: a step is of one size, on every rank."""
+        return self if len(self.keys) == size else self._take(torch.arange(size) % len(self.keys))
+
+    def _take(self, places: Tensor) -> Batch:
+        rows = places.tolist()
+        return replace(
+            self._map(lambda tensor: tensor[places.to(tensor.device)]),
+            keys=[self.keys[row] for row in rows],
+            colours=tuple(self.colours[row] for row in rows) if self.colours else (),
+        )
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory from being given to others while `stream` still works on it."""
@@ -94,6 +113,8 @@ class ShardDataset(Dataset):
                     sample = None
                     sample = self._open(position)
                 image, colours, embedding = self._render(sample, index)
+            except CacheError:  # no fault of the sample's, and all that follow would meet it
+                raise
             except (OSError, ValueError) as error:
                 bad.append((self._name(position), f"{type(error).__name__}: {error}"))
                 continue
@@ -223,7 +244,7 @@ class EpochPlan(Sampler[list[Item]]):
 class InOrder(Sampler[list[Item]]):
     """Every sample of one rank exactly once, in stored order, each with all its views: for evaluation and teaching."""
 
-    positions: range
+    positions: Sequence[int]
     batch_size: int
     views: int = 1
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.utils.distributed import init_distributed_device_so
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from ..devices import pick_device
 from ..errors import ShardError, TeacherError
 from ..files import differing, sha256_of, write_json
+from ..meeting import meet
+from ..places import folder
 from ..recipe import TeachRecipe
 from ..teachers import ImageTeacher, Stored
 from .embed import embedded
@@ -87,7 +88,7 @@ def teach(
     share the shards out and return when all are done. `batch_size` counts images, each view being one. `spec` is the teacher's
     part of a recipe and goes into `_teacher.json` with the fingerprints, so that later runs can rebuild the text tower alone.
     Raises: TeacherError when the folder holds embeddings of another teacher, of other views or of other shards, or another
-    run is writing there; ShardError for too many bad samples.
+    run is writing there, and for shards at an address without `out`; ShardError for too many bad samples.
     """
     assert dtype in DTYPES, dtype
     facts = {
@@ -100,7 +101,7 @@ def teach(
         "views": views.facts,
         "views_fingerprint": views.fingerprint,
     }
-    out = out or shards.root / folder_name(teacher, views, dtype=dtype)
+    out = folder(out or _folder_beside(shards) / folder_name(teacher, views, dtype=dtype), what="out")
     ranks = Ranks.join()
     lesson = _Lesson(teacher, shards, views, out, dtype, batch_size, workers, torch.device(device), compile, max_bad, ranks)
     _claim(out, facts, shards, write=ranks.first)
@@ -123,9 +124,12 @@ def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> Store
 
     Raises: as `teach`, and for bad teachers and shards before anything is written.
     """
-    place = init_distributed_device_so(pick_device(recipe.device))
+    device = meet(pick_device(recipe.device))
     shards = open_shards(recipe.shards, split=recipe.split)
     spec, out = recipe.teacher, out or recipe.out
+    out = None if out is None else folder(out, what="out")
+    if out is None:
+        _folder_beside(shards)  # which refuses an address now, and not after the teacher was built
     assert not isinstance(spec, Stored), "read_teach_recipe refuses it"
     stored = teach(
         spec.image(),
@@ -133,17 +137,24 @@ def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> Store
         spec=recipe.to_dict()["teacher"],
         text_fingerprint=spec.text().fingerprint,
         views=recipe.views,
-        out=None if out is None else Path(out),
+        out=out,
         dtype=recipe.dtype,
         batch_size=recipe.batch_size,
         workers=recipe.workers,
-        device=place["device"],
+        device=device,
         compile=recipe.compile,
         max_bad=recipe.max_bad,
     )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return stored
+
+
+def _folder_beside(shards: ShardSet) -> Path:
+    """In which the folder of embeddings is made by default. Raises: TeacherError where that is an address."""
+    if isinstance(shards.root, Path):
+        return shards.root
+    raise TeacherError(f"{shards.root} is an address, beside which nothing is written. Say where the embeddings go: --out FOLDER.")
 
 
 def _claim(out: Path, facts: dict[str, Any], shards: ShardSet, *, write: bool) -> None:
@@ -247,8 +258,9 @@ def _check(lesson: _Lesson, mine: Sequence[int]) -> dict[int, Record]:
     for shard, (record, _) in checked.items():
         if record is None:
             raise ShardError(
-                f"{lesson.sidecar(shard)} was written and does not hold the {shards.lengths[shard]} samples of {shards.path(shard)}, "
-                "less those left out. Check the disk and the shard, remove the sidecar and start again."
+                f"{lesson.sidecar(shard)} was written and does not hold the {shards.lengths[shard]} samples of "
+                f"{shards.root / shards.filenames[shard]}, less those left out. Check the disk and the shard, remove the sidecar and "
+                "start again."
             )
         bad.add(tuple(record.left_out.items()))
         records[shard] = record

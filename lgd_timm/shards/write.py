@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import ShardError
 from ..files import building, sha256_of, write_json
+from ..places import folder
 from .index import INFO, ShardSet, open_shards, read_info
 
 # A key ends at the first dot and a slash would start a folder, so neither may stay; escaped, different paths stay different.
@@ -42,7 +43,7 @@ def write_shards(
     Raises: ShardError for a missing or empty folder, an image that can't be opened, a split that is already there, too
     few images for `min_shards`, names and numbers that make no shards.
     """
-    images, out = Path(images), Path(out)
+    images, out = folder(images, what="images"), folder(out, what="out")
     if not re.fullmatch(r"[\w-]+", split):
         raise ShardError(f"split {split!r} becomes part of file names; spell it with letters, digits, _ and -.")
     if samples_per_shard < 1 or min_shards < 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ..errors import TeacherError
+from ..places import place
 from ..shards.stored import TEACHER, StoredEmbeddings, open_stored
 from ..shards.views import Views
 from .conse import Conse
@@ -15,8 +16,8 @@ from .open_clip import OpenCLIP
 
 @dataclass(frozen=True)
 class Stored:
-    """Embeddings that `lgd-timm teach` wrote to folder `embeddings`. `taught_by` says who taught, and `dtype` as what numbers, so
-    that they can be made again where the folder is not; a published recipe has both.
+    """Embeddings that `lgd-timm teach` wrote to folder `embeddings`, or that lie at an address. `taught_by` says who taught, and
+    `dtype` as what numbers, so that they can be made again where the folder is not; a published recipe has both.
 
     `target`: what a student is to reproduce of a view that it sees. "view": what the teacher saw there, in the very same pixels.
     "image": what the teacher saw in the first of the stored views of that image, taught on `taught_on`; the recipe's `views`, of
@@ -31,10 +32,11 @@ class Stored:
     taught_on: Views | None = None
 
     def open(self) -> StoredEmbeddings:
-        """Raises: TeacherError, which says how to make the folder, if that is known."""
-        if self.taught_by is not None and not (Path(self.embeddings) / TEACHER).is_file():
+        """Raises: TeacherError, which says how to make the folder, if that is known; ShardError, where an address can't be read."""
+        root = place(self.embeddings)
+        if self.taught_by is not None and isinstance(root, Path) and not (root / TEACHER).is_file():
             raise TeacherError(
                 f"teacher.embeddings {self.embeddings!r}: no such embeddings. The recipe says who taught, so make them from the same "
                 f"recipe: lgd-timm teach RECIPE --out {self.embeddings}"
             )
-        return replace(open_stored(self.embeddings), per_image=self.target == "image")
+        return replace(open_stored(root), per_image=self.target == "image")

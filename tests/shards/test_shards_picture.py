@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -133,6 +135,29 @@ def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ShardError, match="DecompressionBomb"):
         Picture(data)
+
+
+def test_a_header_that_promises_20000_pixels_a_side_is_refused_before_any_is_decoded() -> None:
+    """The files are small; what they would unpack to is 1.2 GB."""
+    png = bytearray(encode(photograph(100, 100), "PNG"))
+    png[16:24] = struct.pack(">II", 20_000, 20_000)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    jpeg = bytearray(encode(photograph(100, 100), "JPEG"))
+    size = jpeg.index(b"\xff\xc0") + 5
+    jpeg[size : size + 4] = struct.pack(">HH", 20_000, 20_000)
+    for data in (png, jpeg):
+        tracemalloc.start()
+        with pytest.raises(ShardError, match="DecompressionBomb"):
+            Picture(bytes(data))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_picture_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "lime", "blue")]
+    pixels = whole(encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True))
+    assert torch.equal(pixels, torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 16, 24))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

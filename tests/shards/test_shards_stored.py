@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def version_2(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version=(2, 0))
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("header", [npy, version_2], ids=["ours", "another"])
+def test_a_row_that_is_not_finite_is_refused_and_its_neighbours_are_read(tmp_path: Path, value: float, header: Callable) -> None:
+    rows = unit(3, 5).astype(np.float16)
+    rows[1, 4] = value
+    stored = store(tmp_path, {"k.npy": header(rows)})
+    np.testing.assert_array_equal([stored.read("a.tar", "k", view) for view in (0, 2)], rows[[0, 2]])
+    with pytest.raises(ShardError, match=r"stored embedding of 'k' in .*a\.tar is not finite\. Remove this tar and teach again"):
+        stored.read("a.tar", "k", 1)
 
 
 @pytest.mark.parametrize(
