@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON, no pickle, whole or not there.
 
-checkpoints/step-00001234/   student.safetensors [ema.safetensors] objective.safetensors optimizer.safetensors state.json
+checkpoints/step-00001234/   student.safetensors [ema.safetensors] objective.safetensors optimizer.safetensors state.json [score.json]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +19,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import WeightsError
-from .files import differing
+from .files import differing, room_for, write_json
 from .task import LGDTask
+
+UNFINISHED = ".step-"  # how the names of folders begin that are being written
+SCORE = "score.json"
+
+
+class Place(NamedTuple):
+    """Where a run stands: steps taken, and what it has counted."""
+
+    step: int
+    counts: Mapping[str, Any]
 
 
 def save_checkpoint(
@@ -31,33 +41,84 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     facts: Mapping[str, Any],
+    counts: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write `folder/step-<step>` and drop all but the last `keep`. `facts` must hold what a resumed run has to agree on."""
+    """Write `folder/step-<step>` and drop all but the last `keep` and the best.
+
+    `facts` must hold what a resumed run has to agree on, `counts` what it goes on counting (JSON). There is no random state: what
+    a step draws depends on its seed and number alone. On the disk before it has its name, so that a machine that goes down keeps it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
     try:
         tensors, groups = _flatten(optimizer.state_dict())
         _save(temporary / "student.safetensors", task.student.state_dict())
         if task.has_ema():
             _save(temporary / "ema.safetensors", task.ema_student.state_dict())
         _save(temporary / "objective.safetensors", task.objective.state_dict())
-        _save(temporary / "optimizer.safetensors", {**tensors, "rng": torch.get_rng_state()})
-        state = {"step": step, "facts": dict(facts), "optimizer": groups, "scaler": scaler.state_dict()}
+        _save(temporary / "optimizer.safetensors", tensors)
+        state = {"step": step, "facts": dict(facts), "optimizer": groups, "scaler": scaler.state_dict(), "counts": dict(counts or {})}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        final = folder / f"step-{step:08d}"
+        for path in (*temporary.iterdir(), temporary):
+            _to_disk(path)
+        final = checkpoint_at(folder, step)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
+        _to_disk(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in all_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    drop_old(folder, keep=keep)
     return final
+
+
+def checkpoint_at(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if there is one."""
+    return folder / f"step-{step:08d}"
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def note_score(checkpoint: Path, score: float) -> None:
+    """Remember what the checkpoint's student scored, in percent: the best is not dropped."""
+    write_json(checkpoint / SCORE, {"zero_shot_top1": score})
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest score, the earlier of equal ones; None where none was scored."""
+    scored = {path: _score(path) for path in all_checkpoints(folder) if (path / SCORE).is_file()}
+    return max(scored, key=scored.__getitem__, default=None)
+
+
+def drop_old(folder: Path, *, keep: int) -> None:
+    """Remove all checkpoints but the last `keep` and the best."""
+    best = best_checkpoint(folder)
+    for old in all_checkpoints(folder)[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what was being written when a process was killed. Nobody else may be writing here."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path)
+
+
+def _score(checkpoint: Path) -> float:
+    return float(json.loads((checkpoint / SCORE).read_text(encoding="utf-8"))["zero_shot_top1"])
+
+
+def _to_disk(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # which has no handles for folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def load_checkpoint(
@@ -67,8 +128,8 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     facts: Mapping[str, Any],
-) -> int:
-    """Restore everything; returns the step to go on with. Raises: WeightsError when the run is another one, or damaged."""
+) -> Place:
+    """Restore everything; returns where to go on. Raises: WeightsError when the run is another one, or damaged."""
     try:
         return _load(path, task=task, optimizer=optimizer, scaler=scaler, facts=facts)
     except (OSError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
@@ -76,7 +137,7 @@ def load_checkpoint(
         raise WeightsError(f"{path} can't be restored ({reason}). Remove it: the checkpoint before it is used then.") from error
 
 
-def _load(path: Path, *, task: LGDTask, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, facts: Mapping[str, Any]) -> int:
+def _load(path: Path, *, task: LGDTask, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, facts: Mapping[str, Any]) -> Place:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if other := differing(state["facts"], facts):
         raise WeightsError(
@@ -87,14 +148,15 @@ def _load(path: Path, *, task: LGDTask, optimizer: torch.optim.Optimizer, scaler
         task.ema_student.load_state_dict(load_file(path / "ema.safetensors"))
     task.objective.load_state_dict(load_file(path / "objective.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("rng"))
+    tensors.pop("rng", None)  # of checkpoints before steps had seeds of their own
     optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
     scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    return Place(int(state["step"]), state.get("counts", {}))
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+    with room_for(path):
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
 
 
 def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

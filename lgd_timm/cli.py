@@ -1,6 +1,7 @@
-"""`lgd-timm shards | subset | teach | distill | evaluate | save | push | pull | report | list`: one short function a command.
+"""`lgd-timm shards [verify] | subset | teach | distill | evaluate | save | push | pull | report | list`: one short function a command.
 
-A command parses, calls one function of the package and prints what it made. Bad input ends with one line and status 2.
+A command parses, calls one function of the package and prints what it made. Bad input ends with one line and status 2; a command
+may return another status than 0.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LGDError, MissingExtra, RecipeError
+from .stop import STATUS, Stopped, ending_in_order
+
+VERIFY = "shards verify"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit status."""
     parser = build_parser()
-    options, rest = parser.parse_known_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:2] == VERIFY.split():  # a command of its own, whose name is of two words
+        words[:2] = [VERIFY]
+    options, rest = parser.parse_known_args(words)
+    logging.basicConfig(level=logging.INFO if first_rank() else logging.WARNING, format="%(message)s", stream=sys.stderr)
     for noisy in ("sentence_transformers", "httpx", "httpx2", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if rest and not options.takes_overrides:
@@ -30,27 +37,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.takes_overrides:
             options.overrides = parse_overrides(rest)
-        options.command(options)
+        with ending_in_order():
+            status: int | None = options.command(options)
+    except Stopped as stopped:
+        print(f"lgd-timm: {stopped}", file=sys.stderr)
+        return STATUS
     except (LGDError, MissingExtra, OSError) as error:  # OSError: a full disk, a folder that is a file or may not be written
-        print(f"lgd-timm: error: {error}", file=sys.stderr)
+        print(f"lgd-timm: error: {_message(error)}", file=sys.stderr)
         return 2
-    return 0
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread was when the worker died
+            raise
+        print(f"lgd-timm: error: {_worker_died(error)}", file=sys.stderr)
+        return 1
+    return status or 0
+
+
+def _worker_died(error: RuntimeError) -> str:
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"{said}. Memory may have run out: lower data.workers or data.batch_size. A distillation goes on with --resume."
+
+
+def _message(error: Exception) -> str:
+    """What a DataLoader's worker raises comes with its traceback, whose last line ends with the message."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
+
+
+def first_rank() -> bool:
+    """One of torchrun's processes speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lgd-timm", description="Small timm backbones that know your category names.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    shards = _add(commands, "shards", _shards, "write an image folder as WebDataset shards")
-    shards.add_argument("images", help="folder of images, or of class folders of images")
-    shards.add_argument("out", help="shard folder; may already hold other splits")
-    shards.add_argument("--split", default="train")
-    shards.add_argument("--no-labels", action="store_true", help="write no cls field, even from class folders")
-    shards.add_argument("--samples-per-shard", type=int, default=5000)
-    shards.add_argument("--min-shards", type=int, default=1, help="at least so many shards; too few images are an error")
-
+    _add_shards(commands)
     subset = _add(commands, "subset", _subset, "draw so many images of each class, with a seed, as a JSON of their keys")
-    subset.add_argument("shards", help="shard folder, with labels")
+    subset.add_argument("shards", help="shard folder or address, with labels")
     subset.add_argument("out", help="JSON file, for `evaluate linear-probe --subset`")
     subset.add_argument("--per-class", type=int, required=True)
     subset.add_argument("--split", default="train")
@@ -70,12 +95,26 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_evaluate(commands.add_parser("evaluate", help="evaluate a model").add_subparsers(required=True, metavar="WHAT"))
 
-    save = _add(commands, "save", _save, "make a published folder from a run's last checkpoint")
+    save = _add(commands, "save", _save, "make a published folder from a run's last checkpoint, or its best")
     save.add_argument("run", help="run folder of `lgd-timm distill`")
     save.add_argument("out", help="new folder")
+    save.add_argument("--best", action="store_true", help="of the checkpoints that were scored, the one with the highest score")
     save.add_argument("--open-clip", action="store_true", help="add the two files that open_clip loads: the teacher's text tower is large")
     save.add_argument("--register", metavar="ORG/NAME", help="also write the weight's row into the package's manifest")
 
+    _add_hub(commands)
+
+    report = _add(commands, "report", _report, "one page about runs: numbers, curves, confusions, images")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folder of `lgd-timm distill`, or published folder; seeds are grouped")
+    report.add_argument("--data", help="shard folder of the images that are shown (default: the recipe's data.shards)")
+    report.add_argument("--split", help="which split of them (default: the recipe's data.val_split, else val)")
+    report.add_argument("--out", default="output/report", help="folder; an earlier report in it is replaced")
+
+    return parser
+
+
+def _add_hub(commands: Any) -> None:
+    """What goes to the Hub and comes from it."""
     push = _add(commands, "push", _push, "publish a folder on the Hugging Face Hub")
     push.add_argument("folder")
     push.add_argument("repo", help="ORG/NAME")
@@ -90,15 +129,28 @@ def build_parser() -> argparse.ArgumentParser:
     pull.add_argument("--revision")
     pull.add_argument("--local-dir", help="a new folder for the files (default: the Hub's cache)")
 
-    report = _add(commands, "report", _report, "one page about runs: numbers, curves, confusions, images")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folder of `lgd-timm distill`, or published folder; seeds are grouped")
-    report.add_argument("--data", help="shard folder of the images that are shown (default: the recipe's data.shards)")
-    report.add_argument("--split", help="which split of them (default: the recipe's data.val_split, else val)")
-    report.add_argument("--out", default="output/report", help="folder; an earlier report in it is replaced")
-
     listing = _add(commands, "list", _list, "what is published, where it is, whether it is right")
     listing.add_argument("--json", action="store_true", help="print JSON, with paths and what is wrong")
-    return parser
+
+
+def _add_shards(commands: Any) -> None:
+    """To write shards, and to verify them."""
+    shards = _add(commands, "shards", _shards, "write an image folder as WebDataset shards")
+    shards.usage = "lgd-timm shards IMAGES OUT [options]\n       lgd-timm shards verify FOLDER [options]"
+    shards.add_argument("images", help="folder of images, or of class folders of images; ./verify if that is its name")
+    shards.add_argument("out", help="shard folder; may already hold other splits")
+    shards.add_argument("--split", default="train")
+    shards.add_argument("--no-labels", action="store_true", help="write no cls field, even from class folders")
+    shards.add_argument("--samples-per-shard", type=int, default=5000)
+    shards.add_argument("--min-shards", type=int, default=1, help="at least so many shards; too few images are an error")
+
+    verify = _add(
+        commands, VERIFY, _verify_shards, "check shards and the embeddings beside them against their index; status 1 if one is wrong"
+    )
+    verify.add_argument("folder", help="shard folder, or address of one: https://HOST/FOLDER, hf://datasets/ORG/NAME/FOLDER, ...")
+    verify.add_argument("--split", help="only this one (default: all)")
+    verify.add_argument("--decode", action="store_true", help="decode every image whole, and not its header alone")
+    verify.add_argument("--embeddings", nargs="+", default=[], help="folders or addresses of embeddings that lie elsewhere")
 
 
 def _add_evaluate(evaluate: Any) -> None:
@@ -119,7 +171,7 @@ def _add_evaluate(evaluate: Any) -> None:
         asks = name in ("zero-shot", "calibration", "agreement")
         teacher = ", or a YAML recipe: its teacher" if name == "zero-shot" else ""
         parser.add_argument("model", help=student + teacher if asks else any_model)
-        parser.add_argument("--data", required=True, help="shard folder")
+        parser.add_argument("--data", required=True, help="shard folder, or address of one")
         parser.add_argument("--split", default="val", help="which is scored")
         parser.add_argument("--batch-size", type=int, default=64 if name == "fine-tune" else 256)
         parser.add_argument("--workers", type=int, default=0)
@@ -214,6 +266,16 @@ def _shards(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(written)} images in {len(written.filenames)} shards, split {written.split!r}")
 
 
+def _verify_shards(options: argparse.Namespace) -> int:
+    from .shards.check import check_shards
+
+    found = check_shards(options.folder, split=options.split, decode=options.decode, embeddings=options.embeddings)
+    for line in found.problems:
+        print(line)
+    print(f"{options.folder}: {found}")
+    return 1 if found.problems else 0
+
+
 def _subset(options: argparse.Namespace) -> None:
     from .shards import open_shards
     from .shards.subset import write_subset
@@ -235,7 +297,7 @@ def _teach(options: argparse.Namespace) -> None:
         return
     keep_memory()
     stored = teach_recipe(recipe)
-    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+    if first_rank():
         print(f"embeddings: {stored.root}")
 
 
@@ -255,7 +317,9 @@ def _distill(options: argparse.Namespace) -> None:
         return
     keep_memory()
     out = options.output or f"output/{weight_name(recipe)}"
-    print(f"published: {distill(recipe, out=out, resume=options.resume, source=source)}")
+    published = distill(recipe, out=out, resume=options.resume, source=source)
+    if first_rank():
+        print(f"published: {published}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -272,7 +336,7 @@ def _save(options: argparse.Namespace) -> None:
 
     if options.register:
         check_name(Path(options.out).resolve().name)
-    folder = save_run(options.run, out=options.out, open_clip=options.open_clip)
+    folder = save_run(options.run, out=options.out, open_clip=options.open_clip, best=options.best)
     if options.register:
         register(folder, repo_id=options.register)
     print(f"published: {folder}")

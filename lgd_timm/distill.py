@@ -1,9 +1,9 @@
-"""The training loop: short, because timm supplies optimizer, scheduler, EMA, mixed precision and distributed set-up."""
+"""From a recipe to a published folder: build, train or go on, evaluate, publish."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -11,25 +11,24 @@ from typing import Any
 
 import timm
 import torch
-from timm.utils import dispatch_clip_grad
-from torch import Tensor
 
 from . import __version__
 from .card import weight_name
-from .checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import all_checkpoints, best_checkpoint, checkpoint_at, drop_unfinished, load_checkpoint, note_score
 from .curve import Row, read_log, training_curve, training_seconds
 from .errors import RecipeError, WeightsError
-from .evaluate.zero_shot import ZeroShot, stored_classifier, taught, zero_shot, zero_shot_classifier
+from .evaluate.zero_shot import ZeroShot, stored_classifier, taught
 from .export.open_clip import check_open_clip
 from .objectives import LGD
-from .progress import Progress
 from .publish import Banks, round_weights, save
 from .reach import relative
 from .recipe import Recipe, VocabularyRecipe, read_recipe, recipe_from_dict
 from .repeat import compare
 from .run import Run, build
-from .shards.read import Batch, ShardDataset, loader, on_device
+from .shards.ranks import Ranks
+from .shards.read import loader
 from .teachers import Stored, spec_from_dict
+from .train import evaluate, score, train
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,8 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
     """Run a recipe. Leaves `out/{recipe.yaml,log.jsonl,checkpoints,published}`; returns the published folder.
 
     `source` is what the recipe was read from. If that is a published folder, a line of the log says whether the run repeats it.
-    Raises: LGDError for any bad input, before anything is written; WeightsError when `out` holds another run.
+    Raises: LGDError for any bad input, before anything is written; WeightsError when `out` holds another run; Stopped when SIGTERM
+    ended it, after it was saved.
     """
     out = Path(out)
     if not resume and out.exists() and any(out.iterdir()):
@@ -47,111 +47,35 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
         log.info("%s is finished already", out)
         return out / "published"
     run = build(recipe, out)
-    if run.rank == 0 and source is not None and (Path(source) / "model.safetensors").is_file():
+    if run.ranks.first and source is not None and (Path(source) / "model.safetensors").is_file():
         origin = {"shards": run.dataset.shards.fingerprint, "teacher": run.teaching.facts}
         published = read_recipe(Path(source) / "recipe.yaml")
         compare(Path(source), metrics=origin, recipe=spelled_out(run).to_dict(), published=published.to_dict())
     if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
-        run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
+        run.go_on(load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts))
         log.info("resumed %s at step %d", checkpoints[-1], run.step)
-    if run.rank == 0:
+    run.ranks.wait()  # until all have read it: from here on the first one writes
+    if run.ranks.first:
         out.mkdir(parents=True, exist_ok=True)
+        drop_unfinished(out / "checkpoints")
         (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     train(run)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    if run.rank == 0:
+    if run.ranks.first:
         return finish(run, out / "published")
     return out / "published"
-
-
-def train(run: Run) -> None:
-    """Walk from run.step to the last step: schedule, step, bank, log; evaluate and save at epoch ends."""
-    per_epoch = run.plan.steps_per_epoch
-    total = run.recipe.schedule.epochs * per_epoch
-    run.task.train()
-    with Progress(run.out if run.rank == 0 else None, total=total, start=run.step, batch_size=run.recipe.data.batch_size) as progress:
-        for batch in _batches(run, total):
-            if run.step % per_epoch == 0:
-                run.scheduler.step(run.step // per_epoch)
-            run.scheduler.step_update(run.step)
-            losses = train_step(run, batch)
-            run.step += 1
-            progress.step(losses, run.optimizer.param_groups[0]["lr"], every=run.recipe.run.log_every)
-            if run.step % per_epoch == 0 and run.rank == 0:
-                _end_of_epoch(run, run.step // per_epoch, progress)
-
-
-def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """One optimizer step and one bank step. Returns the losses, on the device: reading them is the caller's to delay."""
-    amp = run.recipe.run.amp
-    dtype = torch.float16 if amp == "float16" else torch.bfloat16
-    with torch.autocast(run.device.type, dtype=dtype, enabled=amp != "none"):
-        result = run.task(batch.images, None if batch.embeddings is None else batch.embeddings.float(), labels=batch.labels)
-    run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(result["loss"]).backward()
-    if (clip := run.recipe.optimizer.clip_grad) is not None:
-        run.scaler.unscale_(run.optimizer)
-        dispatch_clip_grad(run.task.student.parameters(), clip)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.task.update(result["teacher"])
-    run.task.update_ema(step=run.step)
-    return {key: value.detach() for key, value in result.items() if key.startswith("loss")}
-
-
-def _batches(run: Run, total: int) -> Iterator[Batch]:
-    plan = replace(run.plan, start=run.step, stop=total)
-    yield from on_device(_counted(run, loader(run.dataset, plan, workers=run.recipe.data.workers)), run.device)
-
-
-def _counted(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches, their bad samples counted and named."""
-    for batch in batches:
-        for line in run.bad.add(batch.bad):
-            log.warning(line)
-        yield batch
-
-
-def _end_of_epoch(run: Run, epoch: int, progress: Progress) -> None:
-    settings, last = run.recipe.run, epoch == run.recipe.schedule.epochs
-    if run.validation is not None and (epoch % settings.evaluate_every == 0 and not last):
-        score = evaluate(run, run.task.best_student)
-        progress.note({"epoch": epoch, "zero_shot_top1": score.top1, "zero_shot_top5": score.top5})
-        run.task.train()
-    if epoch % settings.checkpoint_every == 0 or last:
-        progress.flush()  # a loss that is not finite stops the run before its weights are saved
-        save_checkpoint(
-            run.out / "checkpoints",
-            step=run.step,
-            task=run.task,
-            optimizer=run.optimizer,
-            scaler=run.scaler,
-            facts=run.facts,
-        )
-
-
-def evaluate(run: Run, encoder: torch.nn.Module) -> ZeroShot:
-    """Zero-shot score of an encoder on the recipe's evaluation split, which there must be."""
-    assert run.validation is not None
-    return _score(run, zero_shot_classifier(encoder.eval(), run.validation.bank), run.validation.dataset)
 
 
 def evaluate_teacher(run: Run) -> ZeroShot | None:
     """The teacher's own score on the same images: online, or from stored embeddings of unaugmented views; None without either."""
     assert run.validation is not None
     if run.teaching.image is not None:
-        return evaluate(run, run.teaching.image)
+        return evaluate(run, run.teaching.image, ranks=Ranks())
     dataset = run.validation.dataset
     images = taught(dataset, views=dataset.views, teacher=run.teaching.facts["fingerprint"])
-    return None if images is None else _score(run, stored_classifier(run.validation.bank), images)
-
-
-def _score(run: Run, classify: Callable[[Batch], Tensor], dataset: ShardDataset) -> ZeroShot:
-    assert run.validation is not None
-    data = run.recipe.data
-    return zero_shot(classify, dataset, names=run.validation.names, workers=data.workers, device=run.device, max_bad=data.max_bad)
+    return None if images is None else score(run, stored_classifier(run.validation.bank), images, ranks=Ranks())
 
 
 def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
@@ -168,6 +92,8 @@ def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
     }
     if run.validation is not None:
         metrics.update(_scores(run, student, run.validation.names))
+        if (checkpoint := checkpoint_at(run.out / "checkpoints", run.step)).is_dir():
+            note_score(checkpoint, metrics["zero_shot"]["top1"])
     preprocess = student.preprocess
     metrics["input"] = {
         "size": preprocess.size,
@@ -205,7 +131,7 @@ def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
         "epochs": run.recipe.schedule.epochs,
         "steps": run.step,
         **({} if seconds is None else {"seconds": seconds}),
-        "device": device if run.world_size == 1 else f"{run.world_size} x {device}",
+        "device": device if run.ranks.world_size == 1 else f"{run.ranks.world_size} x {device}",
         "lgd_timm": __version__,
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -215,15 +141,15 @@ def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[str, Any]:
     """What `metrics.json` says of student and teacher on the evaluation split; with its names, where they are not the student's."""
-    score, teacher = evaluate(run, student), evaluate_teacher(run)
-    log.info("student: %s", score)
+    own, teacher = evaluate(run, student, ranks=Ranks()), evaluate_teacher(run)
+    log.info("student: %s", own)
     log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
     others = {} if names == run.teaching.vocabulary.names else {"names": list(names)}
     return {
-        "zero_shot": {**score.to_dict(), **others},
+        "zero_shot": {**own.to_dict(), **others},
         "teacher_zero_shot": {**teacher.to_dict(), **others} if teacher else None,
         "summary": {
-            "zero_shot_top1": round(score.top1, 2),
+            "zero_shot_top1": round(own.top1, 2),
             "teacher_zero_shot_top1": round(teacher.top1, 2) if teacher else None,
         },
     }
@@ -260,15 +186,20 @@ def embedding_norm(student: torch.nn.Module, run: Run) -> float:
     return float(student(batch.to(run.device).images).norm(dim=1).mean())
 
 
-def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False) -> Path:
-    """Make a published folder from a run's last checkpoint; with `open_clip`, one that open_clip loads too.
+def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False, best: bool = False) -> Path:
+    """Make a published folder from a run's last checkpoint, or from its best; with `open_clip`, one that open_clip loads too.
 
-    Raises: WeightsError when there is no checkpoint, or no open_clip text tower for it.
+    Raises: WeightsError when there is no such checkpoint, or no open_clip text tower for it.
     """
     folder = Path(folder)
     checkpoints = all_checkpoints(folder / "checkpoints")
     if not checkpoints:
         raise WeightsError(f"{folder} holds no checkpoint. Give the run folder of a finished or stopped lgd-timm distill.")
+    checkpoint = best_checkpoint(folder / "checkpoints") if best else checkpoints[-1]
+    if checkpoint is None:
+        raise WeightsError(
+            f"{folder} holds no checkpoint that was scored, so there is no best. Give a run with data.val_split, or leave out best."
+        )
     run = build(read_recipe(folder / "recipe.yaml"), folder)  # the user's own, which may name any path
-    run.step = load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
+    run.go_on(load_checkpoint(checkpoint, task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts))
     return finish(run, Path(out), open_clip=open_clip)

@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from .errors import WeightsError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -73,3 +77,14 @@ def fingerprint(*parts: Any) -> str:
     """16 hexadecimal digits that name JSON-able parts: equal parts, equal name, on any machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """safetensors says in an error of its own that a disk is full. Raises: WeightsError instead."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path} can't be written ({error}). Make room and repeat the command; distill goes on with --resume."
+        ) from error

@@ -12,8 +12,6 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import LGDError
-
 
 class Progress:
     """Follows a training run. `out` None: a rank that keeps silent."""
@@ -30,7 +28,8 @@ class Progress:
         )
         self._pending: tuple[int, float, float, dict[str, Tensor]] | None = None
         self._clock, self._clock_step = time.perf_counter(), start
-        self._board = _tensorboard(out)
+        self._board = _tensorboard(out, start)
+        _end_line(out)
 
     def __enter__(self) -> Progress:
         return self
@@ -66,14 +65,14 @@ class Progress:
         return rate
 
     def flush(self) -> None:
-        """Read and write what is pending. Raises: LGDError when a loss is not finite."""
+        """Read and write what is pending. A loss that is not finite is of a step that was left out, and has no line."""
         if self._pending is None:
             return
         step, rate, lr, losses = self._pending
         self._pending = None
         values = {name: float(value) for name, value in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
-            raise LGDError(f"The loss is not finite at step {step}: {values}. Lower optimizer.lr, or set optimizer.clip_grad.")
+            return
         self._write({"step": step, **values, "lr": lr, "images_per_second": round(rate, 1)})
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.2g}")
 
@@ -88,7 +87,16 @@ class Progress:
                     self._board.add_scalar(name, value, values["step"])
 
 
-def _tensorboard(out: Path | None) -> Any:
+def _end_line(out: Path | None) -> None:
+    """A run that was killed in the middle of a line may have left it open."""
+    if out is None or not (log := out / "log.jsonl").is_file():
+        return
+    with log.open("rb+") as file:
+        if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+
+
+def _tensorboard(out: Path | None, start: int) -> Any:
     """A writer, or None where TensorBoard is not installed: it is an extra, not a need."""
     if out is None:
         return None
@@ -96,4 +104,4 @@ def _tensorboard(out: Path | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)  # later ones are of a run that was killed

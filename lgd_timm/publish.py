@@ -26,7 +26,7 @@ from . import weights
 from .card import card_of
 from .errors import WeightsError
 from .export.open_clip import write_open_clip
-from .files import building, write_json
+from .files import building, room_for, write_json
 from .folder import check_folder
 from .lgd_file import Banks, projector_tensors, read_lgd, write_lgd
 from .objectives import objective_config
@@ -82,7 +82,7 @@ def save(
     config: dict[str, Any] = {"architecture": stock.pretrained_cfg["architecture"]}
     if student.projector_kind == "linear":
         config["label_names"] = list(banks.names)
-    with building(out) as temporary:
+    with room_for(out), building(out) as temporary:
         timm.models.save_for_hf(stock, str(temporary), model_config=config, safe_serialization=True)
         _drop_model_args(temporary / "config.json")
         write_lgd(temporary / "lgd.safetensors", student=student, banks=banks, dtype=dtype)

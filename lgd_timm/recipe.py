@@ -49,7 +49,7 @@ class StudentRecipe:
 class DataRecipe:
     """Which shards are learned from, and which are evaluated on."""
 
-    shards: str = ""
+    shards: str = ""  # a folder, or an address: https://, hf://, s3://, ...
     train_split: str = "train"
     val_split: str | None = None
     val_vocabulary: str | list[str] | None = None  # names of its labels, in their order; None: the names that are learned
@@ -112,14 +112,21 @@ class RunRecipe:
     compile: bool = False
     photometry: Literal["auto", "worker", "device"] = "auto"  # where colours are changed; auto: on an accelerator, else in the workers
     ema_decay: float | None = None
+    accumulate: int = 1  # passes that a rank's part of a batch takes, for less memory; batch norm sees one at a time
+    max_skipped: int = 10  # steps in a row that may be left out because a gradient is not finite
     checkpoint_every: int = 1  # epochs
+    checkpoint_minutes: float = 15.0  # and at least so often
+    keep_checkpoints: int = 2  # the last so many; the best is kept, too
     evaluate_every: int = 1  # epochs
     log_every: int = 20  # steps
 
 
 # Fields of `run` and `data` that are the machine's, and decide no number but for rounding
 MACHINE = {
-    "run": ("device", "channels_last", "compile", "photometry", "checkpoint_every", "evaluate_every", "log_every"),
+    "run": (
+        *("device", "channels_last", "compile", "photometry", "max_skipped"),
+        *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "evaluate_every", "log_every"),
+    ),
     "data": ("workers", "in_memory", "max_bad"),
 }
 
@@ -130,7 +137,7 @@ class TeachRecipe:
 
     teacher: TeacherSpec
     views: Views
-    shards: str
+    shards: str  # a folder, or an address
     split: str = "train"
     dtype: Literal["float16", "int8"] = "float16"  # what an embedding's numbers are stored as
     batch_size: int = 64  # images a rank and step, each view being one

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
-from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor
 
 from .banks import text_bank
+from .checkpoint import Place
 from .devices import pick_device
 from .errors import RecipeError
 from .evaluate.zero_shot import check_class_count, check_labels
+from .meeting import meet
 from .objectives import create_objective
 from .recipe import Recipe
 from .shards import Views, open_shards
 from .shards.memory import in_memory
+from .shards.ranks import Ranks
 from .shards.read import BadSamples, EpochPlan, ShardDataset, place_photometry
 from .shards.stored import StoredEmbeddings
 from .small_maps import small_maps_fast
+from .step import Skipped
 from .student import create_student
 from .task import LGDTask
 from .teachers import ImageTeacher, Stored, spec_from_dict
@@ -61,8 +64,7 @@ class Run:
     teaching: Teaching
     validation: Validation | None
     device: torch.device
-    rank: int
-    world_size: int
+    ranks: Ranks
     dataset: ShardDataset
     plan: EpochPlan
     task: LGDTask
@@ -70,7 +72,19 @@ class Run:
     scheduler: Any
     scaler: torch.amp.GradScaler
     bad: BadSamples
+    skipped: Skipped
     step: int = 0
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a resumed run goes on counting."""
+        return {"bad": self.bad.reasons, "skipped": self.skipped.total}
+
+    def go_on(self, place: Place) -> None:
+        """Take up the step and the counts of a checkpoint."""
+        self.step = place.step
+        self.bad.reasons.update(place.counts.get("bad", {}))
+        self.skipped.total = place.counts.get("skipped", 0)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -91,11 +105,8 @@ class Run:
 
 def build(recipe: Recipe, out: Path) -> Run:
     """Check the recipe against the world and build everything, writing nothing."""
-    place = init_distributed_device_so(pick_device(recipe.run.device))
-    device = torch.device(place["device"])
-    rank, world_size = int(place["global_rank"]), int(place["world_size"])
-    if recipe.data.batch_size % world_size:
-        raise RecipeError(f"data.batch_size = {recipe.data.batch_size} is global and must divide by {world_size} ranks.")
+    device, ranks = torch.device(meet(pick_device(recipe.run.device))), Ranks.join()
+    check_batch_size(recipe, ranks.world_size)
     shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
     teaching, bank_of = prepare_teaching(recipe)
     if teaching.stored is not None:
@@ -108,13 +119,18 @@ def build(recipe: Recipe, out: Path) -> Run:
         dataset = in_memory(dataset)
     plan = EpochPlan(
         shards.lengths,
-        batch_size=recipe.data.batch_size // world_size,
+        batch_size=recipe.data.batch_size // ranks.world_size,
         views=teaching.views.count,
         seed=recipe.run.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     task = build_task(recipe, teaching, device)
+    if recipe.run.accumulate > 1 and not task.objective.per_image:
+        raise RecipeError(
+            f"The loss of {type(task.objective).__name__} looks at a whole batch, or fills its bank before it, so run.accumulate = "
+            f"{recipe.run.accumulate} would change it. Set run.accumulate 1."
+        )
     if task.objective.needs_labels:
         check_labels(dataset[(0, 0)], teaching.vocabulary.names, dataset)
     optimizer, scheduler = build_optimizer(recipe, task, plan.steps_per_epoch)
@@ -124,8 +140,7 @@ def build(recipe: Recipe, out: Path) -> Run:
         teaching=teaching,
         validation=validation,
         device=device,
-        rank=rank,
-        world_size=world_size,
+        ranks=ranks,
         dataset=dataset,
         plan=plan,
         task=task,
@@ -133,7 +148,17 @@ def build(recipe: Recipe, out: Path) -> Run:
         scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.run.amp == "float16"),
         bad=BadSamples(recipe.data.max_bad, size=len(shards)),
+        skipped=Skipped(recipe.run.max_skipped),
     )
+
+
+def check_batch_size(recipe: Recipe, world_size: int) -> None:
+    """The global batch is shared out over ranks, and a rank's over passes, evenly. Raises: RecipeError."""
+    size, passes = recipe.data.batch_size, recipe.run.accumulate
+    if size % world_size:
+        raise RecipeError(f"data.batch_size = {size} is global and must divide by {world_size} ranks.")
+    if size // world_size % passes:
+        raise RecipeError(f"run.accumulate = {passes} passes can't share {size // world_size} images of a rank evenly.")
 
 
 def prepare_teaching(recipe: Recipe) -> tuple[Teaching, Callable[[Vocabulary], Tensor]]:

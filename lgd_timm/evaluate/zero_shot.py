@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import LGDError, ShardError, VocabularyError
 from ..shards import Views
+from ..shards.ranks import Ranks
 from ..shards.read import BadSamples, Batch, InOrder, ShardDataset, loader
 from ..shards.stored import find_stored
 
@@ -72,22 +73,29 @@ def zero_shot(
     device: torch.device | str = "cpu",
     max_bad: float = 0.001,
     description: str = "zero-shot",
+    ranks: Ranks | None = None,
 ) -> ZeroShot:
-    """Score `classify` on every labelled image exactly once.
+    """Score `classify` on every labelled image exactly once, whichever of the `ranks` reads it; all of them return the same.
 
     `names[i]` is the name of label i. Raises: ShardError when images have no labels, VocabularyError when there are
     more labels than names.
     """
-    device = torch.device(device)
+    device, ranks = torch.device(device), ranks or Ranks()
     tally, bad = Tally(names, device=device), BadSamples(max_bad, size=len(dataset))
-    batches = loader(dataset, InOrder(range(len(dataset)), batch_size), workers=workers)
-    for read in progress(batches, description, len(dataset)):
+    positions = ranks.share(range(len(dataset)))
+    batches = loader(dataset, InOrder(positions, batch_size), workers=workers)
+    for read in progress(batches, description, len(positions), silent=not ranks.first):
         bad.add(read.bad)
         if not read.keys:
             continue
         check_labels(read, names, dataset)
         batch = read.to(device)
         tally.add(classify(batch), batch.labels)
+    tallies = ranks.gather({ranks.rank: (tally.counts, bad.reasons)})
+    for number, (counts, reasons) in tallies.items():
+        if number != ranks.rank:
+            tally.add_counts(counts)
+            bad.add(tuple(reasons.items()))
     return tally.score(bad=len(bad.reasons))
 
 
@@ -106,6 +114,15 @@ class Tally:
         self._hits += torch.bincount(labels[correct], minlength=len(self._names))
         self._totals += torch.bincount(labels, minlength=len(self._names))
 
+    @property
+    def counts(self) -> list[list[int]]:
+        """What was counted so far, as `add_counts` takes it from another rank."""
+        return [self._evaluator.counts.tolist(), self._hits.tolist(), self._totals.tolist()]
+
+    def add_counts(self, counts: Sequence[Sequence[int]]) -> None:
+        for mine, theirs in zip((self._evaluator.counts, self._hits, self._totals), counts, strict=True):
+            mine.add_(torch.tensor(theirs, device=mine.device))
+
     def score(self, *, bad: int) -> ZeroShot:
         """Of all that was added; `bad` images more could not be read."""
         summary, totals = self._evaluator.compute(), self._totals.tolist()
@@ -120,9 +137,9 @@ class Tally:
         )
 
 
-def progress(batches: Iterable[Batch], description: str, total: int) -> Iterable[Batch]:
+def progress(batches: Iterable[Batch], description: str, total: int, *, silent: bool = False) -> Iterable[Batch]:
     """The same batches, with a bar."""
-    with tqdm(total=total, unit="img", desc=description, disable=None) as bar:
+    with tqdm(total=total, unit="img", desc=description, disable=silent or None) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch.keys))

@@ -29,6 +29,7 @@ class Objective(nn.Module):
 
     presets: ClassVar[Mapping[str, Any]]  # name -> frozen dataclass of switches, `student_temperature` among them
     method: ClassVar[str]  # what it is called, with its source, in Markdown
+    per_image: bool = True  # the loss is a mean over images, each of which could be asked alone, and does not move the state
     needs_labels: ClassVar[bool] = False  # then `forward` is given labels, int64 [B], in place of the teacher's embeddings
     text_bank: Tensor
 

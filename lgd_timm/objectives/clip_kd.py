@@ -36,6 +36,7 @@ class CLIPKD(Objective):
     method = "CLIP-KD's feature and contrastive distillation ([arXiv 2307.12732](https://arxiv.org/abs/2307.12732))"
     presets: ClassVar[dict[str, CLIPKDConfig]] = {"clip_kd": CLIPKDConfig()}
     config: CLIPKDConfig
+    per_image = False
 
     def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
         config, own = self.config, ranks()[0] * len(s) + torch.arange(len(s), device=s.device)

@@ -81,6 +81,7 @@ class LGD(Objective):
 
     def __init__(self, text_bank: Tensor, **settings: Any) -> None:
         super().__init__(text_bank, **settings)
+        self.per_image = self.config.update == "after"
         self.register_buffer("visual_bank", self.random_rows(len(text_bank)))
         self.register_buffer("seen", torch.zeros(len(text_bank), dtype=torch.bool, device=text_bank.device))
 

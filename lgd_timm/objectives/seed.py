@@ -47,6 +47,7 @@ class SEED(Objective):
 
     def __init__(self, text_bank: Tensor, **settings: Any) -> None:
         super().__init__(text_bank, **settings)
+        self.per_image = self.config.update == "after"
         self.register_buffer("queue", self.random_rows(self.config.queue_size))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64, device=text_bank.device))
 

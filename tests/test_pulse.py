@@ -1,0 +1,45 @@
+"""What ranks tell each other: the same to all, at the same step."""
+
+from __future__ import annotations
+
+from ast import literal_eval
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lgd_timm.pulse import Heard, Pulse
+from lgd_timm.shards.ranks import Ranks
+
+
+def test_one_process_hears_itself_at_once() -> None:
+    pulse = Pulse(Ranks())
+    assert pulse.beat(stop=True, bad=[("a", "broken")]) == Heard(True, (("a", "broken"),))
+    assert pulse.beat() == Heard(False, ())
+    assert pulse.rest() == Heard(False, ())
+
+
+def _speak(rank: int, meeting: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    pulse = Pulse(Ranks.join())
+    heard = [
+        pulse.beat(),
+        pulse.beat(bad=[("b", "short")] if rank else [("a", "grey"), ("c", "")]),
+        pulse.beat(stop=rank == 1),
+        pulse.beat(bad=[("last", "one")] if rank else []),
+        pulse.rest(),
+        pulse.rest(),
+    ]
+    Path(out, f"{rank}.txt").write_text(repr([(entry.stop, list(entry.bad)) for entry in heard]))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_rank_hears_the_same_one_beat_later(tmp_path: Path) -> None:
+    mp.spawn(_speak, args=(str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    nothing = (False, [])
+    everyone = (False, [("a", "grey"), ("c", ""), ("b", "short")])
+    assert literal_eval(first) == [nothing, nothing, everyone, (True, []), (False, [("last", "one")]), nothing]
