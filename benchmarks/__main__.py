@@ -15,7 +15,7 @@ from lgd_timm.devices import keep_memory, pick_device
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.students import STUDENTS
 
-from . import allocator, loader, objective, pulling, small_maps, startup, steps, teaching
+from . import allocator, loader, objective, pulling, ranks, small_maps, startup, steps, teaching
 from .pairs import Row, table
 from .photographs import describe, photographs
 from .settings import Settings, cores, machine
@@ -30,6 +30,7 @@ ROWS = {
     "g": (allocator.rows, "a CPU step that keeps its memory over one that does not"),
     "h": (pulling.rows, "weights verified while they come and when they are there, over the same unverified"),
     "i": (small_maps.rows, "a CPU step on small images, convolutions the short way over torch's"),
+    "j": (ranks.rows, "two ranks on two cores over one on one, images/s"),
 }
 
 

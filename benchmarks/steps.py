@@ -13,11 +13,11 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
-from lgd_timm.distill import train_step
 from lgd_timm.recipe import recipe_from_dict
 from lgd_timm.run import Run, build, build_optimizer, build_task
 from lgd_timm.shards import Views
 from lgd_timm.shards.read import Batch, ShardDataset, loader, on_device
+from lgd_timm.step import train_step
 from lgd_timm.students import stock_name
 from lgd_timm.teachers import ImageTeacher
 

@@ -1,0 +1,78 @@
+"""Row j: two ranks on two cores over one rank on one core, each pinned to its own: what it costs that they agree.
+
+`python -m torch.distributed.run --nproc-per-node N -m benchmarks.ranks STUDENT SIZE BATCH STEPS` is one side; rank 0 prints images/s.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from timm.optim import create_optimizer_v2
+from torch.nn.functional import normalize
+
+from lgd_timm.devices import keep_memory
+from lgd_timm.objectives import LGD
+from lgd_timm.student import create_student
+from lgd_timm.task import LGDTask
+
+from .pairs import Goal, Row, Side, measure
+from .settings import Settings, cores
+
+NAMES, DIMENSION = 1000, 512
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    if cores() < 2:
+        return
+    for student in settings.students:
+        words = (student, settings.size, settings.batch_size, 2 * settings.steps)
+        sides = [Side(f"{count} rank{'s' * (count > 1)}", partial(_rate, count, *words)) for count in (2, 1)]
+        name = f"j  {student}, {settings.size} px, B={settings.batch_size} a rank, gloo, a core a rank"
+        yield measure(name, *sides, unit="images/s", rounds=settings.rounds, goal=Goal(1.8, least=True))
+
+
+def _rate(count: int, *words: object) -> float:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", __spec__.name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *map(str, words)], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _worker(student: str, size: int, batch_size: int, steps: int) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+    keep_memory()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = create_student(student, embed_dim=DIMENSION, image_size=size).to(memory_format=torch.channels_last)
+    task = LGDTask(model, LGD(normalize(torch.randn(NAMES, DIMENSION), dim=1), preset="paper"), device=torch.device("cpu"))
+    optimizer = create_optimizer_v2(task.student, opt="sgd", lr=0.01, momentum=0.9)
+    task.prepare_distributed()
+    task.train()
+    images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
+    teacher = torch.randn(batch_size, DIMENSION)
+    for step in range(-2, steps):  # two to warm up
+        if step == 0:
+            dist.barrier()
+            start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        task(images, teacher)["loss"].backward()
+        optimizer.step()
+        task.update(teacher)
+    dist.barrier()
+    if rank == 0:
+        print(steps * batch_size * dist.get_world_size() / (time.perf_counter() - start))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _worker(sys.argv[1], *map(int, sys.argv[2:5]))
