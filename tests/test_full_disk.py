@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from conftest import draw_images
+from PIL import Image
 from test_distill import assert_bit_equal, last_checkpoint, merge, run
 
 from lgd_timm import cli
@@ -55,7 +56,10 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object) -> None:
 
 
 def test_shards(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = draw_images(tmp_path / "images", per_class=100)
+    images = tmp_path / "images"
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)):
+        (images / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(images / f"{number % 3}" / f"{number}.png")
     filler = fill(disk, leave=100_000)
     words = ("shards", images, disk / "out", "--samples-per-shard", 50)
     fails(capsys, *words)

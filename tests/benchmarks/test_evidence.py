@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,13 @@ SMALL = {  # the embedded images and embeddings, of which every clone has a copy
     "teacher.embeddings": "recipes/cifar10_small/conse_efficientnet_lite0-light-s0-k2-8bb10f177155",
     "data.shards": "recipes/cifar10_small",
 }
+
+
+@pytest.fixture(autouse=True)
+def _logs_again() -> Iterator[None]:
+    """The command silences other libraries' logs, for as long as its process lives."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -60,7 +69,6 @@ def test_each_run_is_made_once_and_the_table_has_mean_and_spread(
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(recipe))
     rows = ["--rows", "lgd, paper", "seed", "--seeds", "0", "1"]
     where = ["--recipe", str(tmp_path / "base.yaml"), "--notes", str(tmp_path / "notes.jsonl"), "--output", str(tmp_path / "output")]
-    monkeypatch.setattr("logging.disable", lambda level: None)  # which would outlive the test
     monkeypatch.setattr("sys.argv", ["evidence", "rivals", *rows, *where])
     assert command.main() == 0
     table = capsys.readouterr().out
