@@ -32,7 +32,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     if cores() < 2:
         return
     for student in settings.students:
-        words = (student, settings.size, settings.batch_size, 2 * settings.steps)
+        words = (student, settings.size, settings.batch_size, settings.steps)
         sides = [Side(f"{count} rank{'s' * (count > 1)}", partial(_rate, count, *words)) for count in (2, 1)]
         name = f"j  {student}, {settings.size} px, B={settings.batch_size} a rank, gloo, a core a rank"
         yield measure(name, *sides, unit="images/s", rounds=settings.rounds, goal=Goal(1.8, least=True))
