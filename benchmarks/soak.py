@@ -279,12 +279,12 @@ def _children(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> float:
-    """MB, pages that processes share being shared out among them."""
+    """MB of its own, what processes share being shared out among them. Without files: of a library it has less, the more processes use it."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 # ---------------------------------------------------------------------------------------------------------------- the server
