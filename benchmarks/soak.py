@@ -279,7 +279,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> float:
-    """MB of its own, what processes share being shared out among them. Without files: of a library it has less, the more processes use it."""
+    """MB of its own, without files: of a library a process has less, the more of them use it."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
