@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from small_disk import small_disk
 from test_distill import assert_bit_equal, last_checkpoint, merge, run
 
 from lgd_timm import cli
@@ -24,12 +24,8 @@ Dict = dict[str, Any]
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 32 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", size="32m") as folder:
+        yield folder
 
 
 def fill(disk: Path, *, leave: int) -> Path:

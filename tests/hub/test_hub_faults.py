@@ -27,6 +27,7 @@ from hub_fixtures import (
     write_manifest,
 )
 from hub_server import HubServer
+from small_disk import small_disk
 
 from lgd_timm.errors import WeightsError
 
@@ -241,14 +242,7 @@ def test_what_killed_downloads_left_is_swept(server: HubServer, client: HubClien
 
 def test_a_full_disk_is_one_clear_line(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
     publish(server, "me/full", read_files(small))
-    full = tmp_path / "disk"
-    full.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(full)], check=False, capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
+    with small_disk(tmp_path / "disk", size="500k") as full:
         with pytest.raises(WeightsError, match=r"me/full at [0-9a-f]+: the disk is full.*Free some space"):
             client("pull", "me/full", cache_dir=full)
         assert_nothing_wrong(full, read_files(small))
-    finally:
-        subprocess.run(["umount", str(full)], check=True)

@@ -9,7 +9,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -25,13 +24,13 @@ from filelock import FileLock
 from folder_server import SIGNATURE, FolderServer
 from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub import constants
-from torch import Tensor
+from small_disk import small_disk
+from tiny_teacher import Tiny
 
 from lgd_timm import cli
 from lgd_timm.errors import CacheError, MissingExtra, RecipeError, ShardError, TeacherError
 from lgd_timm.files import sha256_of
 from lgd_timm.places import Address, place
-from lgd_timm.preprocess import Preprocess
 from lgd_timm.reach import relative
 from lgd_timm.recipe import TeachRecipe, recipe_from_dict
 from lgd_timm.shards import open_shards, remote, transport
@@ -42,7 +41,7 @@ from lgd_timm.shards.stored import find_stored, open_stored
 from lgd_timm.shards.teach import teach, teach_recipe
 from lgd_timm.shards.views import Views
 from lgd_timm.shards.write import write_shards
-from lgd_timm.teachers import ImageTeacher, OpenCLIP
+from lgd_timm.teachers import OpenCLIP
 
 VIEWS = Views(size=16, augmentation="light", count=3)
 FIRST, SECOND, THIRD = (f"colours-train-0000{number}.tar" for number in range(3))
@@ -395,19 +394,13 @@ def test_no_server_at_all() -> None:
 
 
 def test_a_full_disk_is_one_clear_error(server: FolderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(disk)], check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
+    with small_disk(tmp_path / "disk", size="12k") as disk:
         monkeypatch.setenv("LGD_TIMM_CACHE", str(disk))
         dataset = ShardDataset(opened(server), views=VIEWS, allow_empty=True)
         for _ in range(2):
             with pytest.raises(CacheError, match=r"can't be written: the disk is full. Free some space, or set LGD_TIMM_CACHE"):
                 dataset.__getitems__([(0, 0), (20, 0)])
         assert kept(disk / "shards") == set()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_cache_that_cant_be_written_is_no_bad_sample(server: FolderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,18 +607,6 @@ def test_what_it_cant_read_is_bad(
 
 
 # Embeddings, teaching, evaluation
-
-
-class Tiny(ImageTeacher):
-    """A fixed random projection."""
-
-    def __init__(self) -> None:
-        super().__init__(Preprocess(size=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)))
-        self.name, self.embed_dim, self.fingerprint = "tiny", 5, "f" * 16
-        self.register_buffer("weight", torch.randn(5, 3 * 8 * 8, generator=torch.Generator().manual_seed(0)))
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        return inputs.flatten(1) @ self.weight.T
 
 
 def taught_by_tiny(shards: ShardSet, out: Path | None) -> Any:

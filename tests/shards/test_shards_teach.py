@@ -22,12 +22,11 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from torch import Tensor
+from tiny_teacher import Tiny
 from tqdm import tqdm
 
 from lgd_timm import files
 from lgd_timm.errors import ShardError, TeacherError
-from lgd_timm.preprocess import Preprocess
 from lgd_timm.recipe import TeachRecipe
 from lgd_timm.shards import sidecar
 from lgd_timm.shards import teach as teaching
@@ -43,31 +42,8 @@ from lgd_timm.teachers import ImageTeacher, OpenCLIP, spec_from_dict
 VIEWS = Views(size=16, augmentation="light", count=3)
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Tiny(ImageTeacher):
-    """A fixed random projection. At call `fail_at` it does what it is told instead."""
-
-    def __init__(self, *, seed: int = 0, fail_at: int | None = None, fail: Callable[[], None] = interrupt) -> None:
-        super().__init__(Preprocess(size=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)))
-        self.name, self.embed_dim, self.fingerprint = "tiny", 5, f"{seed:02x}" * 8
-        weight = torch.randn(5, 3 * 8 * 8, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("weight", weight)
-        self.calls, self.fail_at, self.fail = 0, fail_at, fail
-        self.sizes: set[int] = set()
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        self.calls += 1
-        self.sizes.add(len(inputs))
-        if self.calls == self.fail_at:
-            self.fail()
-        return inputs.flatten(1) @ self.weight.T
 
 
 @pytest.fixture

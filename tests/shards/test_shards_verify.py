@@ -13,33 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from folder_server import FolderServer
-from torch import Tensor
+from tiny_teacher import Tiny
 
 from lgd_timm import cli
 from lgd_timm.files import sha256_of
-from lgd_timm.preprocess import Preprocess
 from lgd_timm.shards import open_shards
 from lgd_timm.shards.check import check_shards
 from lgd_timm.shards.index import IndexedTar
 from lgd_timm.shards.teach import teach
 from lgd_timm.shards.views import Views
-from lgd_timm.teachers import ImageTeacher
 
 FIRST, SECOND = "colours-train-00000.tar", "colours-train-00001.tar"
-
-
-class Tiny(ImageTeacher):
-    """A fixed random projection."""
-
-    def __init__(self) -> None:
-        super().__init__(Preprocess(size=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)))
-        self.name, self.embed_dim, self.fingerprint = "tiny", 5, "f" * 16
-        self.register_buffer("weight", torch.randn(5, 3 * 8 * 8, generator=torch.Generator().manual_seed(0)))
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        return inputs.flatten(1) @ self.weight.T
 
 
 @pytest.fixture(scope="module")
