@@ -14,7 +14,7 @@ import torch
 
 from . import __version__
 from .card import weight_name
-from .checkpoint import all_checkpoints, best_checkpoint, checkpoint_at, drop_unfinished, load_checkpoint, note_score
+from .checkpoint import all_checkpoints, best_checkpoint, checkpoint_at, drop_unfinished, note_score
 from .curve import Row, read_log, training_curve, training_seconds
 from .errors import RecipeError, WeightsError
 from .evaluate.zero_shot import ZeroShot, stored_classifier, taught
@@ -52,7 +52,7 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
         published = read_recipe(Path(source) / "recipe.yaml")
         compare(Path(source), metrics=origin, recipe=spelled_out(run).to_dict(), published=published.to_dict())
     if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
-        run.go_on(load_checkpoint(checkpoints[-1], task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts))
+        run.go_on(checkpoints[-1])
         log.info("resumed %s at step %d", checkpoints[-1], run.step)
     run.ranks.wait()  # until all have read it: from here on the first one writes
     if run.ranks.first:
@@ -201,5 +201,5 @@ def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False, be
             f"{folder} holds no checkpoint that was scored, so there is no best. Give a run with data.val_split, or leave out best."
         )
     run = build(read_recipe(folder / "recipe.yaml"), folder)  # the user's own, which may name any path
-    run.go_on(load_checkpoint(checkpoint, task=run.task, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts))
+    run.go_on(checkpoint)
     return finish(run, Path(out), open_clip=open_clip)

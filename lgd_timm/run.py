@@ -14,7 +14,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
 from .banks import text_bank
-from .checkpoint import Place
+from .checkpoint import load_checkpoint
 from .devices import pick_device
 from .errors import RecipeError
 from .evaluate.zero_shot import check_class_count, check_labels
@@ -80,8 +80,9 @@ class Run:
         """What a resumed run goes on counting."""
         return {"bad": self.bad.reasons, "skipped": self.skipped.total}
 
-    def go_on(self, place: Place) -> None:
-        """Take up the step and the counts of a checkpoint."""
+    def go_on(self, checkpoint: Path) -> None:
+        """Take up everything where a checkpoint left it. Raises: as `load_checkpoint`."""
+        place = load_checkpoint(checkpoint, task=self.task, optimizer=self.optimizer, scaler=self.scaler, facts=self.facts)
         self.step = place.step
         self.bad.reasons.update(place.counts.get("bad", {}))
         self.skipped.total = place.counts.get("skipped", 0)

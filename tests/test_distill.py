@@ -82,10 +82,9 @@ def losses(out: Path) -> list[float]:
 
 
 def last_checkpoint(out: Path) -> dict[str, Tensor]:
-    """Every tensor of the last checkpoint but the random state (only dropout uses it), by file and key."""
+    """Every tensor of the last checkpoint, by file and key."""
     path = all_checkpoints(out / "checkpoints")[-1]
-    tensors = {f"{file.stem}/{key}": tensor for file in path.glob("*.safetensors") for key, tensor in load_file(file).items()}
-    return {key: tensor for key, tensor in tensors.items() if key != "optimizer/rng"}
+    return {f"{file.stem}/{key}": tensor for file in path.glob("*.safetensors") for key, tensor in load_file(file).items()}
 
 
 def assert_bit_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
