@@ -115,16 +115,16 @@ def _serve(root: Path) -> None:
     """Answer modes on the standard input: cold, cold-unchecked, warm, warm-client."""
     from huggingface_hub import hf_hub_download
 
-    from lgd_timm import hub, transfer, weights
+    from lgd_timm import hub, receive, weights
     from lgd_timm.hub import download
 
     weights.MANIFEST = root / "manifest.json"
-    checked = (transfer.Part._hash, download._difference)
+    checked = (receive.Part._hash, download._difference)
     unchecked = (lambda part: part._chunks.clear(), lambda part, facts: "")
     names = list(weights.manifest()[NAME].files)
     for mode in map(str.strip, sys.stdin):
         hashing, difference = unchecked if mode == "cold-unchecked" else checked
-        transfer.Part._hash, download._difference = hashing, difference  # type: ignore[method-assign]
+        receive.Part._hash, download._difference = hashing, difference  # type: ignore[method-assign]
         cache = root / ("cold" if mode.startswith("cold") else "warm")
         if cache.name == "cold":
             shutil.rmtree(cache, ignore_errors=True)

@@ -1,6 +1,9 @@
 """Row j: two ranks on two cores over one rank on one core, each pinned to its own: what it costs that they agree.
 
-`python -m torch.distributed.run --nproc-per-node N -m benchmarks.ranks STUDENT SIZE BATCH STEPS` is one side; rank 0 prints images/s.
+Two processes that work side by side and never talk are measured too: what they lack of twice one's speed is the machine's (its memory,
+its neighbours), and what two ranks lack of theirs is the price of agreeing.
+
+`python -m torch.distributed.run --nproc-per-node N -m benchmarks.ranks CORE STUDENT SIZE BATCH STEPS` is one side; rank 0 prints images/s.
 """
 
 from __future__ import annotations
@@ -33,23 +36,41 @@ def rows(settings: Settings) -> Iterator[Row]:
         return
     for student in settings.students:
         words = (student, settings.size, settings.batch_size, settings.steps)
-        sides = [Side(f"{count} rank{'s' * (count > 1)}", partial(_rate, count, *words)) for count in (2, 1)]
+        ranks, alone = Side("2 ranks", partial(_ranks, 2, *words)), Side("1 rank", partial(_ranks, 1, *words))
+        silent = Side("2 that never talk", partial(_silent, 2, *words))
         name = f"j  {student}, {settings.size} px, B={settings.batch_size} a rank, gloo, a core a rank"
-        yield measure(name, *sides, unit="images/s", rounds=settings.rounds, goal=Goal(1.8, least=True))
+        for sides, goal in (((ranks, silent), Goal(0.9, least=True)), ((ranks, alone), Goal(1.8, least=True)), ((silent, alone), None)):
+            yield measure(name, *sides, unit="images/s", rounds=settings.rounds, goal=goal)
 
 
-def _rate(count: int, *words: object) -> float:
+def _ranks(count: int, *words: object) -> float:
+    """Images/s of so many ranks together."""
+    return _rate(_start(count, 0, *words))
+
+
+def _silent(count: int, *words: object) -> float:
+    """The same of so many processes of one rank each, at the same time."""
+    return sum(map(_rate, [_start(1, core, *words) for core in range(count)]))
+
+
+def _start(count: int, core: int, *words: object) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", __spec__.name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *map(str, words)], env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return subprocess.Popen([*torchrun, *map(str, (core, *words))], env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def _worker(student: str, size: int, batch_size: int, steps: int) -> None:
+def _rate(process: subprocess.Popen[str]) -> float:
+    out, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return float(out.split()[-1])
+
+
+def _worker(core: int, student: str, size: int, batch_size: int, steps: int) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core + rank]})
     keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -75,4 +96,4 @@ def _worker(student: str, size: int, batch_size: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1], *map(int, sys.argv[2:5]))
+    _worker(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

@@ -1,6 +1,8 @@
 """Checkpoints: safetensors and JSON, no pickle, whole or not there.
 
-checkpoints/step-00001234/   student.safetensors [ema.safetensors] objective.safetensors optimizer.safetensors state.json [score.json]
+checkpoints/step-00001234/   a file for each module, optimizer.safetensors state.json [score.json]
+
+A distillation's modules are student.safetensors [ema.safetensors] objective.safetensors.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import WeightsError
 from .files import differing, room_for, write_json
-from .task import LGDTask
 
 UNFINISHED = ".step-"  # how the names of folders begin that are being written
 SCORE = "score.json"
@@ -37,7 +38,7 @@ def save_checkpoint(
     folder: Path,
     *,
     step: int,
-    task: LGDTask,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     facts: Mapping[str, Any],
@@ -53,10 +54,8 @@ def save_checkpoint(
     temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
     try:
         tensors, groups = _flatten(optimizer.state_dict())
-        _save(temporary / "student.safetensors", task.student.state_dict())
-        if task.has_ema():
-            _save(temporary / "ema.safetensors", task.ema_student.state_dict())
-        _save(temporary / "objective.safetensors", task.objective.state_dict())
+        for name, module in modules.items():
+            _save(temporary / f"{name}.safetensors", module.state_dict())
         _save(temporary / "optimizer.safetensors", tensors)
         state = {"step": step, "facts": dict(facts), "optimizer": groups, "scaler": scaler.state_dict(), "counts": dict(counts or {})}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -82,9 +81,9 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
 
 
-def note_score(checkpoint: Path, score: float) -> None:
-    """Remember what the checkpoint's student scored, in percent: the best is not dropped."""
-    write_json(checkpoint / SCORE, {"zero_shot_top1": score})
+def note_score(checkpoint: Path, score: float, *, name: str = "zero_shot_top1") -> None:
+    """Remember what the checkpoint's model scored, the more the better: the best is not dropped."""
+    write_json(checkpoint / SCORE, {name: score})
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -108,7 +107,8 @@ def drop_unfinished(folder: Path) -> None:
 
 
 def _score(checkpoint: Path) -> float:
-    return float(json.loads((checkpoint / SCORE).read_text(encoding="utf-8"))["zero_shot_top1"])
+    (score,) = json.loads((checkpoint / SCORE).read_text(encoding="utf-8")).values()
+    return float(score)
 
 
 def _to_disk(path: Path) -> None:
@@ -124,29 +124,34 @@ def _to_disk(path: Path) -> None:
 def load_checkpoint(
     path: Path,
     *,
-    task: LGDTask,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     facts: Mapping[str, Any],
 ) -> Place:
     """Restore everything; returns where to go on. Raises: WeightsError when the run is another one, or damaged."""
     try:
-        return _load(path, task=task, optimizer=optimizer, scaler=scaler, facts=facts)
+        return _load(path, modules=modules, optimizer=optimizer, scaler=scaler, facts=facts)
     except (OSError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path} can't be restored ({reason}). Remove it: the checkpoint before it is used then.") from error
 
 
-def _load(path: Path, *, task: LGDTask, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, facts: Mapping[str, Any]) -> Place:
+def _load(
+    path: Path,
+    *,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    facts: Mapping[str, Any],
+) -> Place:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if other := differing(state["facts"], facts):
         raise WeightsError(
             f"{path} was written by another run: {', '.join(other)} differ. Use the same recipe and data, or another output folder."
         )
-    task.student.load_state_dict(load_file(path / "student.safetensors"))
-    if task.has_ema():
-        task.ema_student.load_state_dict(load_file(path / "ema.safetensors"))
-    task.objective.load_state_dict(load_file(path / "objective.safetensors"))
+    for name, module in modules.items():
+        module.load_state_dict(load_file(path / f"{name}.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
     tensors.pop("rng", None)  # of checkpoints before steps had seeds of their own
     optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))

@@ -1,4 +1,5 @@
-"""`lgd-timm shards [verify] | subset | teach | distill | evaluate | save | push | pull | report | list`: one short function a command.
+"""`lgd-timm shards [verify] | subset | teach | distill | evaluate | save | push | pull | report | list | transfer | export`: one short
+function a command, or a module of them where there are several (`transfer/commands.py`, `export/commands.py`).
 
 A command parses, calls one function of the package and prints what it made. Bad input ends with one line and status 2; a command
 may return another status than 0.
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LGDError, MissingExtra, RecipeError
+from .export.commands import add_export
 from .stop import STATUS, Stopped, ending_in_order
+from .transfer.commands import add_transfer
 
 VERIFY = "shards verify"
 
@@ -103,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     save.add_argument("--register", metavar="ORG/NAME", help="also write the weight's row into the package's manifest")
 
     _add_hub(commands)
+    add_transfer(commands, _add)
+    add_export(commands, _add)
 
     report = _add(commands, "report", _report, "one page about runs: numbers, curves, confusions, images")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folder of `lgd-timm distill`, or published folder; seeds are grouped")

@@ -224,6 +224,14 @@ def read_teacher(source: str | Path) -> tuple[TeacherSpec, Vocabulary | None]:
     return teacher, load_vocabulary(names.source, templates=names.templates) if names.source else None
 
 
+def read_mapping(source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The fields of a YAML recipe of any sort, unchecked, with overrides; its `name` is the file's if it has none. Raises: RecipeError."""
+    path, _ = recipe_file(source)
+    data = _overridden(_read_mapping(path), overrides)
+    data.setdefault("name", path.stem)
+    return data
+
+
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """Check and build. Raises: RecipeError naming the field."""
     recipe: Recipe = build(Recipe, data, where="")

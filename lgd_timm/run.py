@@ -82,7 +82,7 @@ class Run:
 
     def go_on(self, checkpoint: Path) -> None:
         """Take up everything where a checkpoint left it. Raises: as `load_checkpoint`."""
-        place = load_checkpoint(checkpoint, task=self.task, optimizer=self.optimizer, scaler=self.scaler, facts=self.facts)
+        place = load_checkpoint(checkpoint, modules=self.task.kept, optimizer=self.optimizer, scaler=self.scaler, facts=self.facts)
         self.step = place.step
         self.bad.reasons.update(place.counts.get("bad", {}))
         self.skipped.total = place.counts.get("skipped", 0)

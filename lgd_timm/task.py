@@ -64,6 +64,12 @@ class LGDTask(TrainingTask):
         return self.ema_student if self.has_ema() else self.student
 
     @property
+    def kept(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        average = {"ema": self.ema_student} if self.has_ema() else {}
+        return {"student": self.student, **average, "objective": self.objective}
+
+    @property
     def teacher(self) -> ImageTeacher | None:
         return self._teacher[0] if self._teacher else None
 

@@ -98,7 +98,7 @@ class _Saver:
             save_checkpoint(
                 run.out / "checkpoints",
                 step=run.step,
-                task=run.task,
+                modules=run.task.kept,
                 optimizer=run.optimizer,
                 scaler=run.scaler,
                 facts=run.facts,

@@ -39,14 +39,12 @@ def make(optimizer: str = "adamw", *, seed: int = 0, ema: bool = True) -> dict[s
         task.update(teacher)
         if ema:
             task.update_ema(step=step + 1)
-    return {"task": task, "optimizer": made, "scaler": torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0 ** (8 + seed))}
+    return {"modules": task.kept, "optimizer": made, "scaler": torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0 ** (8 + seed))}
 
 
 def state(made: dict[str, Any]) -> dict[str, Any]:
-    task = made["task"]
-    parts = {"student": task.student.state_dict(), "objective": task.objective.state_dict(), "optimizer": made["optimizer"].state_dict()}
-    ema = {"ema": task.ema_student.state_dict()} if task.has_ema() else {}
-    return {**parts, **ema, "scaler": made["scaler"].state_dict()}
+    modules = {name: module.state_dict() for name, module in made["modules"].items()}
+    return {**modules, "optimizer": made["optimizer"].state_dict(), "scaler": made["scaler"].state_dict()}
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -136,10 +134,10 @@ def test_what_is_not_whole_does_not_count(tmp_path: Path) -> None:
 def test_another_runs_checkpoint_is_refused_naming_what_differs(tmp_path: Path, facts: dict[str, Any], differs: str) -> None:
     path = save_checkpoint(tmp_path, step=1, **make(seed=1), facts=FACTS)
     made = make(seed=2)
-    before = made["task"].student.projector.weight.clone()
+    before = made["modules"]["student"].projector.weight.clone()
     with pytest.raises(WeightsError, match=f"was written by another run: {differs} differ"):
         load_checkpoint(path, **made, facts=facts)
-    assert torch.equal(made["task"].student.projector.weight, before)
+    assert torch.equal(made["modules"]["student"].projector.weight, before)
 
 
 def test_tuples_agree_with_the_lists_that_json_makes_of_them(tmp_path: Path) -> None:
@@ -163,6 +161,6 @@ def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path: Path, name: s
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
     other = make()
-    other["task"].student.projector = torch.nn.Linear(3, 8)
+    other["modules"]["student"].projector = torch.nn.Linear(3, 8)
     with pytest.raises(WeightsError, match="can't be restored"):
         load_checkpoint(path, **other, facts=FACTS)

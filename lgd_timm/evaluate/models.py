@@ -103,7 +103,7 @@ def find_model(
         return open_student(name, found)
     if Path(name).suffix in (".yaml", ".yml"):
         raise LGDError(f"{name!r} is a recipe, whose teacher is scored by zero-shot only. Name a model, a published folder or a run.")
-    backbone = _plain(name, pretrained=pretrained, architecture=architecture, seed=seed)
+    backbone = _from_file(Path(name), architecture) if _is_file(name) else plain_model(name, pretrained=pretrained, seed=seed)
     config = resolve_model_data_config(backbone)
     size, interpolation = image_size or config["input_size"][-1], config["interpolation"]
     preprocess = Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=interpolation)
@@ -160,11 +160,14 @@ def _from_checkpoint(checkpoint: Path, recipe: Recipe) -> Student:
     return student.eval()
 
 
-def _plain(name: str, *, pretrained: bool, architecture: str | None, seed: int) -> Any:
-    """A timm model without classifier. Raises: LGDError."""
+def _is_file(name: str) -> bool:
+    """Whether a checkpoint is named. Raises: RecipeError for a pickle, there or not."""
     refuse_pickle(name, field="model")
-    if Path(name).is_file():
-        return _from_file(Path(name), architecture)
+    return Path(name).is_file()
+
+
+def plain_model(name: str, *, pretrained: bool = True, seed: int = 0, classifier: bool = False) -> Any:
+    """A timm model, of its own name, `local-dir:` or `hf-hub:`; without its classifier, if not asked for. Raises: LGDError."""
     if ":" not in name and not timm.is_model(name):
         raise LGDError(
             f"{name!r} is no published folder, no run folder, no checkpoint file and no model of timm {timm.__version__}. "
@@ -179,7 +182,8 @@ def _plain(name: str, *, pretrained: bool, architecture: str | None, seed: int) 
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return timm.create_model(timm_source(source, field="model", pretrained=pretrained), pretrained=pretrained, num_classes=0)
+            options: dict[str, Any] = {} if classifier else {"num_classes": 0}
+            return timm.create_model(timm_source(source, field="model", pretrained=pretrained), pretrained=pretrained, **options)
     except WeightsError as error:
         raise WeightsError(f"The weights of {name!r} can't be had ({error}). Random ones need no network: --random-weights.") from error
     except BUILD_ERRORS as error:

@@ -22,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 
 from .. import settings
 from ..errors import WeightsError
-from ..transfer import Part, Patience, Progress, over_http
+from ..receive import Part, Patience, Progress, over_http
 from ..verify import FileFacts, git_digest, hash_of
 from .remote import OTHER_WAY, Snapshot, explained
 

@@ -19,7 +19,7 @@ from .. import settings
 from ..errors import WeightsError
 from ..files import replacing
 from ..folder import check_folder
-from ..transfer import Patience, passing
+from ..receive import Patience, passing
 from ..verify import FileFacts, StrPath, facts_of, wrong_files
 from ..weights import PUBLISHED_FILES
 from .remote import Snapshot, bounded, explained, patiently, resolve, true_cause

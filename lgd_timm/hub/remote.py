@@ -21,7 +21,7 @@ from huggingface_hub.utils import get_session
 
 from .. import settings
 from ..errors import WeightsError
-from ..transfer import Patience, passing
+from ..receive import Patience, passing
 from ..verify import FileFacts
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ from .. import settings
 from ..errors import CacheError, ShardError
 from ..files import replacing, write_json
 from ..places import Address, Place
-from ..transfer import PAUSES, Cut, Part, Patience, passing
+from ..receive import PAUSES, Cut, Part, Patience, passing
 from .transport import Refused, source_of
 
 log = logging.getLogger(__name__)

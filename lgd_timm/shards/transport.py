@@ -18,7 +18,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 from .. import settings
 from ..errors import MissingExtra, ShardError, require
 from ..places import Address
-from ..transfer import Cut, Source, over_http
+from ..receive import Cut, Source, over_http
 
 T = TypeVar("T")
 

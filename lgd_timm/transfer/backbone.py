@@ -1,0 +1,87 @@
+"""The model that looks at the pictures, and its feature maps at several strides: what necks and decoders are put on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import LGDError
+from ..evaluate.models import find_model
+from ..students import stock_name
+from .recipe import BackboneRecipe
+
+Statistics = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A timm model without classifier, timm's name of its stock architecture, and the pixel statistics it was trained with."""
+
+    architecture: str
+    model: Any
+    mean: Statistics
+    std: Statistics
+
+
+def find_backbone(recipe: BackboneRecipe, *, seed: int = 0) -> Backbone:
+    """What `recipe.model` names, with its weights or, if not pretrained, random ones drawn with `seed`.
+
+    Raises: LGDError for what is no model, or whose weights can't be had.
+    """
+    network = find_model(recipe.model, pretrained=recipe.pretrained, seed=seed).network
+    mean, std = (tuple(buffer.flatten().tolist()) for buffer in (network.preprocess.mean, network.preprocess.std))
+    model: Any = network.backbone
+    return Backbone(stock_name(model.pretrained_cfg["architecture"]), model, mean, std)
+
+
+def blank_backbone(architecture: str, *, mean: Statistics, std: Statistics) -> Backbone:
+    """The same before its weights are read from a file."""
+    return Backbone(architecture, timm.create_model(architecture, num_classes=0), mean, std)
+
+
+class Pyramid(nn.Module):
+    """A backbone's feature maps of chosen levels; what comes after the last of them is removed.
+
+    `channels` and `strides` are the maps', from fine to coarse. With `frozen_norms`, batch normalisation keeps its statistics in
+    training too. Raises: LGDError for a model without feature maps, or levels that it does not have.
+    """
+
+    def __init__(self, backbone: Backbone, *, levels: Sequence[int], frozen_norms: bool = True) -> None:
+        super().__init__()
+        name, model = backbone.architecture, backbone.model
+        info = getattr(model, "feature_info", None)
+        if not info or not hasattr(model, "forward_intermediates"):
+            raise LGDError(f"{name} gives no feature maps (timm's features_only). Take another model.")
+        if not levels or list(levels) != sorted(set(levels)) or not 0 <= levels[0] <= levels[-1] < len(info):
+            raise LGDError(f"backbone.levels = {list(levels)} of {name}, which has 0 to {len(info) - 1}. Give some of these, rising.")
+        self.levels = list(levels)
+        self.channels: list[int] = [info[level]["num_chs"] for level in levels]
+        self.strides: list[int] = [info[level]["reduction"] for level in levels]
+        self.frozen_norms = frozen_norms
+        model.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
+        self.body = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] -> maps [B, C_i, H / s_i, W / s_i], one a level."""
+        maps: list[Tensor] = self.body.forward_intermediates(
+            images, indices=self.levels, norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        return maps
+
+    def train(self, mode: bool = True) -> Pyramid:
+        super().train(mode)
+        if self.frozen_norms:
+            freeze_norms(self.body)
+        return self
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Batch normalisation keeps its statistics, until `.train()` is called again."""
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.eval()

@@ -1,0 +1,40 @@
+"""The tasks, and what each has to give: a recipe, a model, a job, a picture of what it predicts."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..shards.ranks import Ranks
+from .backbone import Backbone
+from .job import Job
+from .recipe import TransferRecipe
+
+TASKS = ("detect", "segment")
+
+
+class Task(Protocol):
+    """What `lgd_timm.transfer.<task>` has."""
+
+    RECIPE: type[TransferRecipe]
+
+    def create(self, recipe: Any, *, backbone: Backbone, classes: Sequence[str]) -> nn.Module:
+        """The whole model, on the given backbone."""
+
+    def prepare(self, recipe: Any, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
+        """Read data and backbone, and make a job of them, writing nothing. Raises: LGDError."""
+
+    def draw(self, model: nn.Module, picture: Image.Image, *, classes: Sequence[str], recipe: Any, device: torch.device) -> Image.Image:
+        """The picture with what the model, in eval mode, sees in it."""
+
+
+def find_task(name: str) -> Task:
+    assert name in TASKS
+    task: Any = importlib.import_module(f"{__package__}.{name}")
+    return task
