@@ -221,6 +221,7 @@ def _fine_tune_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", default="adamw", help="any of timm's")
     parser.add_argument("--lr", type=float, default=5e-4, help="of the backbone")
     parser.add_argument("--head-lr", type=float, default=5e-3)
+    parser.add_argument("--layer-decay", type=float, help="each layer at this share of the next one's rate, such as 0.75")
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--augmentation", default="light", help="of the training views: none, flip, light, mocov2")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -72,8 +73,7 @@ def _linear_probe(options: argparse.Namespace) -> None:
 
 
 def _fine_tune(options: argparse.Namespace) -> None:
-    names = ("epochs", "warmup_epochs", "batch_size", "optimizer", "lr", "head_lr", "weight_decay", "augmentation", "seed")
-    settings = FineTuning(**{name: getattr(options, name) for name in names})
+    settings = FineTuning(**{field.name: getattr(options, field.name) for field in fields(FineTuning)})
     bench = _bench(options, _model(options))
     score = fine_tune(
         bench.model.network,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -35,6 +35,7 @@ class FineTuning:
     optimizer: str = "adamw"  # any of timm.optim.list_optimizers()
     lr: float = 5e-4  # of the backbone
     head_lr: float = 5e-3
+    layer_decay: float | None = None  # each layer learns at this share of the rate of the one after it, by timm's group_matcher
     weight_decay: float = 0.05
     warmup_epochs: int = 1
     augmentation: str = "light"  # of the training views; each epoch draws its own
@@ -47,6 +48,8 @@ class FineTuning:
             )
         if min(self.lr, self.head_lr, self.weight_decay) < 0:
             raise LGDError(f"lr = {self.lr:g}, head_lr = {self.head_lr:g} and weight_decay = {self.weight_decay:g} must not be below 0.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise LGDError(f"layer_decay = {self.layer_decay:g} is a share of a learning rate: give one above 0 and up to 1, such as 0.75.")
         if self.optimizer not in list_optimizers():
             raise LGDError(f"optimizer {self.optimizer!r} is unknown to timm. See timm.optim.list_optimizers().")
 
@@ -86,12 +89,20 @@ class Classifier(nn.Module):
         """uint8 [B, 3, H, W] -> [B, C]."""
         return self.model(self.preprocess(images))
 
-    def groups(self, *, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """Parameters of backbone and head, each with its learning rate."""
-        head = list(self.model.get_classifier().parameters())
-        names = {id(parameter) for parameter in head}
-        body = [parameter for parameter in self.model.parameters() if id(parameter) not in names]
-        return [{"params": body, "lr": lr}, {"params": head, "lr": head_lr}]
+    def groups(self, how: FineTuning) -> list[dict[str, Any]]:
+        """Parameters with their learning rates: the head's, and the backbone's; with layer decay, the latter layer by layer."""
+        head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        if how.layer_decay is None:
+            layers = [{"params": list(self.model.parameters())}]
+        else:
+            layers = param_groups_layer_decay(
+                self.model, layer_decay=how.layer_decay, weight_decay=how.weight_decay, weight_decay_exclude_1d=False
+            )
+        groups = []
+        for layer in layers:
+            body = [parameter for parameter in layer["params"] if id(parameter) not in head]
+            groups += [{**layer, "params": body, "lr": how.lr}] if body else []
+        return [*groups, {"params": list(self.model.get_classifier().parameters()), "lr": how.head_lr}]
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,7 @@ def _train(
         opt=how.optimizer,
         lr=how.lr,
         weight_decay=how.weight_decay,
-        param_group_fn=lambda _: classifier.groups(lr=how.lr, head_lr=how.head_lr),
+        param_group_fn=lambda _: classifier.groups(how),
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 
 from lgd_timm.errors import LGDError, RecipeError, ShardError
 from lgd_timm.evaluate import Bench, FineTuned, FineTuning, Model, draw_labels, find_model, fine_tune
@@ -71,10 +74,47 @@ def test_each_epoch_sees_other_views_of_the_subset_alone(model: Model, shard_fol
 
 def test_backbone_and_head_learn_at_their_own_rates(model: Model) -> None:
     classifier = Classifier(model.network, 3)
-    body, head = classifier.groups(lr=0.1, head_lr=1.0)
+    body, head = classifier.groups(FineTuning(lr=0.1, head_lr=1.0))
     assert (body["lr"], head["lr"]) == (0.1, 1.0)
     assert [tuple(parameter.shape) for parameter in head["params"]] == [(3, classifier.model.num_features), (3,)]
     assert len(body["params"]) + 2 == len(list(classifier.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "first", "last"),
+    [
+        ("lgd_resnet18", "conv1.weight", "layer1.0.conv1.weight", "layer4.1.conv1.weight"),
+        ("lgd_mobilenetv2", "conv_stem.weight", "blocks.0.0.conv_dw.weight", "conv_head.weight"),
+        ("lgd_efficientnet_b0", "conv_stem.weight", "blocks.0.0.conv_dw.weight", "conv_head.weight"),
+    ],
+)
+def test_with_layer_decay_each_layer_learns_at_a_share_of_the_next_ones_rate(name: str, stem: str, first: str, last: str) -> None:
+    classifier = Classifier(find_model(name, pretrained=False).network, 3)
+    names = {id(parameter): key for key, parameter in classifier.model.named_parameters()}
+    groups = classifier.groups(FineTuning(lr=0.1, head_lr=1.0, layer_decay=0.5))
+    share = {names[id(parameter)]: group.get("lr_scale", 1) * group["lr"] for group in groups for parameter in group["params"]}
+    assert share.keys() == set(names.values())  # each parameter once
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    head = [f"{classifier.model.pretrained_cfg['classifier']}.{part}" for part in ("weight", "bias")]
+    assert [share[key] for key in head] == [1.0, 1.0]
+    assert share[last] == pytest.approx(0.1 * 0.5)
+    assert share[first] == pytest.approx(2 * share[stem])
+    rates = sorted(set(share.values()) - {1.0})
+    assert [high / low for low, high in pairwise(rates)] == pytest.approx([2.0] * (len(rates) - 1))
+
+
+def test_the_optimizer_keeps_the_layers_shares(model: Model, shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def spying(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        made.append(create_optimizer_v2(*arguments, **options))
+        return made[0]
+
+    monkeypatch.setattr(import_module("lgd_timm.evaluate.fine_tune"), "create_optimizer_v2", spying)
+    tuned(model.network, shard_folder, replace(QUICK, layer_decay=0.5))
+    *layers, head = made[0].param_groups  # as the schedule left them
+    assert [layer["lr"] / head["lr"] for layer in layers] == pytest.approx([layer["lr_scale"] * 2e-3 / 1e-2 for layer in layers])
+    assert len({layer["lr_scale"] for layer in layers}) > 2
 
 
 def test_a_student_can_be_tuned_too(published_folder: Path, shard_folder: Path) -> None:
@@ -86,6 +126,7 @@ def test_refusals(model: Model, shard_folder: Path, image_folder: Path, tmp_path
     for options, message in (
         ({"epochs": 1}, r"epochs = 1 must be above warmup_epochs = 1"),
         ({"batch_size": 0}, "batch_size = 0 at least 1"),
+        ({"layer_decay": 0.0}, "layer_decay = 0 is a share"),
         ({"lr": -1.0}, "lr = -1, .* must not be below 0"),
         ({"optimizer": "sdg"}, "optimizer 'sdg' is unknown to timm"),
     ):
