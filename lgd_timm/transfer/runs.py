@@ -46,8 +46,20 @@ class Run(NamedTuple):
     model: nn.Module
 
 
-def transfer(task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool = False) -> dict[str, Any]:
-    """Train one model on the recipe's data. Returns what `out/metrics.json` says.
+class Place(NamedTuple):
+    """Where this process works, and beside whom."""
+
+    device: torch.device
+    ranks: Ranks
+
+
+def meet_ranks(recipe: TransferRecipe) -> Place:
+    """This process's device, after all that torchrun started have met; once a process. Raises: LGDError."""
+    return Place(torch.device(meet(pick_device(recipe.run.device))), Ranks.join())
+
+
+def transfer(task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool = False, place: Place | None = None) -> dict[str, Any]:
+    """Train one model on the recipe's data. Returns what `out/metrics.json` says. `place`: of ranks that have met already.
 
     Raises: LGDError for any bad input, before anything is written; Stopped when SIGTERM ended it, after it was saved.
     """
@@ -56,7 +68,7 @@ def transfer(task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool
         log.info("%s is finished already", out)
         metrics: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
         return metrics
-    device, ranks = torch.device(meet(pick_device(recipe.run.device))), Ranks.join()
+    device, ranks = place or meet_ranks(recipe)
     job = find_task(task).prepare(recipe, out=out, device=device, ranks=ranks)
     scores = fit(job, resume=resume)
     metrics = _metrics(task, job, scores)
@@ -149,8 +161,9 @@ def compare(task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool 
         del variants["stock"]
     else:
         unreachable = {}
+    place = meet_ranks(recipe)
     results = {
-        name: transfer(task, replace(recipe, backbone=backbone), out=out / name, resume=resume)["scores"]
+        name: transfer(task, replace(recipe, backbone=backbone), out=out / name, resume=resume, place=place)["scores"]
         for name, backbone in variants.items()
     }
     return {**results, **unreachable}
