@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -213,15 +213,24 @@ def read_teach_recipe(source: str | Path, *, overrides: Mapping[str, Any] | None
     return recipe
 
 
-def read_teacher(source: str | Path) -> tuple[TeacherSpec, Vocabulary | None]:
-    """The teacher of a recipe of either sort, and its names if it has any. Raises: as `read_recipe`; VocabularyError."""
+class Asked(NamedTuple):
+    """A recipe's teacher, the names that it is asked about if there are any, and how much of an image it sees (`data.val_crop`)."""
+
+    teacher: TeacherSpec
+    vocabulary: Vocabulary | None
+    crop: float
+
+
+def read_teacher(source: str | Path) -> Asked:
+    """The teacher of a recipe of either sort, as it is evaluated. Raises: as `read_recipe`; VocabularyError."""
     path, travelled = recipe_file(source)
     data = _read_mapping(path)
     teacher: TeacherSpec = build(TeacherSpec, data.get("teacher"), where="teacher")
     names: VocabularyRecipe = build(VocabularyRecipe, data.get("vocabulary", {}), where="vocabulary")
     if travelled:
         check_reach({"teacher": plain(teacher), "vocabulary": plain(names)})
-    return teacher, load_vocabulary(names.source, templates=names.templates) if names.source else None
+    data_recipe: DataRecipe = build(DataRecipe, data.get("data", {}), where="data")
+    return Asked(teacher, load_vocabulary(names.source, templates=names.templates) if names.source else None, crop=data_recipe.val_crop)
 
 
 def read_mapping(source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

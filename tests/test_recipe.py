@@ -245,11 +245,11 @@ def test_a_teach_recipe_with_a_stored_teacher_is_refused(tmp_path: Path) -> None
 
 
 def test_the_teacher_is_read_from_recipes_of_either_sort(tmp_path: Path, path: Path) -> None:
-    teacher, names = read_teacher(path)
+    teacher, names, _ = read_teacher(path)
     assert isinstance(teacher, OpenCLIP)
     assert names is not None
     assert names.names == ("cat", "dog")
-    teacher, names = read_teacher(written(tmp_path, TEACH, "teach.yaml"))
+    teacher, names, _ = read_teacher(written(tmp_path, TEACH, "teach.yaml"))
     assert (teacher, names) == (Conse("resnet18", "some/encoder"), None)
 
 

@@ -186,7 +186,7 @@ def _temperatures(recipe: Recipe) -> dict[str, Any]:
 
 
 def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:
-    spec, own = read_teacher(path)
+    spec, own, crop = read_teacher(path)
     names = vocabulary or own
     if names is None:
         raise LGDError(f"{path} names no vocabulary. Give one with --vocabulary.")
@@ -198,4 +198,4 @@ def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> Subject:
         spec = spec.taught_by
     image, text = spec.image(), spec.text()
     bank = text_bank(names, text_fingerprint=text.fingerprint, text=lambda: text)
-    return Subject("teacher", image, names, bank, Views(size=image.preprocess.size, augmentation="none"), None)
+    return Subject("teacher", image, names, bank, Views(size=image.preprocess.size, augmentation="none", crop=crop), None)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import ShardError
-from .read import Batch, Item, ShardDataset
+from .read import Batch, Item, ShardDataset, all_bad
 
 
 def in_memory(dataset: ShardDataset) -> ShardDataset:
@@ -66,7 +66,7 @@ class _InMemory(ShardDataset):
         bad = tuple(failed[item] for item in items if item in failed) if failed else ()
         if bad:
             if len(bad) == len(items) and not self.allow_empty:  # as the source would
-                raise ShardError(f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
+                raise all_bad(bad)
             positions, indices = np.array([item for item in items if item not in failed], np.int64).reshape(-1, 2).T
         return Batch(
             images=torch.from_numpy(kept.images[positions, indices]),

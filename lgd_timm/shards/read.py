@@ -71,6 +71,11 @@ class Batch:
         return replace(self, images=function(self.images), labels=function(self.labels), embeddings=embeddings)
 
 
+def all_bad(bad: Sequence[tuple[str, str]]) -> ShardError:
+    """What is wrong with a batch of which no sample is left."""
+    return ShardError(f"All {len(bad)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
+
+
 class ShardDataset(Dataset):
     """Map-style dataset over (position, view index): a list of items in, a Batch out.
 
@@ -121,7 +126,7 @@ class ShardDataset(Dataset):
             images.append(image)
             good.append((sample, colours, embedding))
         if not good and not self.allow_empty:
-            raise ShardError(f"All {len(items)} samples of a batch are bad, first {bad[0][0]}: {bad[0][1]}. Check the shards.")
+            raise all_bad(bad)
         return Batch(
             # In a worker, default_collate writes to the shared memory in which the batch travels
             images=default_collate(images) if images else torch.empty(0, 3, self.views.size, self.views.size, dtype=torch.uint8),

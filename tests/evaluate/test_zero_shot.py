@@ -287,6 +287,12 @@ def test_a_recipe_is_its_teacher(recipe_dict: dict[str, Any], published_folder: 
     assert scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
 
 
+def test_a_recipes_teacher_sees_as_much_of_an_image_as_its_student_will(recipe_dict: dict[str, Any], tmp_path: Path) -> None:
+    recipe_dict["data"]["val_crop"] = 0.875
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe_dict, "name": "tiny"}))
+    assert find_subject(str(tmp_path / "recipe.yaml"), None).views == Views(size=32, augmentation="none", crop=0.875)
+
+
 def test_of_stored_embeddings_the_one_who_taught_is_evaluated(published_folder: Path, taught_folder: Path, tmp_path: Path) -> None:
     scores = evaluate_zero_shot(str(published_folder / "recipe.yaml"), data=taught_folder, device="cpu")
     assert scores["teacher"] is not None
