@@ -9,7 +9,7 @@ tower, its tokenizer and the logit scale are the teacher's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,45 @@ from ..banks import encode_vocabulary
 from ..errors import WeightsError, require
 from ..files import write_json
 from ..lgd_file import Banks, safetensors
+from ..reach import check_reach
 from ..student import Student
-from ..teachers import OpenCLIP, TeacherSpec, TextTeacher
+from ..teachers import OpenCLIP, Stored, TeacherSpec, TextTeacher
 from ..teachers.base import module_fingerprint
+from ..typed import plain
 from ..vocabulary import Vocabulary
 from ..weights import OPEN_CLIP_FILES
+
+if TYPE_CHECKING:
+    from .source import Source
 
 CONFIG, WEIGHTS = OPEN_CLIP_FILES
 
 # What CustomTextCLIP takes beside its towers, so that the teacher's logit scale and bias have a place.
 _HEAD_SETTINGS = ("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
+
+
+def export(source: Source, folder: Path) -> str:
+    """Write the two files for a published student, as `lgd-timm save --open-clip` does beside the others.
+
+    Raises: WeightsError for what is no published folder, and as `write_open_clip`; RecipeError for a teacher out of reach.
+    """
+    from ..publish import load  # which imports this module
+
+    if source.folder is None:
+        raise WeightsError(f"{source.name!r} is no published student, so no teacher's text tower goes with it. Give a published folder.")
+    published = load(source.folder)
+    teacher: TeacherSpec | None = published.recipe.teacher
+    if isinstance(teacher, Stored):
+        teacher = teacher.taught_by
+    if teacher is None:
+        raise WeightsError(f"{source.name!r} does not say who taught it (teacher.taught_by in its recipe). Save it again from its run.")
+    if source.travelled:
+        check_reach({"teacher": plain(teacher)})
+    check_open_clip(published.student, teacher)
+    assert isinstance(teacher, OpenCLIP)
+    write_open_clip(folder, student=published.student, banks=published.banks, teacher=teacher, architecture=source.architecture)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return f"{CONFIG} and {WEIGHTS}, {size / 1e6:.1f} MB with the text tower of {teacher.model}"
 
 
 def check_open_clip(student: Student, teacher: TeacherSpec) -> None:

@@ -1,0 +1,44 @@
+"""Sources whose tensors all differ, so that two which changed places are noticed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from lgd_timm.export.source import Source
+
+NAMES = tuple(f"name {i}" for i in range(7))
+
+
+def shaken(architecture: str, *, classes: int = len(NAMES), size: int = 64, **options: Any) -> Source:
+    """A stock model whose norms have other weights and statistics than at their start, each its own."""
+    torch.manual_seed(0)
+    model: Any = timm.create_model(architecture, num_classes=classes, **options)
+    for count, module in enumerate(module for module in model.modules() if hasattr(module, "running_var")):
+        for tensor, low, high in (
+            (module.weight.data, 0.5, 1.5),
+            (module.bias.data, -0.5, 0.5),
+            (module.running_mean, -0.2, 0.2),
+            (module.running_var, 0.5, 1.5),
+        ):
+            tensor.uniform_(low, high)
+        module.num_batches_tracked.fill_(count)
+    return Source(
+        name=architecture,
+        architecture=architecture,
+        model=model.eval(),
+        label_names=NAMES[:classes],
+        size=size,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        interpolation="bicubic",
+        crop_pct=0.875,
+    )
+
+
+def images(size: int = 64) -> Tensor:
+    """Normalised input [2, 3, size, size]."""
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
