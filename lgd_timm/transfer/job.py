@@ -75,6 +75,15 @@ class Job:
         run = {key: value for key, value in recipe["run"].items() if key not in (*machine, "log_every")}
         return {**{key: recipe[key] for key in ("backbone", "optimizer", "schedule", "head")}, "run": run, **self.facts}
 
+    def set_rates(self) -> None:
+        """For the next step: timm's schedule, in warm-up a share of it. timm's own warm-up begins with one rate for all parameters."""
+        schedule = self.recipe.schedule
+        self.scheduler.step_update(self.step)
+        if self.step < schedule.warmup_steps:
+            share = schedule.warmup_share + (1 - schedule.warmup_share) * self.step / schedule.warmup_steps
+            for group in self.optimizer.param_groups:
+                group["lr"] *= share
+
     def go_on(self, checkpoint: Path) -> None:
         """Take up everything where a checkpoint left it. Raises: as `load_checkpoint`."""
         place = load_checkpoint(checkpoint, modules={"model": self.model}, optimizer=self.optimizer, scaler=self.scaler, facts=self.agreed)
@@ -110,15 +119,13 @@ def _scheduler(recipe: TransferRecipe, optimizer: torch.optim.Optimizer, steps_p
             f"schedule.warmup_steps = {schedule.warmup_steps} must be below the run's {total} steps ({schedule.epochs} epochs of "
             f"{steps_per_epoch}). Lower it."
         )
-    warmup: Any = schedule.warmup_steps / steps_per_epoch  # a fraction of an epoch is fine, whatever timm's annotation says
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=schedule.name,
         num_epochs=schedule.epochs,
         decay_milestones=schedule.milestones,
         decay_rate=schedule.power if schedule.name == "poly" else 0.1,
-        warmup_epochs=warmup,
-        warmup_lr=recipe.optimizer.lr * schedule.warmup_share,
+        warmup_epochs=0,  # see `Job.set_rates`
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )

@@ -55,7 +55,7 @@ def fit(job: Job, *, resume: bool = False) -> dict[str, float]:
                 saver.save(progress)
                 job.ranks.wait()  # torchrun ends all when the first one ends
                 raise Stopped(f"stopped by SIGTERM at step {job.step} of {job.total}, and saved in {job.out}. Go on with --resume.")
-            job.scheduler.step_update(job.step)
+            job.set_rates()
             losses, taken = _step(job, model, batch)
             if taken:
                 job.skipped.in_row = 0

@@ -128,6 +128,8 @@ def predict(folder: str | Path, pictures: str | Path, *, out: str | Path, device
     files = [pictures] if pictures.is_file() else sorted(path for path in pictures.glob("*") if path.suffix.lower() in PICTURES)
     if not files:
         raise LGDError(f"{pictures} holds no pictures ({', '.join(PICTURES)}). Give a file or a folder of them.")
+    if len({file.stem for file in files}) < len(files):
+        raise LGDError(f"{pictures} holds pictures whose names differ by their endings alone, and all become PNG. Rename them.")
     if out.exists() and any(out.iterdir()):
         raise LGDError(f"{out} is not empty. Choose another folder.")
     run = open_run(folder, device=place)

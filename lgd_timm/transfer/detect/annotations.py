@@ -1,0 +1,176 @@
+"""COCO's and LVIS v1's annotation files, read whole and checked: a wrong one says so before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import LGDError, require
+
+BOX = ("id", "image_id", "category_id", "bbox")
+LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # the keys that each entry of a file's lists has
+    "coco": {"images": ("id", "file_name", "height", "width"), "annotations": BOX, "categories": ("id", "name")},
+    "lvis": {
+        "images": ("id", "coco_url", "height", "width", "neg_category_ids", "not_exhaustive_category_ids"),
+        "annotations": BOX,
+        "categories": ("id", "name", "frequency"),
+    },
+}
+SEGMENTATION = "polygons [[x, y, ...], ...] or a run-length encoding {size, counts}"
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a file says, and where the pictures are. A class's label is its place in `classes`, by rising category id."""
+
+    path: Path
+    folder: Path
+    format: str
+    categories: tuple[Entry, ...]
+    images: tuple[Entry, ...]
+    objects: tuple[list[Entry], ...]  # of each image
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(category["name"] for category in self.categories)
+
+    @cached_property
+    def labels(self) -> dict[int, int]:
+        return {category["id"]: label for label, category in enumerate(self.categories)}
+
+    def file(self, index: int) -> Path:
+        return self.folder / _name(self.images[index], self.format)
+
+    def mask(self, annotation: Entry, index: int) -> np.ndarray:
+        """An object's pixels, uint8 [H, W] of the picture at `index`. Raises: LGDError for what can't be decoded, or is of another size."""
+        image, segmentation = self.images[index], annotation["segmentation"]
+        api = require("pycocotools.coco", extra="detect").COCO()
+        api.imgs = {image["id"]: image}
+        try:
+            if (
+                isinstance(segmentation, dict)
+                and isinstance(runs := segmentation["counts"], list)
+                and sum(runs) != math.prod(segmentation["size"])
+            ):
+                raise ValueError("its runs do not fill its size")  # which pycocotools would not see
+            mask: np.ndarray = api.annToMask(annotation)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise LGDError(f"{self.path}: annotation {annotation['id']} has no usable segmentation ({error}). Correct it.") from error
+        if mask.shape != (image["height"], image["width"]):
+            raise LGDError(
+                f"{self.path}: annotation {annotation['id']} has a mask of {mask.shape[::-1]} pixels for a picture of "
+                f"{(image['width'], image['height'])}. Correct it."
+            )
+        return mask
+
+
+def read_annotations(path: str | Path, *, folder: str | Path, format: str, masks: bool) -> Annotations:
+    """Read a file of `format` coco or lvis, whose pictures are in `folder`; with `masks`, each object has to have one.
+
+    Raises: LGDError for what is not of that layout, with the layout; MissingExtra.
+    """
+    path, folder = Path(path), Path(folder)
+    content = _read(path, format)
+    _check_entries(path, content, format)
+    _check_objects(path, content, format, masks=masks)
+    objects = defaultdict[int, list[Entry]](list)
+    for annotation in content["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
+    images = tuple(content["images"])
+    _check_files(folder, [_name(image, format) for image in images], path)
+    categories = tuple(sorted(content["categories"], key=lambda category: category["id"]))
+    return Annotations(path, folder, format, categories, images, tuple(objects[image["id"]] for image in images))
+
+
+def _name(image: Entry, format: str) -> str:
+    """Of LVIS the last two parts of an address, as its pictures are COCO's, of both train2017 and val2017."""
+    return "/".join(image["coco_url"].split("/")[-2:]) if format == "lvis" else image["file_name"]
+
+
+def _wrong(path: Path, reason: str, format: str) -> LGDError:
+    lists = ", ".join(f"{name}: [{{{', '.join(keys)}, ...}}, ...]" for name, keys in LAYOUTS[format].items())
+    return LGDError(f"{path} {reason}. Expected with data.format {format}: JSON {{{lists}}}, boxes as [x, y, width, height] in pixels.")
+
+
+def _read(path: Path, format: str) -> Mapping[str, list[Entry]]:
+    if not path.is_file():
+        raise _wrong(path, "is no file", format)
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _wrong(path, f"is no JSON ({error})", format) from error
+    if not isinstance(content, dict):
+        raise _wrong(path, f"holds a {type(content).__name__}", format)
+    for name in LAYOUTS[format]:
+        if not isinstance(entries := content.get(name), list) or not entries:
+            raise _wrong(path, f"has no list of {name}", format)
+    return content
+
+
+def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) -> None:
+    for name, keys in LAYOUTS[format].items():
+        for place, entry in enumerate(content[name]):
+            if not isinstance(entry, dict) or any(key not in entry for key in keys):
+                missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+                raise _wrong(path, f"has an entry without {', '.join(missing)}, {name}[{place}]{_other_format(entry, format)}", format)
+        ids = {entry["id"] for entry in content[name]}
+        if len(ids) != len(content[name]):
+            raise _wrong(path, f"gives the same id to several {name}", format)
+    if format == "coco":
+        return
+    if unknown := {category["frequency"] for category in content["categories"]} - {"r", "c", "f"}:
+        raise _wrong(path, f"has a category of frequency {unknown.pop()!r}, which is none of r, c, f", format)
+
+
+def _other_format(entry: Any, format: str) -> str:
+    other = "lvis" if format == "coco" else "coco"
+    fits = isinstance(entry, dict) and all(key in entry for key in LAYOUTS[other]["images"])
+    return f"; it looks like {other}, so set data.format {other}" if fits else ""
+
+
+def _check_objects(path: Path, content: Mapping[str, list[Entry]], format: str, *, masks: bool) -> None:
+    images, categories = ({entry["id"] for entry in content[name]} for name in ("images", "categories"))
+    for annotation in content["annotations"]:
+        name, box = f"has an annotation, id {annotation['id']},", annotation["bbox"]
+        if annotation["image_id"] not in images:
+            raise _wrong(path, f"{name} of the unknown image {annotation['image_id']}", format)
+        if annotation["category_id"] not in categories:
+            raise _wrong(path, f"{name} of the unknown category {annotation['category_id']}", format)
+        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)):
+            raise _wrong(path, f"{name} whose bbox is {box!r}", format)
+        if masks and not _is_segmentation(annotation.get("segmentation")):
+            raise _wrong(path, f"{name} without segmentation, which is {SEGMENTATION}; boxes alone do for head.kind faster_rcnn", format)
+
+
+def _is_segmentation(value: Any) -> bool:
+    if isinstance(value, dict):
+        return {"size", "counts"} <= value.keys()
+    return isinstance(value, list) and bool(value) and all(isinstance(polygon, list) for polygon in value)
+
+
+def _check_files(folder: Path, names: Sequence[str], path: Path) -> None:
+    """All pictures are there. A folder is listed once, which is quicker than to ask for each file."""
+    there: dict[Path, set[str]] = {}
+    missing = []
+    for name in names:
+        file = folder / name
+        if file.parent not in there:
+            there[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()
+        if file.name not in there[file.parent]:
+            missing.append(name)
+    if missing:
+        raise LGDError(
+            f"{folder} lacks {len(missing)} of the {len(names)} pictures that {path} names, such as {missing[0]}. "
+            "Give the folder in which these names begin."
+        )

@@ -1,0 +1,56 @@
+"""Data, detector and scores as one job."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ...errors import LGDError
+from ...files import sha256_of
+from ...shards.ranks import Ranks
+from ..backbone import find_backbone
+from ..job import Job
+from .annotations import Annotations, read_annotations
+from .model import create
+from .pictures import Batch, Pictures
+from .recipe import DetectRecipe
+from .scores import evaluate
+
+MACHINE = ("train_images", "val", "val_images", "size")  # fields of the data that do not change what is learned
+
+
+def prepare(recipe: DetectRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
+    """Read annotations and backbone; nothing is written. Raises: LGDError, MissingExtra."""
+    data = recipe.data
+    train = _read(recipe, data.train, data.train_images)
+    val = _read(recipe, data.val, data.val_images) if data.val is not None and data.val_images is not None else None
+    if val is not None and val.classes != train.classes:
+        raise LGDError(f"{val.path} and {train.path} have different categories. Give files of one data set.")
+    pictures = Pictures(train, data, masks=recipe.masks, seed=recipe.run.seed)
+    backbone = find_backbone(recipe.backbone, seed=recipe.run.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed)
+        model = create(recipe, backbone=backbone, classes=train.classes).to(device)
+    facts = {key: value for key, value in recipe.to_dict()["data"].items() if key not in MACHINE}
+    scores = partial(evaluate, model, val, masks=recipe.masks, device=device, ranks=ranks, workers=recipe.run.workers) if val else None
+    return Job(
+        recipe=recipe,
+        model=model,
+        backbone=model.pyramid,
+        source=backbone,
+        classes=train.classes,
+        pictures=pictures,
+        collate=Batch.of,
+        batch_size=data.batch_size,
+        scores=scores,
+        facts={"data": {**facts, "train": sha256_of(train.path)[:16]}},
+        out=out,
+        device=device,
+        ranks=ranks,
+    )
+
+
+def _read(recipe: DetectRecipe, path: str, folder: str) -> Annotations:
+    return read_annotations(path, folder=folder, format=recipe.data.format, masks=recipe.masks)

@@ -1,0 +1,66 @@
+"""A segmentation as one job: its pictures, its model, its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ...errors import RecipeError
+from ...files import fingerprint, write_json
+from ...shards.ranks import Ranks
+from ...typed import plain
+from ..backbone import find_backbone
+from ..job import Job
+from .layouts import Split, open_split
+from .model import create
+from .pictures import DrawnPictures, collate
+from .recipe import DeepLabV3Plus, SegmentRecipe
+from .scores import evaluate
+
+IOU = "iou.json"
+ELSEWHERE = ("root", "val_split")  # fields of `data` that decide nothing of what is learned, given the same pictures
+
+
+def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
+    """Read data and backbone, and make a job of them, writing nothing. With scores, `out/iou.json` has those of each class.
+
+    Raises: LGDError for data that do not lie as the recipe says, a backbone that can't be had, or a head that does not fit it.
+    """
+    data = recipe.data
+    if isinstance(recipe.head, DeepLabV3Plus) and data.batch_size < 2 * ranks.world_size:
+        raise RecipeError(f"data.batch_size = {data.batch_size} gives a rank one picture, and deeplabv3plus normalises over two or more.")
+    train = open_split(data, data.train_split)
+    val = train if data.val_split == data.train_split else open_split(data, data.val_split) if data.val_split else None
+    source = find_backbone(recipe.backbone, seed=recipe.run.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed)  # of the decoder's first weights
+        model = create(recipe, backbone=source, classes=train.classes).to(device)
+
+    def scores(split: Split) -> Mapping[str, float]:
+        found = evaluate(model, split, short_side=data.short_side, workers=recipe.run.workers, device=device, ranks=ranks)
+        if ranks.first:
+            write_json(out / IOU, found.iou)
+        return found.mean
+
+    return Job(
+        recipe=recipe,
+        model=model,
+        backbone=model.encoder,
+        source=source,
+        classes=train.classes,
+        pictures=DrawnPictures(train, data=data, seed=recipe.run.seed, fill=source.mean),
+        collate=collate,
+        batch_size=data.batch_size,
+        scores=None if val is None else lambda: scores(val),
+        facts=_facts(recipe, train),
+        out=out,
+        device=device,
+        ranks=ranks,
+    )
+
+
+def _facts(recipe: SegmentRecipe, train: Split) -> dict[str, object]:
+    data = {key: value for key, value in plain(recipe.data).items() if key not in ELSEWHERE}
+    return {"data": data, "classes": list(train.classes), "pictures": fingerprint([pair.picture.name for pair in train.pairs])}
