@@ -44,7 +44,7 @@ def main() -> int:
         if arguments.profile:
             print(steps.top_operations(settings, arguments.profile))
             return 0
-        facts = {**machine(settings), "photographs": describe(photographs(settings.photographs))}
+        facts = {**machine(settings.device), "photographs": describe(photographs(settings.photographs))}
         if settings.quick:
             facts["quick"] = "sizes are small and few: all runs, and the numbers say nothing"
         done = [row for letter in arguments.only for row in _measured(letter, settings)]

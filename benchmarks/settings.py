@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -56,15 +57,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine(settings: Settings) -> dict[str, str]:
+def machine(device: torch.device, *, packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """The header of the table."""
-    gpu = {"gpu": torch.cuda.get_device_name(settings.device)} if settings.device.type == "cuda" else {}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
         "date": date.today().isoformat(),
         "cpu": f"{_cpu()}, {cores()} cores, {torch.get_num_threads()} torch threads, load {_load()} at the start",
         **gpu,
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in packages},
     }
 
 

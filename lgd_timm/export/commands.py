@@ -13,6 +13,13 @@ Add = Callable[..., argparse.ArgumentParser]
 # What some targets can be told, as argparse takes it. None has a default here: the target's function has it.
 OPTIONS: dict[str, dict[str, Any]] = {
     "prefix": {"help": "in front of every key, such as 'backbone.' for a whole detector's checkpoint (default: none)"},
+    "data": {"help": "shard folder, or address of one, of pictures like those that will be seen; labels are not needed"},
+    "split": {"help": "which split of it (default: train)"},
+    "calibration_images": {"type": int, "metavar": "N", "help": "so many of its pictures (default: 512)"},
+    "half": {"action": "store_true", "help": "weights as float16, in half the space"},
+    "features": {"action": "store_true", "help": "pooled features, and no classifier"},
+    "vocabulary": {"help": "answers by other names: a list, a file, folder:PATH, ... (default: the model's own)"},
+    "templates": {"help": "prompt templates for --vocabulary: none, simple, openai, a file (default: none)"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,26 @@ class Source:
         """How many names the classifier answers with; 0 without one."""
         return int(self.model.num_classes)
 
+    def facts(self) -> dict[str, Any]:
+        """What goes beside the weights: how pictures are shown, and the names in the order of the logits."""
+        return {
+            "architecture": self.architecture,
+            "interpolation": self.interpolation,
+            "size": self.size,
+            "mean": self.mean,
+            "std": self.std,
+            "crop_pct": self.crop_pct,
+            "label_names": self.label_names,
+        }
+
     def metadata(self) -> dict[str, str]:
-        """What a file says beside the weights, each a string: how pictures are shown, and the names in the order of the logits (JSON)."""
-        facts = {"size": self.size, "mean": self.mean, "std": self.std, "crop_pct": self.crop_pct, "label_names": self.label_names}
-        plain = {"architecture": self.architecture, "interpolation": self.interpolation}
-        return plain | {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
+        """The same as a file's metadata take it."""
+        return as_strings(self.facts())
+
+
+def as_strings(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Values that are no strings as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
 
 
 def open_source(name: str, *, pretrained: bool = True) -> Source:

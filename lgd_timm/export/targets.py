@@ -35,6 +35,14 @@ TARGETS: dict[str, Target] = {
     "mmdet": Target("mm", "a backbone with the keys of MMDetection", ending=".safetensors", options=("prefix",), function="mmdet"),
     "mmseg": Target("mm", "a backbone with the keys of MMSegmentation", ending=".safetensors", options=("prefix",), function="mmseg"),
     "open_clip": Target("open_clip", "the image tower with its teacher's text tower, as open_clip loads them"),
+    "onnx": Target("onnx", "bytes in, answers out, for any batch size", ending=".onnx", options=("features", "vocabulary", "templates")),
+    "onnx-int8": Target(
+        "onnx_int8",
+        "the same in int8, calibrated on pictures",
+        ending=".onnx",
+        options=("data", "split", "calibration_images", "vocabulary", "templates"),
+    ),
+    "ncnn": Target("ncnn", "for phones and small boards", options=("half", "features", "vocabulary", "templates")),
 }
 
 

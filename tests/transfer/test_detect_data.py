@@ -177,6 +177,8 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no boxes": (put([], "annotations"), "has no list of annotations"),
     "no categories": (drop("categories"), "has no list of categories"),
     "no sizes": (drop("images", 2, "width"), r"without width, images\[2\]"),
+    "a size in words": (put("96", "images", 2, "width"), r"without width, images\[2\]"),
+    "an id in words": (put(["1"], "annotations", 2, "image_id"), r"without image_id, annotations\[2\]"),
     "an unknown image": (put(77, "annotations", 1, "image_id"), "id 901, of the unknown image 77"),
     "an unknown category": (put(5, "annotations", 1, "category_id"), "id 901, of the unknown category 5"),
     "a strange box": (put([1, 2, 3], "annotations", 0, "bbox"), r"whose bbox is \[1, 2, 3\]"),

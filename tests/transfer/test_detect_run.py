@@ -112,22 +112,22 @@ def test_recipes_are_what_they_say() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "least"), [("mask_rcnn", 95), ("faster_rcnn", 95), ("retinanet", 95)])
-def test_a_detector_learns_by_heart_what_it_is_shown(tmp_path: Path, kind: str, least: float) -> None:
+@pytest.mark.parametrize(("kind", "epochs"), [("mask_rcnn", 60), ("faster_rcnn", 60), ("retinanet", 150)])
+def test_a_detector_learns_by_heart_what_it_is_shown(tmp_path: Path, kind: str, epochs: int) -> None:
     """So targets, losses and scores fit together: from random weights, eight pictures of rectangles."""
     write_coco(tmp_path / "data", count=8)
     recipe = tiny_recipe(tmp_path / "data", batch_size=4, train_sizes=[96], size=96, max_size=192)
     recipe |= {
         "backbone": {"model": "test_resnet", "pretrained": False, "norms": "trained"},
         "optimizer": {"lr": 2e-3, "backbone_lr": 1.0, "clip_grad": 1.0},
-        "schedule": {"epochs": 100, "milestones": [80], "warmup_steps": 10},
+        "schedule": {"epochs": epochs, "milestones": [3 * epochs // 4], "warmup_steps": 10},
         "head": {"kind": kind, "channels": 32, "regions": 64},
     }
-    recipe["run"] |= {"evaluate_every": 100, "checkpoint_every": 100}
+    recipe["run"] |= {"evaluate_every": epochs, "checkpoint_every": epochs}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["transfer", "detect", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")]) == 0
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
-    assert {name: score for name, score in scores.items() if name.endswith("ap50") and score < least} == {}
+    assert {name: score for name, score in scores.items() if name.endswith("ap50") and score < 95} == {}
     pictures = runs.predict(tmp_path / "run", tmp_path / "data" / "images", out=tmp_path / "drawn", device="cpu")
     assert len(pictures) == 8
     assert all(

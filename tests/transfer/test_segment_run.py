@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from segment_data import NAMES, make_ade20k, make_cityscapes, make_folder, recipe_of
 
 from lgd_timm.cli import main
-from lgd_timm.errors import LGDError, RecipeError, WeightsError
+from lgd_timm.errors import LGDError, MissingExtra, RecipeError, WeightsError
 from lgd_timm.shards.ranks import Ranks
 from lgd_timm.transfer import loop
 from lgd_timm.transfer.recipe import read_transfer
@@ -127,6 +128,16 @@ def test_faults_are_found_before_anything_is_written(root: Path, tmp_path: Path)
         transfer("segment", recipe_of(root, head={"kind": "deeplabv3plus"}, data={"batch_size": 1}), out=tmp_path / "run")
     with pytest.raises(LGDError, match="images/test is not there"):
         transfer("segment", recipe_of(root, data={"val_split": "test"}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("library", ["segmentation_models_pytorch", "torchmetrics"])
+def test_a_library_that_is_missing_is_named_with_its_extra(
+    root: Path, tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtra, match=rf"'{library}' can't be imported .* pip install 'lgd_timm\[segment\]'"):
+        transfer("segment", recipe_of(root), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

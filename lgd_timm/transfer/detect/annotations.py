@@ -16,13 +16,17 @@ import numpy as np
 
 from ...errors import LGDError, require
 
-BOX = ("id", "image_id", "category_id", "bbox")
-LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {  # the keys that each entry of a file's lists has
-    "coco": {"images": ("id", "file_name", "height", "width"), "annotations": BOX, "categories": ("id", "name")},
-    "lvis": {
-        "images": ("id", "coco_url", "height", "width", "neg_category_ids", "not_exhaustive_category_ids"),
+BOX = {"id": int, "image_id": int, "category_id": int, "bbox": list}
+LAYOUTS: dict[str, dict[str, dict[str, type]]] = {  # what each entry of a file's lists has
+    "coco": {
+        "images": {"id": int, "file_name": str, "height": int, "width": int},
         "annotations": BOX,
-        "categories": ("id", "name", "frequency"),
+        "categories": {"id": int, "name": str},
+    },
+    "lvis": {
+        "images": {"id": int, "coco_url": str, "height": int, "width": int, "neg_category_ids": list, "not_exhaustive_category_ids": list},
+        "annotations": BOX,
+        "categories": {"id": int, "name": str, "frequency": str},
     },
 }
 SEGMENTATION = "polygons [[x, y, ...], ...] or a run-length encoding {size, counts}"
@@ -121,9 +125,9 @@ def _read(path: Path, format: str) -> Mapping[str, list[Entry]]:
 def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) -> None:
     for name, keys in LAYOUTS[format].items():
         for place, entry in enumerate(content[name]):
-            if not isinstance(entry, dict) or any(key not in entry for key in keys):
-                missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-                raise _wrong(path, f"has an entry without {', '.join(missing)}, {name}[{place}]{_other_format(entry, format)}", format)
+            fields = entry if isinstance(entry, dict) else {}
+            if missing := [key for key, kind in keys.items() if not isinstance(fields.get(key), kind)]:
+                raise _wrong(path, f"has an entry without {', '.join(missing)}, {name}[{place}]{_other_format(fields, format)}", format)
         ids = {entry["id"] for entry in content[name]}
         if len(ids) != len(content[name]):
             raise _wrong(path, f"gives the same id to several {name}", format)
@@ -133,10 +137,9 @@ def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) 
         raise _wrong(path, f"has a category of frequency {unknown.pop()!r}, which is none of r, c, f", format)
 
 
-def _other_format(entry: Any, format: str) -> str:
+def _other_format(entry: Entry, format: str) -> str:
     other = "lvis" if format == "coco" else "coco"
-    fits = isinstance(entry, dict) and all(key in entry for key in LAYOUTS[other]["images"])
-    return f"; it looks like {other}, so set data.format {other}" if fits else ""
+    return f"; it looks like {other}, so set data.format {other}" if LAYOUTS[other]["images"].keys() <= entry.keys() else ""
 
 
 def _check_objects(path: Path, content: Mapping[str, list[Entry]], format: str, *, masks: bool) -> None:
@@ -147,7 +150,7 @@ def _check_objects(path: Path, content: Mapping[str, list[Entry]], format: str, 
             raise _wrong(path, f"{name} of the unknown image {annotation['image_id']}", format)
         if annotation["category_id"] not in categories:
             raise _wrong(path, f"{name} of the unknown category {annotation['category_id']}", format)
-        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)):
+        if not (len(box) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)):
             raise _wrong(path, f"{name} whose bbox is {box!r}", format)
         if masks and not _is_segmentation(annotation.get("segmentation")):
             raise _wrong(path, f"{name} without segmentation, which is {SEGMENTATION}; boxes alone do for head.kind faster_rcnn", format)

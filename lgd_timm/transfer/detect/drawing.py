@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import torch
@@ -23,8 +24,15 @@ def draw(model: nn.Module, picture: Image.Image, *, classes: Sequence[str], reci
     found = {name: values[found["scores"] >= SHOWN].cpu() for name, values in found.items()}
     if len(found["scores"]) == 0:
         return picture.copy()
+    colours = [_colour(number) for number in range(len(found["scores"]))]
     if "masks" in found:
-        image = draw_segmentation_masks(image, found["masks"][:, 0] > 0.5, alpha=0.5)
+        image = draw_segmentation_masks(image, found["masks"][:, 0] > 0.5, alpha=0.5, colors=colours)
     names = [f"{classes[label]} {score:.0%}" for label, score in zip(found["labels"].tolist(), found["scores"].tolist(), strict=True)]
-    drawn: Image.Image = to_pil_image(draw_bounding_boxes(image, found["boxes"], labels=names, fill_labels=True, width=2))
+    drawn: Image.Image = to_pil_image(draw_bounding_boxes(image, found["boxes"], labels=names, colors=colours, fill_labels=True, width=2))
     return drawn
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    """Bright enough for black letters, and far from those before: hues a golden section apart."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.6, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)

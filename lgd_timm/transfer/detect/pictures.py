@@ -141,7 +141,7 @@ def _usable(annotations: Annotations, index: int, left_out: Counter[str], *, mas
         x, y, w, h = entry["bbox"]
         inside = min(x + w, image["width"]) - max(x, 0) >= 1 and min(y + h, image["height"]) - max(y, 0) >= 1
         usable = entry
-        if masks and isinstance(entry["segmentation"], list):
+        if masks and isinstance(entry["segmentation"], list) and min(map(len, entry["segmentation"])) < 6:
             usable = {**entry, "segmentation": [polygon for polygon in entry["segmentation"] if len(polygon) >= 6]}
         if entry.get("iscrowd", 0):
             left_out["crowds"] += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import RecipeError
+from ...errors import RecipeError, require
 from ...files import fingerprint, write_json
 from ...shards.ranks import Ranks
 from ...typed import plain
@@ -26,13 +26,16 @@ ELSEWHERE = ("root", "val_split")  # fields of `data` that decide nothing of wha
 def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
     """Read data and backbone, and make a job of them, writing nothing. With scores, `out/iou.json` has those of each class.
 
-    Raises: LGDError for data that do not lie as the recipe says, a backbone that can't be had, or a head that does not fit it.
+    Raises: LGDError for data that do not lie as the recipe says, a backbone that can't be had, or a head that does not fit it;
+    MissingExtra without the libraries of `lgd_timm[segment]`.
     """
     data = recipe.data
     if isinstance(recipe.head, DeepLabV3Plus) and data.batch_size < 2 * ranks.world_size:
         raise RecipeError(f"data.batch_size = {data.batch_size} gives a rank one picture, and deeplabv3plus normalises over two or more.")
     train = open_split(data, data.train_split)
     val = train if data.val_split == data.train_split else open_split(data, data.val_split) if data.val_split else None
+    if val is not None:
+        require("torchmetrics", extra="segment")  # now, and not after an epoch
     source = find_backbone(recipe.backbone, seed=recipe.run.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)  # of the decoder's first weights

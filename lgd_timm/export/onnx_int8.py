@@ -1,0 +1,125 @@
+"""ONNX in int8: static quantisation by onnxruntime, calibrated on pictures of a shard folder.
+
+Activations are uint8 between the least and the greatest value that the calibration saw; weights are int8, a scale a channel, in 7 of
+their 8 bits: processors without dot products of bytes (x86 before VNNI) add pairs of products in 16 bits, which overflow with all 8.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cosine_similarity
+
+from ..errors import LGDError, require
+from ..shards import open_shards
+from ..shards.read import BadSamples, InOrder, ShardDataset, loader
+from . import onnx
+from .graph import INPUT, Names, graph_of, views_of
+from .source import Source, as_strings
+
+MAX_BAD = 0.1  # share of the pictures that may be unreadable
+
+_log = logging.getLogger(__name__)
+
+
+def export(
+    source: Source,
+    path: Path,
+    *,
+    data: str | None = None,
+    split: str = "train",
+    calibration_images: int = 512,
+    vocabulary: Names | None = None,
+    templates: str = "none",
+) -> str:
+    """Quantise the graph of `--to onnx` on that many pictures, spread evenly over the split; labels are not needed.
+
+    What is said in the end compares both graphs on as many other pictures. Raises: LGDError, MissingExtra.
+    """
+    if data is None:
+        raise LGDError("--to onnx-int8 calibrates on pictures like those it will see. Name their shard folder: --data.")
+    graph = graph_of(source, vocabulary=vocabulary, templates=templates)
+    dataset = ShardDataset(open_shards(data, split=split), views=views_of(source), allow_empty=True)
+    seen, others = _pictures(dataset, calibration_images)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "float.onnx"
+        onnx.write(graph, whole)
+        _quantise(whole, path, seen)
+        how = f"int8, static, calibrated on {len(seen)} pictures of {Path(data).name} ({split})"
+        _tidy(path, as_strings({**graph.facts(), "opset": onnx.OPSET, "quantisation": how}))
+        wanted, found = (_answers(file, others) for file in (whole, path))
+        share = 100 * path.stat().st_size / whole.stat().st_size
+    if graph.output == "logits":
+        alike = f"the same answer as float for {100 * (wanted.argmax(1) == found.argmax(1)).float().mean():.1f} %"
+    else:
+        alike = f"a cosine with float's features of {cosine_similarity(wanted, found).mean():.4f}, on average"
+    return f"{onnx.described(graph)}; {share:.0f} % of float's bytes; {alike} of {len(others)} pictures it was not calibrated on"
+
+
+def _pictures(dataset: ShardDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two sets of so many pictures, uint8 [N, 3, size, size], which alternate over the split: shards may be in the order of classes."""
+    if count < 1 or len(dataset) < 2:
+        where = f"{dataset.shards.root} ({dataset.shards.split})"
+        raise LGDError(
+            f"--calibration-images {count}, of the {len(dataset)} in {where}: at least 1, and another to compare on, are needed."
+        )
+    places = np.unique(np.linspace(0, len(dataset) - 1, min(2 * count, len(dataset))).round().astype(int)).tolist()
+    seen, others = (_read(dataset, places[first::2]) for first in (0, 1))
+    return seen, others
+
+
+def _read(dataset: ShardDataset, places: list[int]) -> np.ndarray:
+    bad, images = BadSamples(MAX_BAD, size=len(places)), []
+    for batch in loader(dataset, InOrder(places, 64)):
+        for line in bad.add(batch.bad):
+            _log.warning(line)
+        images.append(batch.images)
+    return torch.cat(images).numpy()
+
+
+def _quantise(whole: Path, path: Path, pictures: np.ndarray) -> None:
+    library = require("onnxruntime.quantization", extra=onnx.EXTRA)
+    require("onnxruntime.quantization.shape_inference", extra=onnx.EXTRA).quant_pre_process(whole, whole, skip_symbolic_shape=True)
+
+    class Reader(library.CalibrationDataReader):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            self.batches: Iterator[np.ndarray] = iter(np.array_split(pictures, -(-len(pictures) // 32)))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    library.quantize_static(
+        whole,
+        path,
+        Reader(),
+        quant_format=library.QuantFormat.QDQ,
+        activation_type=library.QuantType.QUInt8,
+        weight_type=library.QuantType.QInt8,
+        per_channel=True,
+        reduce_range=True,
+        calibrate_method=library.CalibrationMethod.MinMax,
+    )
+
+
+def _tidy(path: Path, metadata: dict[str, str]) -> None:
+    """onnxruntime leaves its own notes, in any order, and asks for operator sets that no node is of, which other readers may not have."""
+    library = require("onnx", extra=onnx.EXTRA)
+    proto = library.load(path)
+    library.helper.set_model_props(proto, metadata)
+    used = {node.domain for node in proto.graph.node}
+    for unused in [opset for opset in proto.opset_import if opset.domain not in used]:
+        proto.opset_import.remove(unused)
+    library.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _answers(path: Path, pictures: np.ndarray) -> torch.Tensor:
+    run = onnx.runner(path)
+    return torch.cat([torch.from_numpy(run(part)) for part in np.array_split(pictures, -(-len(pictures) // 32))])

@@ -1,0 +1,17 @@
+"""The task that takes the place of detection."""
+
+from __future__ import annotations
+
+import pytest
+from dots import DotsTask
+
+from lgd_timm.transfer import runs
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> DotsTask:
+    """It takes the place of detection."""
+    made = DotsTask()
+    monkeypatch.setattr(runs, "find_task", lambda _: made)
+    monkeypatch.setattr("lgd_timm.transfer.tasks.find_task", lambda _: made)
+    return made
