@@ -24,9 +24,8 @@ def export(source: Source, path: Path, *, features: bool = False, vocabulary: Na
 
 def described(graph: Graph) -> str:
     """What goes in and comes out."""
-    size = graph.source.size
-    names = f" of {len(graph.source.label_names)} names" if graph.source.label_names else ""
-    return f"{INPUT} uint8 [batch, 3, {size}, {size}] -> {graph.output} [batch, ...]{names}"
+    size, width = graph.source.size, graph.answers(graph.pixels(1)).shape[1]
+    return f"{INPUT} uint8 [batch, 3, {size}, {size}] -> {graph.output} [batch, {width}]"
 
 
 def write(graph: Graph, path: Path) -> float:

@@ -65,9 +65,9 @@ def export(
 def _pictures(dataset: ShardDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of so many pictures, uint8 [N, 3, size, size], which alternate over the split: shards may be in the order of classes."""
     if count < 1 or len(dataset) < 2:
-        where = f"{dataset.shards.root} ({dataset.shards.split})"
         raise LGDError(
-            f"--calibration-images {count}, of the {len(dataset)} in {where}: at least 1, and another to compare on, are needed."
+            f"--calibration-images {count}, and {dataset.shards.root} ({dataset.shards.split}) has {len(dataset)}: "
+            "at least one is needed, and another to compare on."
         )
     places = np.unique(np.linspace(0, len(dataset) - 1, min(2 * count, len(dataset))).round().astype(int)).tolist()
     seen, others = (_read(dataset, places[first::2]) for first in (0, 1))
