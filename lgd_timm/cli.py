@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words[:2] = [VERIFY]
     options, rest = parser.parse_known_args(words)
     logging.basicConfig(level=logging.INFO if first_rank() else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for noisy in ("sentence_transformers", "httpx", "httpx2", "timm"):
+    for noisy in ("sentence_transformers", "httpx", "httpx2", "timm", "onnx_ir", "onnxscript"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if rest and not options.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

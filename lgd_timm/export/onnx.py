@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,13 @@ def runner(path: Path, *, threads: int = 0) -> Any:
 
 
 def _proto(graph: Graph) -> Any:
+    module = copy.deepcopy(graph.module)
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False  # over ReLU6 in place torch's exporter takes half as long again
     try:
         program: Any = torch.onnx.export(
-            graph.module,
+            module,
             (graph.pixels(2),),  # of one, the batch would be taken for a constant
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),

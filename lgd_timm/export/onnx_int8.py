@@ -89,7 +89,7 @@ def _quantise(whole: Path, path: Path, pictures: np.ndarray) -> None:
 
     class Reader(library.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
-            self.batches: Iterator[np.ndarray] = iter(np.array_split(pictures, -(-len(pictures) // 32)))
+            self.batches: Iterator[np.ndarray] = iter(_parts(pictures))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
@@ -122,4 +122,9 @@ def _tidy(path: Path, metadata: dict[str, str]) -> None:
 
 def _answers(path: Path, pictures: np.ndarray) -> torch.Tensor:
     run = onnx.runner(path)
-    return torch.cat([torch.from_numpy(run(part)) for part in np.array_split(pictures, -(-len(pictures) // 32))])
+    return torch.cat([torch.from_numpy(run(part)) for part in _parts(pictures)])
+
+
+def _parts(pictures: np.ndarray) -> list[np.ndarray]:
+    """A few at a time: calibration holds every activation of a batch."""
+    return np.array_split(pictures, -(-len(pictures) // 8))

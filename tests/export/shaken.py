@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lgd_timm.export.source import Source
 
@@ -42,3 +43,25 @@ def shaken(architecture: str, *, classes: int = len(NAMES), size: int = 64, **op
 def images(size: int = 64) -> Tensor:
     """Normalised input [2, 3, size, size]."""
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+class Small(nn.Module):
+    """One layer and a classifier: what torch's exporter is done with in a second."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.relu = nn.Conv2d(3, 16, 3, stride=4), nn.ReLU(inplace=True)
+        self.reset_classifier(classes)
+
+    def reset_classifier(self, classes: int) -> None:
+        self.num_classes, self.fc = classes, nn.Linear(16, classes) if classes else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers: Tensor = self.fc(self.relu(self.layer(images)).mean((2, 3)))
+        return answers
+
+
+def small(*, classes: int = len(NAMES)) -> Source:
+    """The same, of 32 px."""
+    return replace(shaken("test_resnet", classes=classes, size=32), model=Small(classes).eval())

@@ -15,7 +15,7 @@ import pytest
 import torch
 from pages import run_snippet
 from PIL import Image
-from shaken import NAMES, shaken
+from shaken import NAMES, shaken, small
 from torch import Tensor, nn
 
 from lgd_timm import cli
@@ -32,7 +32,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model as `--to onnx`. Read only."""
     path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
-    export(shaken("test_resnet", size=32), path, to="onnx")
+    export(small(), path, to="onnx")
     return path
 
 
@@ -106,7 +106,7 @@ def test_the_command_writes_features_of_a_run(run_folder: Path, tmp_path: Path, 
 
 
 def test_equal_models_give_equal_bytes(tiny_onnx: Path, tmp_path: Path) -> None:
-    export(shaken("test_resnet", size=32), tmp_path / "again.onnx", to="onnx")
+    export(small(), tmp_path / "again.onnx", to="onnx")
     assert (tmp_path / "again.onnx").read_bytes() == tiny_onnx.read_bytes()
 
 
@@ -119,7 +119,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(tiny_onnx: Path, tmp_path: Pa
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
     monkeypatch.setattr(module, "_proto", lambda graph: wrong)
     with pytest.raises(LGDError, match=r"--to onnx: the runtime's logits are .* from timm's"):
-        export(shaken("test_resnet", size=32), tmp_path / "x.onnx", to="onnx")
+        export(small(), tmp_path / "x.onnx", to="onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from shaken import shaken
+from shaken import small
 
 from lgd_timm import cli
 from lgd_timm.errors import LGDError, MissingExtra, ShardError
@@ -89,7 +89,7 @@ def test_the_command_calibrates_on_unlabelled_pictures(
 
 
 def test_features_are_compared_by_cosine(shard_folder: Path, tmp_path: Path) -> None:
-    said = export(shaken("test_resnet", classes=0, size=32), tmp_path / "x.onnx", to="onnx-int8", data=str(shard_folder))
+    said = export(small(classes=0), tmp_path / "x.onnx", to="onnx-int8", data=str(shard_folder))
     cosine = float(said.partition("a cosine with float's features of ")[2].partition(",")[0])
     assert 0.98 < cosine <= 1
 
@@ -134,7 +134,7 @@ def test_without_pictures_there_is_nothing_to_calibrate_on(tmp_path: Path, capsy
 
 def test_a_split_that_is_not_there_is_refused(shard_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="test"):
-        export(shaken("test_resnet", size=32), tmp_path / "x.onnx", to="onnx-int8", data=str(shard_folder), split="test")
+        export(small(), tmp_path / "x.onnx", to="onnx-int8", data=str(shard_folder), split="test")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,11 +142,11 @@ def test_a_split_that_is_not_there_is_refused(shard_folder: Path, tmp_path: Path
 def test_too_few_pictures_are_refused(count: int, shard_folder: Path, tmp_path: Path) -> None:
     options = {"data": str(shard_folder), "calibration_images": count}
     with pytest.raises(LGDError, match=rf"--calibration-images {count}, and .* \(train\) has 48: at least one is needed"):
-        export(shaken("test_resnet", size=32), tmp_path / "x.onnx", to="onnx-int8", **options)
+        export(small(), tmp_path / "x.onnx", to="onnx-int8", **options)
 
 
 def test_a_missing_library_names_its_extra(shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(torch.onnx, "export", None)
     with pytest.raises(MissingExtra, match=r"pip install 'lgd_timm\[onnx\]'"):
-        export(shaken("test_resnet", size=32), tmp_path / "x.onnx", to="onnx-int8", data=str(shard_folder))
+        export(small(), tmp_path / "x.onnx", to="onnx-int8", data=str(shard_folder))
