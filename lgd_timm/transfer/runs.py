@@ -159,7 +159,7 @@ def compare(task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool 
     try:
         find_backbone(variants["stock"])
     except WeightsError as error:
-        unreachable = {"stock": {"unreachable": str(error)}}
+        unreachable = {"stock": {"unreachable": str(error.__cause__ or error)}}  # without advice that is another command's
         del variants["stock"]
     else:
         unreachable = {}
