@@ -17,13 +17,12 @@ import torch
 
 from ..errors import LGDError, require
 from ..files import write_json
-from .graph import Graph, Names, graph_of
+from .graph import ALLOWED, Graph, Names, graph_of
 from .source import Source
 
 EXTRA = "ncnn"
 PARAM, WEIGHTS, FACTS = "model.ncnn.param", "model.ncnn.bin", "model.json"
 INPUT, OUTPUT = "in0", "out0"  # pnnx's names
-ALLOWED = 1e-3  # ncnn convolves by Winograd's method with tiles of 8 x 8, which is fast and rounds
 HALF_ALLOWED = 1e-2  # weights of 11 bits
 
 
@@ -35,17 +34,22 @@ def export(
         require(library, extra=EXTRA)
     graph = graph_of(source, features=features, vocabulary=vocabulary, templates=templates)
     _convert(graph, folder, half=half)
-    distance = graph.compare(runner(folder), to="ncnn", allowed=HALF_ALLOWED if half else ALLOWED)
+    distance = graph.compare(runner(folder, exact=True), to="ncnn", allowed=HALF_ALLOWED if half else ALLOWED)
     write_json(folder / FACTS, {**graph.facts(), "input": INPUT, "output": OUTPUT})
     size = graph.source.size
     return f"{INPUT} [3, {size}, {size}] -> {graph.output} {OUTPUT}; at most {distance:.1e} from timm's"
 
 
-def runner(folder: Path, *, threads: int = 1) -> Any:
-    """The files in ncnn on the CPU, as a function of uint8 [B, 3, H, W], picture by picture. Raises: LGDError where ncnn can't."""
+def runner(folder: Path, *, threads: int = 1, exact: bool = False) -> Any:
+    """The files in ncnn on the CPU, as a function of uint8 [B, 3, H, W], picture by picture. Raises: LGDError where ncnn can't.
+
+    `exact`: float32 throughout. Without, ncnn rounds weights to float16 as it loads them, where the processor has that.
+    """
     library = require("ncnn", extra=EXTRA)
     net = library.Net()
     net.opt.num_threads = threads
+    if exact:
+        net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     if net.load_param(str(folder / PARAM)) or net.load_model(str(folder / WEIGHTS)):
         raise LGDError("--to ncnn: the model has a layer that ncnn does not know, which it named above. Take another target, such as onnx.")
 

@@ -55,7 +55,8 @@ def runner(path: Path, *, threads: int = 0) -> Any:
 
 def _proto(graph: Graph) -> Any:
     module = copy.deepcopy(graph.module)
-    for part in module.modules():
+    parts: Any = module.modules()
+    for part in parts:
         if hasattr(part, "inplace"):
             part.inplace = False  # over ReLU6 in place torch's exporter takes half as long again
     try:

@@ -99,7 +99,8 @@ def test_a_comparison_says_what_could_not_be_reached(
     assert list(scores) == ["lgd", "scratch", "stock"]
     assert scores["lgd"]["brightness"] == 3
     assert scores["scratch"]["brightness"] == 6
-    assert "The weights of 'test_resnet' can't be had" in scores["stock"]["unreachable"]
+    assert scores["stock"]["unreachable"].startswith("timm/test_resnet.r160_in1k: ")
+    assert "--random-weights" not in scores["stock"]["unreachable"]
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["lgd", "scratch"]
     read = read_transfer(DotsRecipe, tmp_path / "all" / "scratch" / "recipe.yaml").backbone
     assert (read.model, read.pretrained) == ("test_resnet", False)
