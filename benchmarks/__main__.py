@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lgd_timm.devices import keep_memory, pick_device
 from lgd_timm.errors import LGDError, MissingExtra
-from lgd_timm.students import STUDENTS
+from lgd_timm.students.entrypoints import STUDENTS
+from lgd_timm.utils.device import keep_memory, pick_device
 
 from . import allocator, loader, objective, pulling, ranks, small_maps, startup, steps, teaching
 from .pairs import Row, table
@@ -53,7 +53,9 @@ def main() -> int:
         return 1
     print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), table(done), sep="\n\n")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"machine": facts, "rows": [row.to_dict() for row in done]}, indent=1), encoding="utf-8")
+        Path(arguments.json).write_text(
+            json.dumps({"machine": facts, "rows": [row.to_dict() for row in done]}, indent=1), encoding="utf-8"
+        )
     return 0
 
 
@@ -96,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", choices=("none", "bfloat16"), help="of the students [none, on cuda bfloat16]")
     parser.add_argument("--compile", action="store_true", help="torch.compile the students and the objective")
     parser.add_argument(
-        "--profile", choices=tuple(STUDENTS), metavar="STUDENT", help="instead: the ten operations that take most of its step"
+        "--profile",
+        choices=tuple(STUDENTS),
+        metavar="STUDENT",
+        help="instead: the ten operations that take most of its step",
     )
     return parser
 

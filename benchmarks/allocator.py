@@ -19,7 +19,7 @@ def step():
     optimizer.step()
 step()
 """
-KEEP = "from lgd_timm.devices import keep_memory\nassert keep_memory()\n"
+KEEP = "from lgd_timm.utils.device import keep_memory\nassert keep_memory()\n"
 STEPS = 5
 
 

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lgd_timm.data import open_shards
+from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.evaluate.zero_shot import zero_shot
 from lgd_timm.export import ncnn, onnx
 from lgd_timm.export.graph import Graph, graph_of, views_of
-from lgd_timm.export.source import Source, open_source
+from lgd_timm.export.loading import ExportModel, open_source
 from lgd_timm.export.targets import export
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.read import ShardDataset
 
 from .pairs import calls_for, digits, seconds, spread
 from .settings import machine
@@ -48,7 +48,7 @@ class Format:
     scored: bool = True
 
 
-def formats(source: Source, folder: Path, *, data: str, compiled: bool) -> Iterator[Format]:
+def formats(source: ExportModel, folder: Path, *, data: str, compiled: bool) -> Iterator[Format]:
     """Each written to `folder`, and opened by its runtime with one thread."""
     graph = graph_of(source)
     weights = None if source.folder is None else (source.folder / "model.safetensors").stat().st_size
@@ -76,19 +76,25 @@ def _torch(module: Any) -> Run:
 def latencies(rows: Sequence[Format], picture: np.ndarray, *, rounds: int) -> dict[str, list[float]]:
     """Milliseconds a picture, in `rounds` turns of all formats."""
     calls = {row.name: calls_for(lambda row=row: row.run(picture), least=LEAST) for row in rows}
-    turns = [{row.name: 1e3 * seconds(lambda row=row: row.run(picture), calls=calls[row.name]) for row in rows} for _ in range(rounds)]
+    turns = [
+        {row.name: 1e3 * seconds(lambda row=row: row.run(picture), calls=calls[row.name]) for row in rows}
+        for _ in range(rounds)
+    ]
     return {row.name: [turn[row.name] for turn in turns] for row in rows}
 
 
-def top1(row: Format, source: Source, *, data: str, split: str) -> str:
+def top1(row: Format, source: ExportModel, *, data: str, split: str) -> str:
     dataset = ShardDataset(open_shards(data, split=split), views=views_of(source), allow_empty=True)
     score = zero_shot(
-        lambda batch: torch.from_numpy(row.run(batch.images.numpy())), dataset, names=source.label_names, description=row.name
+        lambda batch: torch.from_numpy(row.run(batch.images.numpy())),
+        dataset,
+        names=source.label_names,
+        description=row.name,
     )
     return f"{score.top1:.2f} % of {score.samples}"
 
 
-def table(source: Source, arguments: argparse.Namespace) -> str:
+def table(source: ExportModel, arguments: argparse.Namespace) -> str:
     """Markdown."""
     cells: dict[str, list[str]] = {}
     sizes = [source.size, *(size for size in arguments.sizes if size != source.size)]
@@ -102,7 +108,11 @@ def table(source: Source, arguments: argparse.Namespace) -> str:
                     score = top1(row, source, data=arguments.data, split=arguments.split) if row.scored else ""
                     cells[row.name] = [row.name, "" if row.size is None else f"{row.size / 1e6:.1f} MB", score]
                 cells[row.name].append(spread(times[row.name]))
-                print(f"{size} px: {row.name}: {digits(statistics.median(times[row.name]))} ms", file=sys.stderr, flush=True)
+                print(
+                    f"{size} px: {row.name}: {digits(statistics.median(times[row.name]))} ms",
+                    file=sys.stderr,
+                    flush=True,
+                )
     head = ["format", "size", f"top-1, {arguments.split}", *(f"ms at {size} px" for size in sizes)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *cells.values()])
 
@@ -120,13 +130,17 @@ def main() -> int:
     try:
         source = open_source(arguments.model)
         if not source.label_names:
-            raise LGDError(f"{arguments.model!r} does not name its classes, so its answers can't be scored. Give a published classifier.")
+            raise LGDError(
+                f"{arguments.model!r} does not name its classes, so its answers can't be scored. Give a published classifier."
+            )
         facts = machine(torch.device("cpu"), packages=PACKAGES)
         text = table(source, arguments)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
-    facts["latency"] = f"one picture, median [quartiles] of {arguments.rounds} turns of at least {LEAST} s, one core and one thread"
+    facts["latency"] = (
+        f"one picture, median [quartiles] of {arguments.rounds} turns of at least {LEAST} s, one core and one thread"
+    )
     print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), text, sep="\n\n")
     return 0
 
@@ -138,7 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="published folder or name, with a classifier")
     parser.add_argument("--data", required=True, help="shard folder: `train` calibrates, --split is scored")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[224], help="other sizes to time the same architecture at [224]")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[224], help="other sizes to time the same architecture at [224]"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns [7]")
     parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes, and a C++ compiler")
     return parser

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from lgd_timm.checkpoint import all_checkpoints
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.errors import LGDError
-from lgd_timm.folder import check_folder
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import ShardDataset
+from lgd_timm.publish.check import check_folder
+from lgd_timm.utils.checkpoint import all_checkpoints
 
 from .world import prepare
 
@@ -138,7 +138,10 @@ def _empty(out: Path) -> None:
 
 def _lost(out: Path, began: float) -> float:
     """Seconds since what was saved last, of those that the process worked."""
-    saved = max((path.stat().st_mtime for path in out.rglob("*") if not any(part.startswith(".") for part in path.parts)), default=0.0)
+    saved = max(
+        (path.stat().st_mtime for path in out.rglob("*") if not any(part.startswith(".") for part in path.parts)),
+        default=0.0,
+    )
     return min(time.perf_counter() - began, max(0.0, time.time() - saved))
 
 
@@ -152,7 +155,14 @@ def _shards(home: Path) -> Command:
         if (out / "_info.json").is_file():
             _all_readable(out)
 
-    return Command("shards", ["shards", str(home / "images"), str(out), "--samples-per-shard", "100"], out, whole, _digest, "_info.json")
+    return Command(
+        "shards",
+        ["shards", str(home / "images"), str(out), "--samples-per-shard", "100"],
+        out,
+        whole,
+        _digest,
+        "_info.json",
+    )
 
 
 def _teach(home: Path) -> Command:
@@ -179,7 +189,14 @@ def _distill(home: Path) -> Command:
             check_folder(out / "published")
 
     _make(_teach(home))
-    return Command("distill", ["distill", str(home / "distill.yaml"), "--output", str(out), "--resume"], out, whole, _weights, "published")
+    return Command(
+        "distill",
+        ["distill", str(home / "distill.yaml"), "--output", str(out), "--resume"],
+        out,
+        whole,
+        _weights,
+        "published",
+    )
 
 
 def _save(home: Path) -> Command:
@@ -202,11 +219,13 @@ def _digest(out: Path) -> str:
 
 def _weights(out: Path) -> str:
     published = out / "published" if (out / "published").is_dir() else out
-    return hashlib.sha256((published / "model.safetensors").read_bytes() + (published / "lgd.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        (published / "model.safetensors").read_bytes() + (published / "lgd.safetensors").read_bytes()
+    ).hexdigest()
 
 
 def _npy(path: Path) -> Sequence[str]:
-    from lgd_timm.shards.index import IndexedTar
+    from lgd_timm.data.tar import IndexedTar
 
     tar = IndexedTar(path)
     assert tar.damage is None, f"{path}: {tar.damage}"

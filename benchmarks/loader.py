@@ -18,10 +18,13 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from lgd_timm.shards import Views
-from lgd_timm.shards.index import IndexedTar, ShardSet
-from lgd_timm.shards.read import EpochPlan, Item, ShardDataset, loader
-from lgd_timm.shards.views import AUGMENTATIONS, Augmentation
+from lgd_timm.data import Views
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.loader import loader
+from lgd_timm.data.samplers import EpochSampler, Item
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.data.views import AUGMENTATIONS, Augmentation
 
 from .feed import Feed, pinned
 from .pairs import Goal, Row, Side, measure, seconds
@@ -55,12 +58,14 @@ def rows(settings: Settings) -> Iterator[Row]:
                 feeds = [stack.enter_context(Feed(start)) for start in starts]
             stack.enter_context(pinned(rest))
             a, b = (Side(side, _rate(each, settings)) for side, each in zip(("ours", name), feeds, strict=True))
-            yield measure(f"c  loader, {what}, {size} px, 1 core", a, b, unit="images/s", rounds=settings.rounds, goal=goal)
+            yield measure(
+                f"c  loader, {what}, {size} px, 1 core", a, b, unit="images/s", rounds=settings.rounds, goal=goal
+            )
 
 
 def ours(shards: ShardSet, *, size: int, batch_size: int, augmentation: str) -> Iterable[Any]:
     dataset = ShardDataset(shards, views=Views(size=size, augmentation=augmentation))
-    return loader(dataset, EpochPlan(shards.lengths, batch_size=batch_size, stop=ENDLESS), workers=1)
+    return loader(dataset, EpochSampler(shards.lengths, batch_size=batch_size, stop=ENDLESS), workers=1)
 
 
 def _rate(batches: Feed, settings: Settings) -> Callable[[], float]:
@@ -94,7 +99,7 @@ class Decoder(Dataset):
 
 
 def decoder(shards: ShardSet, *, size: int, batch_size: int) -> Iterable[Any]:
-    return loader(Decoder(shards), EpochPlan(shards.lengths, batch_size=batch_size, stop=ENDLESS), workers=1)
+    return loader(Decoder(shards), EpochSampler(shards.lengths, batch_size=batch_size, stop=ENDLESS), workers=1)
 
 
 def torchvision_loader(shards: ShardSet, *, size: int, batch_size: int) -> Iterable[Any]:

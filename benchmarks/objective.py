@@ -106,7 +106,9 @@ def _over_loop(settings: Settings, names: int, *, known: bool) -> Row:
     what = f"d  bank step, B={BATCH}, C={names:,}, {'within a step' if known else 'alone'}"
     goal = Goal(20 if settings.device.type == "cuda" else 2, least=True)
     row = measure(what, a, b, unit="ms", rounds=settings.rounds, goal=goal)
-    assert torch.allclose(looped[seen], objective.visual_bank[objective.seen], atol=1e-4)  # both sides have done the same
+    assert torch.allclose(
+        looped[seen], objective.visual_bank[objective.seen], atol=1e-4
+    )  # both sides have done the same
     return row
 
 
@@ -120,7 +122,9 @@ def _memory(settings: Settings) -> Row:
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     what = f"d  peak memory of a step, B={batch:,}, C={names:,}"
-    return measure(what, Side("loss, backward, update", peak), matrices, unit="MiB", rounds=min(settings.rounds, 3), goal=Goal(1.5))
+    return measure(
+        what, Side("loss, backward, update", peak), matrices, unit="MiB", rounds=min(settings.rounds, 3), goal=Goal(1.5)
+    )
 
 
 def peak_of_step(*, batch: int, names: int, device: str) -> float:

@@ -52,7 +52,11 @@ class Row:
         return [a - b if self.difference else a / b for a, b in zip(self.values_a, self.values_b, strict=True)]
 
     def cells(self) -> list[str]:
-        goal = "" if self.goal is None else f"{self.goal} ({'met' if self.goal.met(statistics.median(self.compared)) else 'missed'})"
+        goal = (
+            ""
+            if self.goal is None
+            else f"{self.goal} ({'met' if self.goal.met(statistics.median(self.compared)) else 'missed'})"
+        )
         return [
             self.name,
             f"{self.a}: {spread(self.values_a)}",
@@ -70,7 +74,9 @@ class Row:
 HEADINGS = ("row", "A: median [quartiles]", "B: median [quartiles]", "unit", "compared", "goal", "n")
 
 
-def measure(name: str, a: Side, b: Side, *, unit: str, rounds: int, goal: Goal | None = None, difference: bool = False) -> Row:
+def measure(
+    name: str, a: Side, b: Side, *, unit: str, rounds: int, goal: Goal | None = None, difference: bool = False
+) -> Row:
     """One round of each to warm up, then `rounds` of both in turns."""
     a.measure()
     b.measure()
@@ -105,7 +111,9 @@ def synchronize(device: torch.device | None) -> None:
 def spread(values: Sequence[float]) -> str:
     """Median and quartiles; of fewer than four values, least and greatest."""
     middle = statistics.median(values)
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 3 else (min(values), 0, max(values))
+    low, _, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 3 else (min(values), 0, max(values))
+    )
     return f"{digits(middle)} [{digits(low)}..{digits(high)}]"
 
 
@@ -118,6 +126,8 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown, aligned."""
     lines = [list(HEADINGS), *(row.cells() for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(text)

@@ -13,14 +13,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lgd_timm.data import open_shards
+from lgd_timm.data.index import INFO, ShardSet
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import require
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.index import INFO, ShardSet
-from lgd_timm.shards.write import write_shards
 
 SAMPLES = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry")
 # (width, height) and its weight: most of ImageNet is about 500 x 375, some larger
-SIZES = {(500, 375): 10, (375, 500): 4, (500, 333): 6, (333, 500): 2, (400, 300): 2, (640, 480): 4, (800, 600): 2, (1000, 750): 2}
+SIZES = {
+    (500, 375): 10,
+    (375, 500): 4,
+    (500, 333): 6,
+    (333, 500): 2,
+    (400, 300): 2,
+    (640, 480): 4,
+    (800, 600): 2,
+    (1000, 750): 2,
+}
 LARGE = {(1600, 1200): 3, (1200, 1600): 1}  # two megapixels: what a camera's picture is after somebody made it smaller
 QUALITY = 95  # which makes them nearly as heavy as those of ImageNet, 110 kB on average
 
@@ -38,9 +47,7 @@ def photographs(count: int, *, sizes: Mapping[tuple[int, int], int] = SIZES) -> 
 
 def describe(shards: ShardSet) -> str:
     size = sum(shards.path(i).stat().st_size for i in range(len(shards.filenames)))
-    return (
-        f"{len(shards)} JPEGs of quality {QUALITY}, {size / len(shards) / 1000:.0f} kB each on average, in {len(shards.filenames)} shards"
-    )
+    return f"{len(shards)} JPEGs of quality {QUALITY}, {size / len(shards) / 1000:.0f} kB each on average, in {len(shards.filenames)} shards"
 
 
 def _draw(folder: Path, count: int, sizes: Mapping[tuple[int, int], int]) -> None:

@@ -24,7 +24,13 @@ from .pairs import Goal, Row, Side, measure
 from .settings import Settings
 
 NAME, REPO, COMMIT = "lgd_resnet18.benchmark", "lgd-timm/benchmark", "0" * 40
-SIZES = {"config.json": 900, "model.safetensors": 22_400_000, "README.md": 4_000, "lgd.safetensors": 500_000, "recipe.yaml": 1_100}
+SIZES = {
+    "config.json": 900,
+    "model.safetensors": 22_400_000,
+    "README.md": 4_000,
+    "lgd.safetensors": 500_000,
+    "recipe.yaml": 1_100,
+}
 LINE = 25e6  # bytes/s: 200 Mbit/s
 
 
@@ -36,11 +42,15 @@ def rows(settings: Settings) -> Iterator[Row]:
         _publish(root / "served", sizes)
         for speed, words in ((None, "loopback"), (LINE, f"{LINE / 1e6:g} MB/s")):
             with _server(root / "served", speed) as url, _client(root, url) as ask:
-                a, b = (Side(name, partial(ask, mode)) for name, mode in (("verified", "cold"), ("not verified", "cold-unchecked")))
+                a, b = (
+                    Side(name, partial(ask, mode))
+                    for name, mode in (("verified", "cold"), ("not verified", "cold-unchecked"))
+                )
                 yield measure(f"h  cold pull, {words}", a, b, unit="s", rounds=rounds, goal=Goal(1.03))
                 if speed is None:
                     a, b = (
-                        Side(name, partial(ask, mode)) for name, mode in (("ours, verified", "warm"), ("the Hub's client", "warm-client"))
+                        Side(name, partial(ask, mode))
+                        for name, mode in (("ours, verified", "warm"), ("the Hub's client", "warm-client"))
                     )
                     yield measure("h  warm load", a, b, unit="s", rounds=rounds, goal=Goal(0.005), difference=True)
 
@@ -95,9 +105,16 @@ def _server(folder: Path, speed: float | None) -> Iterator[str]:
 @contextmanager
 def _client(root: Path, url: str) -> Iterator[Callable[[str], float]]:
     """A process that pulls, as the Hub's client reads its settings once: `ask(mode)` gives the seconds that a pull took."""
-    settings = {"HF_ENDPOINT": url, "HF_HOME": str(root / "home"), "LGD_TIMM_CACHE": str(root / "lgd"), "LGD_TIMM_HUB": str(root / "none")}
+    settings = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(root / "home"),
+        "LGD_TIMM_CACHE": str(root / "lgd"),
+        "LGD_TIMM_HUB": str(root / "none"),
+    }
     command = [sys.executable, "-m", "benchmarks.pulling", str(root)]
-    with subprocess.Popen(command, env={**os.environ, **settings}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+    with subprocess.Popen(
+        command, env={**os.environ, **settings}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
         assert client.stdin
         assert client.stdout
         stdin, stdout = client.stdin, client.stdout
@@ -115,16 +132,18 @@ def _serve(root: Path) -> None:
     """Answer modes on the standard input: cold, cold-unchecked, warm, warm-client."""
     from huggingface_hub import hf_hub_download
 
-    from lgd_timm import hub, receive, weights
-    from lgd_timm.hub import download
+    from lgd_timm import hub
+    from lgd_timm.hub import file_download as download
+    from lgd_timm.hub import weights
+    from lgd_timm.utils import http as receive
 
     weights.MANIFEST = root / "manifest.json"
-    checked = (receive.Part._hash, download._difference)
+    checked = (receive.Download._hash, download._difference)
     unchecked = (lambda part: part._chunks.clear(), lambda part, facts: "")
     names = list(weights.manifest()[NAME].files)
     for mode in map(str.strip, sys.stdin):
         hashing, difference = unchecked if mode == "cold-unchecked" else checked
-        receive.Part._hash, download._difference = hashing, difference  # type: ignore[method-assign]
+        receive.Download._hash, download._difference = hashing, difference  # type: ignore[method-assign]
         cache = root / ("cold" if mode.startswith("cold") else "warm")
         if cache.name == "cold":
             shutil.rmtree(cache, ignore_errors=True)

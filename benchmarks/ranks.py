@@ -20,10 +20,10 @@ import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from torch.nn.functional import normalize
 
-from lgd_timm.devices import keep_memory
 from lgd_timm.objectives import LGD
-from lgd_timm.student import create_student
+from lgd_timm.students.model import create_student
 from lgd_timm.task import LGDTask
+from lgd_timm.utils.device import keep_memory
 
 from .pairs import Goal, Row, Side, measure
 from .settings import Settings, cores
@@ -54,7 +54,15 @@ def _silent(count: int, *words: object) -> float:
 
 
 def _start(count: int, core: int, *words: object) -> subprocess.Popen[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", __spec__.name]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+        "-m",
+        __spec__.name,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*torchrun, *map(str, (core, *words))], env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -75,7 +83,9 @@ def _worker(core: int, student: str, size: int, batch_size: int, steps: int) -> 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = create_student(student, embed_dim=DIMENSION, image_size=size).to(memory_format=torch.channels_last)
-    task = LGDTask(model, LGD(normalize(torch.randn(NAMES, DIMENSION), dim=1), preset="paper"), device=torch.device("cpu"))
+    task = LGDTask(
+        model, LGD(normalize(torch.randn(NAMES, DIMENSION), dim=1), preset="paper"), device=torch.device("cpu")
+    )
     optimizer = create_optimizer_v2(task.student, opt="sgd", lr=0.01, momentum=0.9)
     task.prepare_distributed()
     task.train()

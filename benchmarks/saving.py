@@ -12,12 +12,12 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch.nn.functional import normalize
 
-from lgd_timm.checkpoint import save_checkpoint
+from lgd_timm.config.recipe import RunRecipe
 from lgd_timm.objectives import LGD
-from lgd_timm.recipe import RunRecipe
-from lgd_timm.student import create_student
-from lgd_timm.students import STUDENTS
+from lgd_timm.students.entrypoints import STUDENTS
+from lgd_timm.students.model import create_student
 from lgd_timm.task import LGDTask
+from lgd_timm.utils.checkpoint import save_checkpoint
 
 NAMES, DIMENSION, ROUNDS = 1000, 1024, 15
 
@@ -33,7 +33,8 @@ def main() -> int:
         size, seconds = _measure(student)
         low, median, high = statistics.quantiles(seconds, n=4)
         print(
-            f"| {student} | {size / 1e6:.0f} | {median:.2f} [{low:.2f}..{high:.2f}] | {100 * median / (60 * minutes):.3f} % |", flush=True
+            f"| {student} | {size / 1e6:.0f} | {median:.2f} [{low:.2f}..{high:.2f}] | {100 * median / (60 * minutes):.3f} % |",
+            flush=True,
         )
     return 0
 
@@ -48,10 +49,14 @@ def _measure(student: str) -> tuple[int, list[float]]:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # which makes the momentum
     scaler, seconds = torch.amp.GradScaler("cpu", enabled=False), []
-    with tempfile.TemporaryDirectory(dir=".") as folder:  # where runs are kept, and not in a memory that looks like a disk
+    with tempfile.TemporaryDirectory(
+        dir="."
+    ) as folder:  # where runs are kept, and not in a memory that looks like a disk
         for step in range(ROUNDS):
             start = time.perf_counter()
-            path = save_checkpoint(Path(folder), step=step, modules=task.kept, optimizer=optimizer, scaler=scaler, facts={})
+            path = save_checkpoint(
+                Path(folder), step=step, modules=task.kept, optimizer=optimizer, scaler=scaler, facts={}
+            )
             seconds.append(time.perf_counter() - start)
         size = sum(file.stat().st_size for file in path.iterdir())
     return size, seconds

@@ -15,8 +15,8 @@ import argparse
 import math
 import sys
 
-from lgd_timm.student import create_student
-from lgd_timm.students import STUDENTS
+from lgd_timm.students.entrypoints import STUDENTS
+from lgd_timm.students.model import create_student
 
 
 def main() -> int:
@@ -30,7 +30,12 @@ def main() -> int:
         model = create_student(student, embed_dim=arguments.dimension)
         gradients = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         efficiencies = (_efficiency(count, gradients + bank, arguments) for count in arguments.gpus)
-        _print(student, f"{gradients / 1e6:.1f}", f"{bank / 1e6:.1f}", *(f"{100 * efficiency:.1f} %" for efficiency in efficiencies))
+        _print(
+            student,
+            f"{gradients / 1e6:.1f}",
+            f"{bank / 1e6:.1f}",
+            *(f"{100 * efficiency:.1f} %" for efficiency in efficiencies),
+        )
     return 0
 
 
@@ -50,12 +55,17 @@ def _parser() -> argparse.ArgumentParser:
         "python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--step-ms", type=float, required=True, help="of one rank, its part of the batch: python -m benchmarks --only a --device cuda"
+        "--step-ms",
+        type=float,
+        required=True,
+        help="of one rank, its part of the batch: python -m benchmarks --only a --device cuda",
     )
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     parser.add_argument("--machine", type=int, default=8, help="GPUs of one machine [8]")
     parser.add_argument("--inside", type=float, default=300.0, help="GB/s of a rank within a machine [300, NVLink]")
-    parser.add_argument("--bandwidth", type=float, default=25.0, help="GB/s of a rank between machines [25, half of a 400 Gbit/s line]")
+    parser.add_argument(
+        "--bandwidth", type=float, default=25.0, help="GB/s of a rank between machines [25, half of a 400 Gbit/s line]"
+    )
     parser.add_argument("--hop", type=float, default=20.0, help="microseconds [20]")
     parser.add_argument("--names", type=int, default=1000)
     parser.add_argument("--dimension", type=int, default=1024)

@@ -48,7 +48,9 @@ class Settings:
     @property
     def where(self) -> str:
         """The part of a row's name that says how it was run."""
-        how = "".join(f", {word}" for word in (self.amp if self.amp != "none" else "", "compiled" if self.compile else "") if word)
+        how = "".join(
+            f", {word}" for word in (self.amp if self.amp != "none" else "", "compiled" if self.compile else "") if word
+        )
         return f"{self.size} px, B={self.batch_size}, {self.workers} worker{'s' * (self.workers != 1)}, {cores()} cores{how}"
 
 

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from lgd_timm.curve import Row, read_log
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.index import IndexedTar
-from lgd_timm.shards.read import EpochPlan
+from lgd_timm.data import open_shards
+from lgd_timm.data.samplers import EpochSampler
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.publish.training_curve import Row, read_log
 
 from .world import prepare
 
@@ -57,7 +57,10 @@ def main() -> int:
         with _Server(home, draw) as server:
             peaceful = Lane("undisturbed", home, epochs)
             disturbed = Lane(
-                "among faults", home, epochs, ("--data.shards", f"{server.url}/shards", "--teacher.embeddings", f"{server.url}/taught")
+                "among faults",
+                home,
+                epochs,
+                ("--data.shards", f"{server.url}/shards", "--teacher.embeddings", f"{server.url}/taught"),
             )
             blows = _run(peaceful, disturbed, draw, every=60 * arguments.every)
         print(_report(peaceful, disturbed, blows, server.faults))
@@ -132,7 +135,9 @@ class Lane:
     def astray(self) -> int:
         """Steps that were not taken, or on other samples than planned."""
         planned, steps = list(_planned(self.home / "shards", self.epochs)), self.steps
-        return sum(steps.get(step) != keys for step, keys in enumerate(planned)) + len(steps.keys() - range(len(planned)))
+        return sum(steps.get(step) != keys for step, keys in enumerate(planned)) + len(
+            steps.keys() - range(len(planned))
+        )
 
 
 def _run(peaceful: Lane, disturbed: Lane, draw: random.Random, *, every: float) -> Counter[str]:
@@ -175,7 +180,8 @@ def _report(peaceful: Lane, disturbed: Lane, blows: Mapping[str, int], faults: M
         f"{peaceful.epochs} epochs, {len(peaceful.steps):,} steps of {BATCH} images, saved every {SAVED_EVERY} minutes",
         f"minutes: {' and '.join(minutes)}",
         "blows: " + (", ".join(f"{count} x {kind}" for kind, count in sorted(blows.items())) or "none"),
-        "answers of the server that went wrong: " + (", ".join(f"{count} x {kind}" for kind, count in sorted(faults.items())) or "none"),
+        "answers of the server that went wrong: "
+        + (", ".join(f"{count} x {kind}" for kind, count in sorted(faults.items())) or "none"),
         "",
         "| | undisturbed | among faults |",
         "|---|---|---|",
@@ -194,12 +200,17 @@ def _report(peaceful: Lane, disturbed: Lane, blows: Mapping[str, int], faults: M
         ],
     }
     lines += [f"| {name} | {ours} | {theirs} |" for name, (ours, theirs) in table.items()]
-    return "\n".join([*lines, "", f"weights and banks equal to the bit: {'yes' if _same(peaceful, disturbed) else 'NO'}"])
+    return "\n".join(
+        [*lines, "", f"weights and banks equal to the bit: {'yes' if _same(peaceful, disturbed) else 'NO'}"]
+    )
 
 
 def _same(*lanes: Lane) -> bool:
     first, second = (
-        {**load_file(lane.out / "published" / "model.safetensors"), **load_file(lane.out / "published" / "lgd.safetensors")}
+        {
+            **load_file(lane.out / "published" / "model.safetensors"),
+            **load_file(lane.out / "published" / "lgd.safetensors"),
+        }
         for lane in lanes
     )
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
@@ -228,8 +239,8 @@ def _planned(shards: Path, epochs: int) -> Iterator[str]:
     """Digest of the keys of each step."""
     split = open_shards(shards, split="train")
     keys = [key for shard in range(len(split.filenames)) for key in IndexedTar(split.path(shard)).keys]
-    plan = EpochPlan(split.lengths, batch_size=BATCH, views=2, stop=0)
-    for batch in EpochPlan(split.lengths, batch_size=BATCH, views=2, stop=epochs * plan.steps_per_epoch):
+    plan = EpochSampler(split.lengths, batch_size=BATCH, views=2, stop=0)
+    for batch in EpochSampler(split.lengths, batch_size=BATCH, views=2, stop=epochs * plan.steps_per_epoch):
         yield _digest([keys[position] for position, _ in batch])
 
 
@@ -242,7 +253,8 @@ def _digest(keys: Sequence[str]) -> str:
 
 def _worker(seen: Path, words: Sequence[str]) -> int:
     """The command line, which notes the samples of each step."""
-    from lgd_timm import cli, train
+    from lgd_timm.cli import main as cli
+    from lgd_timm.training import loop as train
 
     take = train.train_step
     with seen.open("a", encoding="utf-8", buffering=1) as file:
@@ -332,7 +344,13 @@ class _Server:
             self.faults.update([fault] if fault else [])
         content = path.read_bytes()
         half = content[: len(content) // 2]
-        body = {"cut": half, "stall": half, "short": half, "503": b"", "flip": half[:-1] + bytes([half[-1] ^ 1]) + content[len(half) :]}
+        body = {
+            "cut": half,
+            "stall": half,
+            "short": half,
+            "503": b"",
+            "flip": half[:-1] + bytes([half[-1] ^ 1]) + content[len(half) :],
+        }
         handler.send_response(503 if fault == "503" else 200)
         if fault not in ("short", "503"):
             handler.send_header("Content-Length", str(len(content)))

@@ -31,8 +31,18 @@ def rows(settings: Settings) -> Iterator[Row]:
     # What is done, then both sides as `fresh_processes` has them
     comparisons = (
         ("import", ("lgd_timm", "", "import lgd_timm"), ("timm", "", "import timm"), Goal(0.1)),
-        ("create with weights", ("lgd_mobilenetv2", "import timm, lgd_timm", ours), ("timm, same file", "import timm", same), None),
-        ("create", ("lgd_mobilenetv2 with weights", "import timm, lgd_timm", ours), ("timm, no weights", "import timm", stock), None),
+        (
+            "create with weights",
+            ("lgd_mobilenetv2", "import timm, lgd_timm", ours),
+            ("timm, same file", "import timm", same),
+            None,
+        ),
+        (
+            "create",
+            ("lgd_mobilenetv2 with weights", "import timm, lgd_timm", ours),
+            ("timm, no weights", "import timm", stock),
+            None,
+        ),
     )
     for what, a, b, goal in comparisons:
         yield from fresh_processes(f"f  {what}", a, b, rounds=settings.rounds, goal=goal, difference=True)

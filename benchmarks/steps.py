@@ -13,13 +13,16 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
-from lgd_timm.recipe import recipe_from_dict
-from lgd_timm.run import Run, build, build_optimizer, build_task
-from lgd_timm.shards import Views
-from lgd_timm.shards.read import Batch, ShardDataset, loader, on_device
-from lgd_timm.step import train_step
-from lgd_timm.students import stock_name
+from lgd_timm.config.reader import recipe_from_dict
+from lgd_timm.data import Views
+from lgd_timm.data.dataset import Batch, ShardDataset
+from lgd_timm.data.loader import loader, on_device
+from lgd_timm.students.entrypoints import stock_name
 from lgd_timm.teachers import ImageTeacher
+from lgd_timm.training.build import build, build_task
+from lgd_timm.training.optim import build_optimizer
+from lgd_timm.training.state import Run
+from lgd_timm.training.step import train_step
 
 from .feed import Feed
 from .pairs import Goal, Row, Side, measure, seconds
@@ -105,7 +108,9 @@ def bare_step(run: Run, batch: Batch) -> Callable[[], None]:
 
 def supervised_step(run: Run, batch: Batch) -> Callable[[], None]:
     """The stock model with a classifier of 1,000 labels, on pixels that are normalised already."""
-    model = timm.create_model(stock_name(run.recipe.student.model), num_classes=1000).to(run.device, memory_format=torch.channels_last)
+    model = timm.create_model(stock_name(run.recipe.student.model), num_classes=1000).to(
+        run.device, memory_format=torch.channels_last
+    )
     if run.recipe.run.compile:
         model.compile()
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
@@ -180,4 +185,6 @@ def top_operations(settings: Settings, student: str) -> str:
         _warm_up(run, batches)
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiled:
             fed(run, batches, settings.steps)()
-    return profiled.key_averages().table(sort_by="self_device_time_total" if cuda else "self_cpu_time_total", row_limit=10)
+    return profiled.key_averages().table(
+        sort_by="self_device_time_total" if cuda else "self_cpu_time_total", row_limit=10
+    )

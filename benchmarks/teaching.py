@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from lgd_timm.banks import save_bank, text_bank_name
-from lgd_timm.preprocess import Preprocess
-from lgd_timm.shards import Views
-from lgd_timm.shards.index import ShardSet
-from lgd_timm.shards.stored import StoredEmbeddings
-from lgd_timm.shards.teach import teach
+from lgd_timm.data import Views
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.preprocess import Preprocess
+from lgd_timm.data.stored_embeddings import StoredEmbeddings
+from lgd_timm.data.vocabulary import Vocabulary, load_vocabulary
 from lgd_timm.teachers import ImageTeacher, OpenCLIP
-from lgd_timm.vocabulary import Vocabulary, load_vocabulary
+from lgd_timm.teachers.text_bank import save_bank, text_bank_name
+from lgd_timm.training.teach import teach
 
 from .pairs import Row, Side, measure, seconds
 from .photographs import photographs
@@ -82,8 +82,12 @@ def rows(settings: Settings) -> Iterator[Row]:
 
     def taught() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            into = partial(teach, teacher, shards, views=views, out=Path(folder) / "out", spec=ONLINE, text_fingerprint="stand_in")
-            return total / seconds(lambda: into(batch_size=batch, workers=settings.workers, device=settings.device), device=settings.device)
+            into = partial(
+                teach, teacher, shards, views=views, out=Path(folder) / "out", spec=ONLINE, text_fingerprint="stand_in"
+            )
+            return total / seconds(
+                lambda: into(batch_size=batch, workers=settings.workers, device=settings.device), device=settings.device
+            )
 
     def bare() -> float:
         return batch / seconds(lambda: teacher(images), calls=max(1, total // batch), device=settings.device)

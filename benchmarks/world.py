@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import ShardDataset
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
 
 SOURCE = Path("recipes/cifar10_small")
 CLIP: dict[str, Any] = {
@@ -23,7 +23,9 @@ CLIP: dict[str, Any] = {
 }
 
 
-def prepare(home: Path, *, epochs: int, run: Mapping[str, Any], data: Mapping[str, Any] | None = None, taught: str | None = None) -> None:
+def prepare(
+    home: Path, *, epochs: int, run: Mapping[str, Any], data: Mapping[str, Any] | None = None, taught: str | None = None
+) -> None:
     """Leaves home/{images,clip,teach.yaml,distill.yaml}: for shards in home/shards, taught into home/taught.
 
     `run` and `data` are fields of the recipe to distil; `taught` is where it finds the embeddings, if not there.
@@ -34,7 +36,9 @@ def prepare(home: Path, *, epochs: int, run: Mapping[str, Any], data: Mapping[st
     (home / "images").mkdir()
     for position in range(len(dataset)):
         batch = dataset[(position, 0)]
-        Image.fromarray(batch.images[0].permute(1, 2, 0).numpy()).save(home / "images" / f"{batch.keys[0].replace('/', '_')}.png")
+        Image.fromarray(batch.images[0].permute(1, 2, 0).numpy()).save(
+            home / "images" / f"{batch.keys[0].replace('/', '_')}.png"
+        )
     (home / "clip").mkdir()
     statistics = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
     (home / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": statistics}))
@@ -43,7 +47,9 @@ def prepare(home: Path, *, epochs: int, run: Mapping[str, Any], data: Mapping[st
     save_file(weights, home / "clip" / "open_clip_model.safetensors")
     teacher = {"kind": "open_clip", "model": f"local-dir:{home / 'clip'}"}
     views = {"size": 32, "augmentation": "light", "count": 2}
-    (home / "teach.yaml").write_text(yaml.safe_dump({"teacher": teacher, "views": views, "shards": str(home / "shards"), "device": "cpu"}))
+    (home / "teach.yaml").write_text(
+        yaml.safe_dump({"teacher": teacher, "views": views, "shards": str(home / "shards"), "device": "cpu"})
+    )
     recipe = {
         "name": "trial",
         "teacher": {"kind": "stored", "embeddings": taught or str(home / "taught")},

@@ -4,11 +4,11 @@ Importing this package registers its students with timm: `timm.create_model("lgd
 It stays light: no open_clip, webdataset, transformers or sentence_transformers.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import students
 from .errors import LGDError, MissingExtra
+from .utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from . import hub
@@ -17,9 +17,4 @@ __version__ = "0.1.0"
 
 __all__ = ["LGDError", "MissingExtra", "__version__", "hub", "students"]
 
-
-def __getattr__(name: str) -> Any:
-    """`lgd_timm.hub`, imported when it is first used: it brings the Hub's whole client."""
-    if name == "hub":
-        return importlib.import_module(f"{__name__}.hub")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"hub": ""})  # it brings the Hub's whole client

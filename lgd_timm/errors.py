@@ -55,4 +55,6 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(f"{module!r} can't be imported ({error}). Install it with: pip install 'lgd_timm[{extra}]'") from error
+        raise MissingExtra(
+            f"{module!r} can't be imported ({error}). Install it with: pip install 'lgd_timm[{extra}]'"
+        ) from error

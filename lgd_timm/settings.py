@@ -54,7 +54,10 @@ def lock_timeout() -> float:
 
 def offline() -> bool:
     """Whether the user forbids requests. The Hub's client looks at this only once, when it is imported."""
-    return any((os.environ.get(name) or "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(
+        (os.environ.get(name) or "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
 def _seconds(name: str, default: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import LGDError
 from .objectives import Objective
-from .student import Student
+from .students.model import Student
 from .teachers import ImageTeacher
 
 
@@ -73,7 +73,9 @@ class LGDTask(TrainingTask):
     def teacher(self) -> ImageTeacher | None:
         return self._teacher[0] if self._teacher else None
 
-    def forward(self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's.
 
         `labels`, int64 [B], are looked at by an objective that needs them, and by no other.
@@ -81,13 +83,21 @@ class LGDTask(TrainingTask):
         embeddings = self.teach(input) if target is None else target
         output = self.trainable_module(input)
         if self.objective.needs_labels and labels is None:
-            raise LGDError(f"{type(self.objective).__name__} learns from labels and was given none. Pass labels=, int64 [B].")
-        return {**self.objective(output, labels if self.objective.needs_labels else embeddings), "output": output, "teacher": embeddings}
+            raise LGDError(
+                f"{type(self.objective).__name__} learns from labels and was given none. Pass labels=, int64 [B]."
+            )
+        return {
+            **self.objective(output, labels if self.objective.needs_labels else embeddings),
+            "output": output,
+            "teacher": embeddings,
+        }
 
     def teach(self, input: Tensor) -> Tensor:
         """The online teacher's embeddings [B, D] of raw pixels."""
         if self.teacher is None:
-            raise LGDError("The task has no teacher and was given no stored embeddings. Pass `target`, or build it with a teacher.")
+            raise LGDError(
+                "The task has no teacher and was given no stored embeddings. Pass `target`, or build it with a teacher."
+            )
         return self.teacher(input).clone()  # a clone leaves inference mode, so that autograd accepts it
 
     def update(self, teacher: Tensor) -> None:
@@ -125,4 +135,6 @@ class LGDTask(TrainingTask):
         if state is not None:
             self.objective.load_state_dict(state["objective"], strict=strict)
         elif strict:
-            raise LGDError("The checkpoint has no objective state (banks). Load it with strict=False to start with fresh banks.")
+            raise LGDError(
+                "The checkpoint has no objective state (banks). Load it with strict=False to start with fresh banks."
+            )

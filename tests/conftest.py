@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lgd_timm.recipe import TeachRecipe, recipe_from_dict
-from lgd_timm.shards import Views
-from lgd_timm.shards.index import ShardSet
-from lgd_timm.shards.write import write_shards
+from lgd_timm.config.reader import recipe_from_dict
+from lgd_timm.config.recipe import TeachRecipe
+from lgd_timm.data import Views
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.writer import write_shards
 from lgd_timm.teachers import OpenCLIP
 
 CLASSES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -70,7 +71,7 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -
 
 @pytest.fixture(scope="session")
 def train_shards(shard_folder: Path) -> ShardSet:
-    from lgd_timm.shards import open_shards
+    from lgd_timm.data import open_shards
 
     return open_shards(shard_folder, split="train")
 
@@ -83,11 +84,18 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("teachers") / "tiny_clip"
     folder.mkdir()
-    statistics = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bicubic", "resize_mode": "shortest"}
+    statistics = {
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.25],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": statistics}))
     torch.manual_seed(0)
     model = open_clip.CLIP(**TINY_CLIP)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     return folder
 
 
@@ -117,10 +125,13 @@ def recipe_dict(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def taught_folder(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, tiny_clip: Path) -> Path:
     """The shards with the tiny teacher's embeddings beside them: 3 light views of train, 1 plain view of val. Read only."""
-    from lgd_timm.shards.teach import teach_recipe
+    from lgd_timm.training.teach import teach_recipe
 
     folder = Path(shutil.copytree(shard_folder, tmp_path_factory.mktemp("taught") / "colours"))
-    for split, views in (("train", Views(size=32, augmentation="light", count=3)), ("val", Views(size=32, augmentation="none"))):
+    for split, views in (
+        ("train", Views(size=32, augmentation="light", count=3)),
+        ("val", Views(size=32, augmentation="none")),
+    ):
         teach_recipe(TeachRecipe(OpenCLIP(f"local-dir:{tiny_clip}"), views, str(folder), split=split, device="cpu"))
     return folder
 
@@ -128,7 +139,7 @@ def taught_folder(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, taught_folder: Path) -> Path:
     """A finished run of test_resnet on the stored embeddings, with its `published` folder. Read only."""
-    from lgd_timm.distill import distill
+    from lgd_timm.training.distill import distill
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     recipe = {
@@ -157,7 +168,7 @@ def published_folder(run_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def open_clip_folder(tmp_path_factory: pytest.TempPathFactory, run_folder: Path) -> Path:
     """The same, saved again with the two files that open_clip loads. Read only: copy it to change it."""
-    from lgd_timm.distill import save_run
+    from lgd_timm.training.distill import save_run
 
     out = tmp_path_factory.mktemp("open_clip") / "tiny"
     with pytest.MonkeyPatch.context() as environment:

@@ -33,7 +33,9 @@ class FolderServer(HubServer):
 
     def _dispatch(self, request: Request) -> Reply:
         if request.path.startswith("/away/"):
-            return Reply(b"", 302, {"Location": f"{self.cdn_url}/signed{request.path.removeprefix('/away')}?{SIGNATURE}"})
+            return Reply(
+                b"", 302, {"Location": f"{self.cdn_url}/signed{request.path.removeprefix('/away')}?{SIGNATURE}"}
+            )
         path = self.folder / unquote(request.path.removeprefix("/signed")).lstrip("/")
         if not path.is_file():
             raise HubError(404, "No such file")

@@ -54,9 +54,14 @@ def publish(server: HubServer, repo_id: str, files: dict[str, bytes]) -> str:
     return store.commit(store.create(repo_id, private=False), "main", "published by the test", entries)
 
 
-def write_manifest(path: Path, folder: Path, *, name: str = NAME, repo_id: str = "me/x", commit: str | None = None) -> dict[str, Any]:
+def write_manifest(
+    path: Path, folder: Path, *, name: str = NAME, repo_id: str = "me/x", commit: str | None = None
+) -> dict[str, Any]:
     """A manifest with one weight, which is what lies in the folder."""
-    files = {file: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for file, content in read_files(folder).items()}
+    files = {
+        file: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for file, content in read_files(folder).items()
+    }
     row = {"repo_id": repo_id, "commit": commit, "files": files, "metrics": {"top1": 0.5}, "cfg": {"num_classes": 3}}
     path.write_text(json.dumps({name: row}))
     return row
@@ -99,7 +104,9 @@ def environment(endpoint: str, home: Path, **settings: str) -> dict[str, str]:
 
 def run_script(script: str, environ: dict[str, str]) -> Any:
     """Run Python source in a fresh process; returns the JSON that it prints last."""
-    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -188,7 +195,8 @@ class RemoteCause(Exception):
 
 def serve(manifest: str) -> None:
     """The client's process: fork for each line of the input, say the child's number, until the input ends."""
-    from lgd_timm import hub, weights  # here, as it takes seconds: run_script has no use for it
+    from lgd_timm import hub
+    from lgd_timm.hub import weights  # here, as it takes seconds: run_script has no use for it
 
     weights.MANIFEST = Path(manifest)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children vanish by themselves

@@ -411,7 +411,9 @@ def model_info(server: HubServer, request: Request, repo: Repo, rev: str = "main
         siblings.append({"rfilename": path, **(facts if request.query.get("blobs") else {})})
     date = repo.commits[sha]["date"]
     info = {"id": repo.id, "modelId": repo.id, "sha": sha, "lastModified": date, "private": repo.private}
-    return Reply({**info, "gated": "auto" if repo.gated else False, "disabled": False, "tags": [], "siblings": siblings})
+    return Reply(
+        {**info, "gated": "auto" if repo.gated else False, "disabled": False, "tags": [], "siblings": siblings}
+    )
 
 
 def _tree_entry(server: HubServer, path: str, file: dict[str, Any] | None) -> dict[str, Any]:
@@ -555,7 +557,9 @@ def reconstruction(server: HubServer, request: Request, sha: str) -> Reply:
     files = server.store.repo(repo_id).files(commit)
     path = next((path for path, entry in files.items() if entry["sha256"] == file["sha256"]), "unknown")
     start, end = _range(request) or (0, 1 << 62)
-    answer = server.store.xet.reconstruction(sha, start, end, lambda xorb: f"{server.cdn_url}/xorb/{xorb}/{repo_id}/{quote(path)}")
+    answer = server.store.xet.reconstruction(
+        sha, start, end, lambda xorb: f"{server.cdn_url}/xorb/{xorb}/{repo_id}/{quote(path)}"
+    )
     if answer is None:
         raise HubError(416, "The file ends before")
     return Reply(answer)

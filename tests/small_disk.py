@@ -14,7 +14,9 @@ import pytest
 def small_disk(folder: Path, *, size: str) -> Iterator[Path]:
     """Mount a disk of that size (12k, 32m) at a new folder. Skips the test where that is not allowed."""
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False, capture_output=True
+    ).returncode:
         pytest.skip("only root may mount a small disk")
     try:
         yield folder

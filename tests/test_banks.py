@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lgd_timm.banks import encode_vocabulary, load_bank, save_bank, text_bank
+from lgd_timm.data.vocabulary import Vocabulary
 from lgd_timm.errors import TeacherError
 from lgd_timm.settings import cache_folder
 from lgd_timm.teachers import TextTeacher
-from lgd_timm.vocabulary import Vocabulary
+from lgd_timm.teachers.text_bank import encode_vocabulary, load_bank, save_bank, text_bank
 
 NAMES = ("cat", "dog", "blue whale", "cup", "tin opener")
 TEMPLATES = ("a photo of a {}.", "{}", "a drawing of the {}")
@@ -78,15 +78,24 @@ def test_a_bank_beside_the_embeddings_needs_no_tower_and_goes_before_the_cache(t
     (cached,) = (cache_folder() / "text").iterdir()
     folder = tmp_path / "stored"
     save_bank(folder / cached.name, -made)
-    found = text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=no_tower, folders=[tmp_path / "none", folder])
+    found = text_bank(
+        vocabulary, text_fingerprint=tower.fingerprint, text=no_tower, folders=[tmp_path / "none", folder]
+    )
     assert torch.equal(found, -made)
     cached.unlink()
-    assert torch.equal(text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=no_tower, folders=[folder]), -made)
+    assert torch.equal(
+        text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=no_tower, folders=[folder]), -made
+    )
 
 
 @pytest.mark.parametrize(
     "other",
-    [Vocabulary(NAMES[::-1]), Vocabulary(NAMES[:-1]), Vocabulary(NAMES, TEMPLATES), Vocabulary((*NAMES[:-1], "can opener"))],
+    [
+        Vocabulary(NAMES[::-1]),
+        Vocabulary(NAMES[:-1]),
+        Vocabulary(NAMES, TEMPLATES),
+        Vocabulary((*NAMES[:-1], "can opener")),
+    ],
     ids=["order", "fewer", "templates", "spelling"],
 )
 def test_other_names_order_or_templates_are_another_bank(other):

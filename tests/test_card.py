@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lgd_timm import hub
-from lgd_timm.card import Network, card_of, model_card, retarget, rewrite_card
-from lgd_timm.distill import distill
+from lgd_timm.config.reader import read_recipe, recipe_from_dict
+from lgd_timm.config.recipe import Recipe
+from lgd_timm.data.vocabulary import Vocabulary
 from lgd_timm.errors import WeightsError
-from lgd_timm.publish import load
-from lgd_timm.recipe import Recipe, read_recipe, recipe_from_dict
-from lgd_timm.vocabulary import Vocabulary
+from lgd_timm.publish.card import Network, card_of, model_card, retarget, rewrite_card
+from lgd_timm.publish.folder import load
+from lgd_timm.training.distill import distill
 
 NAME = "lgd_mobilenetv2.clip_rn50_birds"
 STUDENT = {"top1": 61.256, "top5": 95.0, "chance": 10.0, "samples": 10000}
@@ -35,7 +36,15 @@ METRICS: dict[str, Any] = {
     "teacher": {"name": "clip_rn50"},
     "input": {"size": 64, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
 }
-TRAINING = {"images": 50000, "epochs": 10, "steps": 3900, "device": "cpu", "torch": "2.15", "timm": "1.0", "date": "2026-01-02"}
+TRAINING = {
+    "images": 50000,
+    "epochs": 10,
+    "steps": 3900,
+    "device": "cpu",
+    "torch": "2.15",
+    "timm": "1.0",
+    "date": "2026-01-02",
+}
 
 
 def recipe(*, shards: str = "data/birds", teacher: dict[str, Any] | None = None, **student: Any) -> Recipe:
@@ -58,7 +67,11 @@ def card(
     **choices: Any,
 ) -> str:
     made = recipe(**choices)
-    settings: dict[str, Any] = {"network": Network("mobilenetv2_100", 2_236_682, 1280), "files": files, "repo_id": repo_id}
+    settings: dict[str, Any] = {
+        "network": Network("mobilenetv2_100", 2_236_682, 1280),
+        "files": files,
+        "repo_id": repo_id,
+    }
     return model_card(name=NAME, recipe=made, metrics=metrics, vocabulary=Vocabulary(names), **settings)
 
 
@@ -79,7 +92,9 @@ def test_the_hub_reads_library_licence_and_scores() -> None:
     found = [(row.task_type, row.metric_name, row.metric_type, row.metric_value) for row in data.eval_results]
     task = "zero-shot-image-classification"
     assert found == [(task, "zero-shot top-1", "accuracy", 61.26), (task, "zero-shot top-5", "accuracy", 95.0)]
-    assert {(row.dataset_name, row.dataset_type, row.dataset_split) for row in data.eval_results} == {("data/birds", "birds", "test")}
+    assert {(row.dataset_name, row.dataset_type, row.dataset_split) for row in data.eval_results} == {
+        ("data/birds", "birds", "test")
+    }
     assert data.model_name == NAME
 
 
@@ -89,7 +104,13 @@ def test_a_backbone_is_not_called_a_classifier() -> None:
 
 @pytest.mark.parametrize(
     ("shards", "expected"),
-    [("data/CIFAR10", ["cifar10"]), ("/mnt/my images", None), ("a/b--c", None), ("größe", None), ("data/in1k/", ["in1k"])],
+    [
+        ("data/CIFAR10", ["cifar10"]),
+        ("/mnt/my images", None),
+        ("a/b--c", None),
+        ("größe", None),
+        ("data/in1k/", ["in1k"]),
+    ],
 )
 def test_a_data_set_is_named_where_its_folder_can_be_an_id(shards: str, expected: list[str] | None) -> None:
     assert ModelCard(card(shards=shards)).data.datasets == expected
@@ -109,7 +130,9 @@ def test_a_data_set_is_named_where_its_folder_can_be_an_id(shards: str, expected
         (None, {"model": "resnet18"}, None),
     ],
 )
-def test_base_models_are_those_that_the_hub_has(teacher: dict[str, Any] | None, student: dict[str, Any], expected: list[str]) -> None:
+def test_base_models_are_those_that_the_hub_has(
+    teacher: dict[str, Any] | None, student: dict[str, Any], expected: list[str]
+) -> None:
     assert ModelCard(card(teacher=teacher, **student)).data.base_model == expected
 
 
@@ -137,7 +160,14 @@ def test_people_read_the_same_scores() -> None:
 
 
 def test_probes_have_rows_and_results_of_their_own() -> None:
-    text = card(metrics={**METRICS, "knn": {"top1": 70.5, "chance": 5.0}, "teacher_knn": {"top1": 80.0}, "linear_probe": {"top1": 75.25}})
+    text = card(
+        metrics={
+            **METRICS,
+            "knn": {"top1": 70.5, "chance": 5.0},
+            "teacher_knn": {"top1": 80.0},
+            "linear_probe": {"top1": 75.25},
+        }
+    )
     assert "| k-NN top-1 | 70.50 % | 80.00 % | 5.00 % |" in text
     assert "| linear probe top-1 | 75.25 % | not measured | 10.00 % |" in text
     results = ModelCard(text).data.eval_results
@@ -191,7 +221,9 @@ def test_how_it_was_trained_is_said_where_it_is_known(seconds: float | None, say
 # ----------------------------------------------------------------------------------------------------------------- markup
 
 
-@pytest.mark.parametrize(("projector", "says"), [("linear", "folded into one linear layer"), ("mlp", "it stays in `lgd.safetensors`")])
+@pytest.mark.parametrize(
+    ("projector", "says"), [("linear", "folded into one linear layer"), ("mlp", "it stays in `lgd.safetensors`")]
+)
 def test_the_head_is_described_as_it_is(projector: str, says: str) -> None:
     assert says in card(projector=projector)
 
@@ -205,7 +237,9 @@ def test_long_vocabularies_are_shortened() -> None:
     assert "in all" not in card(names=names[:200])
 
 
-@pytest.mark.parametrize("damage", [('"size"', '"sise"'), ('"size": 64', '"size": 64,'), ('"repository": "', '"repo": "')])
+@pytest.mark.parametrize(
+    "damage", [('"size"', '"sise"'), ('"size": 64', '"size": 64,'), ('"repository": "', '"repo": "')]
+)
 def test_a_part_that_was_changed_by_hand_is_said(damage: tuple[str, str]) -> None:
     text = card().replace(*damage)
     with pytest.raises(WeightsError, match="was changed and can't be read"):
@@ -213,7 +247,8 @@ def test_a_part_that_was_changed_by_hand_is_said(damage: tuple[str, str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["{0}", "größe", "a: b", "a | b", "`tick`", "``` fence", "<b>bold</b>", "--> end", "<repo>", "- [ ] #x", '"q"']
+    "name",
+    ["{0}", "größe", "a: b", "a | b", "`tick`", "``` fence", "<b>bold</b>", "--> end", "<repo>", "- [ ] #x", '"q"'],
 )
 def test_names_with_markup_break_nothing(name: str) -> None:
     metrics = {**METRICS, "zero_shot": {**STUDENT, "per_class": {name: 1.0, **dict.fromkeys("abcdefg", 50.0)}}}
@@ -228,7 +263,11 @@ def test_names_with_markup_break_nothing(name: str) -> None:
         compile(code, "card", "exec")
     assert f"texts = {json.dumps([name, 'owl'], ensure_ascii=False)}" in text
     assert retarget(text, "me/x") == card(
-        metrics=metrics, names=(name, "owl"), files=("open_clip_model.safetensors",), shards=f"data/{name}", repo_id="me/x"
+        metrics=metrics,
+        names=(name, "owl"),
+        files=("open_clip_model.safetensors",),
+        shards=f"data/{name}",
+        repo_id="me/x",
     )
 
 
@@ -258,22 +297,31 @@ def test_a_card_is_written_for_our_own_repository_and_names_the_weight() -> None
 
 
 def test_retargeting_is_writing_for_that_repository() -> None:
-    ours, theirs = card(files=("open_clip_model.safetensors",)), card(files=("open_clip_model.safetensors",), repo_id="me/birds.v2")
+    ours, theirs = (
+        card(files=("open_clip_model.safetensors",)),
+        card(files=("open_clip_model.safetensors",), repo_id="me/birds.v2"),
+    )
     assert retarget(ours, "me/birds.v2") == theirs
     assert retarget(theirs, "me/birds.v2") == theirs
     assert retarget(theirs, f"lgd-timm/{NAME}") == ours
-    assert 'lgd_timm.hub.pull("me/birds.v2")' in theirs
+    assert 'lgd_timm.hub.snapshot_download("me/birds.v2")' in theirs
     assert "lgd-timm/" not in theirs
 
 
-@pytest.mark.parametrize("text", ["", "# A card\n", "---\nlicense: mit\n---\n# x\nlgd-timm/lgd_mobilenetv2.clip_rn50_birds\n"])
+@pytest.mark.parametrize(
+    "text", ["", "# A card\n", "---\nlicense: mit\n---\n# x\nlgd-timm/lgd_mobilenetv2.clip_rn50_birds\n"]
+)
 def test_cards_of_others_are_left_alone(text: str) -> None:
     assert retarget(text, "me/x") == text
 
 
 def test_names_that_no_repository_can_have_are_made_ones_it_can() -> None:
     text = model_card(
-        name="hf-hub:a/b c", recipe=recipe(), metrics={}, vocabulary=Vocabulary(("a", "b")), network=Network("resnet18", 1, 1)
+        name="hf-hub:a/b c",
+        recipe=recipe(),
+        metrics={},
+        vocabulary=Vocabulary(("a", "b")),
+        network=Network("resnet18", 1, 1),
     )
     assert '"hf-hub:lgd-timm/hf-hub-a-b-c"' in text
 
@@ -287,7 +335,10 @@ def test_the_card_of_a_real_run_is_whole(published_folder: Path) -> None:
     assert found.data.eval_results is not None
     scores = published.metrics["zero_shot"]
     assert [row.metric_value for row in found.data.eval_results] == [round(scores["top1"], 2), round(scores["top5"], 2)]
-    assert f"| zero-shot top-1 | {scores['top1']:.2f} % | {published.metrics['teacher_zero_shot']['top1']:.2f} % | 33.33 % |" in found.text
+    assert (
+        f"| zero-shot top-1 | {scores['top1']:.2f} % | {published.metrics['teacher_zero_shot']['top1']:.2f} % | 33.33 % |"
+        in found.text
+    )
     assert "Input: 32 x 32 pixels" in found.text
     assert "48 images of" in found.text
     assert "3 epochs, 9 steps of 16 images in less than a minute, evaluation left out, on cpu" in found.text
@@ -354,7 +405,9 @@ def run_snippets(codes: list[str], environ: dict[str, str], cards: list[str]) ->
     return run_script(RUN.format(arguments=[codes, cards]), environ)
 
 
-def test_every_snippet_of_a_card_runs_as_it_stands_and_all_agree(cards: tuple[HubServer, dict[str, Path]], tmp_path: Path) -> None:
+def test_every_snippet_of_a_card_runs_as_it_stands_and_all_agree(
+    cards: tuple[HubServer, dict[str, Path]], tmp_path: Path
+) -> None:
     server, folders = cards
     texts = {repo_id: (folder / "README.md").read_text() for repo_id, folder in folders.items()}
     codes = [code for text in texts.values() for code in snippets(text)]
@@ -367,14 +420,18 @@ def test_every_snippet_of_a_card_runs_as_it_stands_and_all_agree(cards: tuple[Hu
         (found,) = (row for row in made if repo_id in row["code"] and word in row["code"])
         return found
 
-    scores = {word: torch.tensor(of("me/linear", word)["scores"]) for word in ("create_transform", "transformers", "open_clip")}
+    scores = {
+        word: torch.tensor(of("me/linear", word)["scores"])
+        for word in ("create_transform", "transformers", "open_clip")
+    }
     torch.testing.assert_close(scores["transformers"], scores["create_transform"], rtol=1e-4, atol=1e-5)
     assert len({of("me/linear", word)["said"].split()[0] for word in scores}) == 1, "another name elsewhere"
     torch.testing.assert_close(
-        torch.tensor(of("me/mlp", "transformers")["features"]), torch.tensor(of("me/mlp", "create_transform")["features"])
+        torch.tensor(of("me/mlp", "transformers")["features"]),
+        torch.tensor(of("me/mlp", "create_transform")["features"]),
     )
     for repo_id, folder in folders.items():
-        ours = of(repo_id, "lgd_timm.hub.pull")
+        ours = of(repo_id, "lgd_timm.hub.snapshot_download")
         with torch.no_grad():
             expected = load(folder).student(torch.tensor(ours["pixels"], dtype=torch.uint8))
         torch.testing.assert_close(torch.tensor(ours["embeddings"]), expected, rtol=1e-5, atol=1e-5)
@@ -390,7 +447,9 @@ def test_the_snippet_of_a_weight_of_ours_finds_it_by_name(tmp_path: Path) -> Non
     (made,) = run_snippets([code], environ, [])
     with torch.no_grad():
         expected: Tensor = load(folder).student(torch.tensor(made["pixels"], dtype=torch.uint8))
-    torch.testing.assert_close(normalize(torch.tensor(made["embeddings"]), dim=1), normalize(expected, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        normalize(torch.tensor(made["embeddings"]), dim=1), normalize(expected, dim=1), rtol=1e-4, atol=1e-5
+    )
     assert read_recipe(folder / "recipe.yaml").name in name
 
 

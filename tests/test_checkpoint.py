@@ -13,12 +13,12 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch.nn.functional import normalize
 
-from lgd_timm import checkpoint
-from lgd_timm.checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
 from lgd_timm.errors import WeightsError
 from lgd_timm.objectives import LGD
-from lgd_timm.student import Student
+from lgd_timm.students.model import Student
 from lgd_timm.task import LGDTask
+from lgd_timm.utils import checkpoint
+from lgd_timm.utils.checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
 
 FACTS = {"seed": 0, "optimizer": {"name": "adamw", "betas": (0.9, 0.95)}}
 
@@ -39,7 +39,11 @@ def make(optimizer: str = "adamw", *, seed: int = 0, ema: bool = True) -> dict[s
         task.update(teacher)
         if ema:
             task.update_ema(step=step + 1)
-    return {"modules": task.kept, "optimizer": made, "scaler": torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0 ** (8 + seed))}
+    return {
+        "modules": task.kept,
+        "optimizer": made,
+        "scaler": torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0 ** (8 + seed)),
+    }
 
 
 def state(made: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +106,9 @@ def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
     assert_same(state(restored), state(second))
 
 
-def test_a_checkpoint_that_fails_midway_leaves_the_earlier_ones_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_fails_midway_leaves_the_earlier_ones_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = make()
     save_checkpoint(tmp_path, step=1, **made, facts=FACTS)
 
@@ -131,7 +137,9 @@ def test_what_is_not_whole_does_not_count(tmp_path: Path) -> None:
         ({"seed": 3, "optimizer": {}}, "seed, optimizer"),
     ],
 )
-def test_another_runs_checkpoint_is_refused_naming_what_differs(tmp_path: Path, facts: dict[str, Any], differs: str) -> None:
+def test_another_runs_checkpoint_is_refused_naming_what_differs(
+    tmp_path: Path, facts: dict[str, Any], differs: str
+) -> None:
     path = save_checkpoint(tmp_path, step=1, **make(seed=1), facts=FACTS)
     made = make(seed=2)
     before = made["modules"]["student"].projector.weight.clone()
@@ -146,7 +154,9 @@ def test_tuples_agree_with_the_lists_that_json_makes_of_them(tmp_path: Path) -> 
     assert load_checkpoint(path, **make(), facts=FACTS).step == 5
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "ema.safetensors", "objective.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["student.safetensors", "ema.safetensors", "objective.safetensors", "optimizer.safetensors", "state.json"]
+)
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path: Path, name: str, damage: str) -> None:
     path = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
@@ -154,7 +164,9 @@ def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path: Path, name: s
         (path / name).write_bytes((path / name).read_bytes()[:-9])
     else:
         (path / name).unlink()
-    with pytest.raises(WeightsError, match=r"step-00000001 can't be restored \(.*\)\. Remove it: the checkpoint before it is used"):
+    with pytest.raises(
+        WeightsError, match=r"step-00000001 can't be restored \(.*\)\. Remove it: the checkpoint before it is used"
+    ):
         load_checkpoint(path, **make(), facts=FACTS)
 
 

@@ -15,13 +15,15 @@ import yaml
 from hub_fixtures import environment, read_files, read_timeless, run_script
 from hub_server import WRITE_TOKEN, HubServer
 
-from lgd_timm import cli, hub, weights
-from lgd_timm.card import retarget
+from lgd_timm import hub
+from lgd_timm.cli import main as cli
+from lgd_timm.config.reader import read_recipe, recipe_from_dict
+from lgd_timm.data import open_shards
+from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.errors import MissingExtra, RecipeError
-from lgd_timm.recipe import read_recipe, recipe_from_dict
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.stored import open_stored
-from lgd_timm.verify import facts_of
+from lgd_timm.hub import weights
+from lgd_timm.hub.verify import facts_of
+from lgd_timm.publish.card import retarget
 
 # push, push again, pull, pull of nothing: by a process that has HF_ENDPOINT from its start.
 REGISTER = """
@@ -64,7 +66,12 @@ def recipe(recipe_dict: dict[str, Any], tmp_path: Path) -> Path:
 def teach_recipe(recipe_dict: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "teach.yaml"
     shards = shutil.copytree(recipe_dict["data"]["shards"], tmp_path / "shards")
-    data = {"teacher": recipe_dict["teacher"], "views": {"size": 32, "augmentation": "light"}, "shards": str(shards), "device": "cpu"}
+    data = {
+        "teacher": recipe_dict["teacher"],
+        "views": {"size": 32, "augmentation": "light"},
+        "shards": str(shards),
+        "device": "cpu",
+    }
     path.write_text(yaml.safe_dump(data))
     return path
 
@@ -97,30 +104,51 @@ def test_shards(capsys: pytest.CaptureFixture[str], image_folder: Path, tmp_path
 
 
 def test_teach(capsys: pytest.CaptureFixture[str], teach_recipe: Path, tmp_path: Path) -> None:
-    assert yaml.safe_load(say(capsys, "teach", teach_recipe, "--print-config", "--views.count=2"))["views"]["count"] == 2
+    assert (
+        yaml.safe_load(say(capsys, "teach", teach_recipe, "--print-config", "--views.count=2"))["views"]["count"] == 2
+    )
     assert not list(tmp_path.glob("shards/*/_teacher.json"))
     said = say(capsys, "teach", teach_recipe, "--views.count", "2")
     stored = open_stored(said.removeprefix("embeddings: ").strip())
     assert stored.root.parent == tmp_path / "shards"
     assert stored.views.count == 2
-    assert say(capsys, "teach", teach_recipe, "--split", "val", "--out", tmp_path / "val") == f"embeddings: {tmp_path / 'val'}\n"
+    assert (
+        say(capsys, "teach", teach_recipe, "--split", "val", "--out", tmp_path / "val")
+        == f"embeddings: {tmp_path / 'val'}\n"
+    )
     assert json.loads((tmp_path / "val" / "_info.json").read_text())["splits"].keys() == {"val"}
 
 
 def test_distill_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path) -> None:
-    overrides = ["--optimizer.lr", "2e-3", "--run.seed=7", "--vocabulary", "names.txt", "--student.mean", "[0.1, 0.2, 0.3]"]
+    overrides = [
+        "--optimizer.lr",
+        "2e-3",
+        "--run.seed=7",
+        "--vocabulary",
+        "names.txt",
+        "--student.mean",
+        "[0.1, 0.2, 0.3]",
+    ]
     said = say(capsys, "distill", recipe, "--print-config", *overrides)
     (tmp_path / "again.yaml").write_text(said)
     printed, plain = read_recipe(tmp_path / "again.yaml").to_dict(), read_recipe(recipe).to_dict()
     assert (printed["optimizer"].pop("lr"), plain["optimizer"].pop("lr")) == (2e-3, 0.05)
     assert (printed["run"].pop("seed"), plain["run"].pop("seed")) == (7, 0)
-    assert (printed["vocabulary"].pop("source"), plain["vocabulary"].pop("source")) == ("names.txt", ["blue", "green", "red"])
+    assert (printed["vocabulary"].pop("source"), plain["vocabulary"].pop("source")) == (
+        "names.txt",
+        ["blue", "green", "red"],
+    )
     assert (printed["student"].pop("mean"), plain["student"].pop("mean")) == ([0.1, 0.2, 0.3], None)
     assert printed == plain
 
 
 def test_distill_and_save(
-    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, shard_folder: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    recipe: Path,
+    tmp_path: Path,
+    shard_folder: Path,
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = say(capsys, "distill", recipe, "--schedule.epochs", "1")
@@ -133,19 +161,47 @@ def test_distill_and_save(
     say(capsys, "save", "output/test_resnet.tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
     assert hub.manifest()["lgd_resnet18.tiny"].repo_id == "me/tiny"
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    here = ["--data.shards", shard_folder, "--teacher.model", f"local-dir:{tiny_clip}"]  # outside the working directory: the user's to say
-    for out, names in (("inline", "[cat, dog]"), ("file", "names.txt")):  # a published folder is a recipe, other names are one option
-        assert say(capsys, "distill", "again", "--vocabulary", names, "--output", out, *here) == f"published: {out}/published\n"
+    here = [
+        "--data.shards",
+        shard_folder,
+        "--teacher.model",
+        f"local-dir:{tiny_clip}",
+    ]  # outside the working directory: the user's to say
+    for out, names in (
+        ("inline", "[cat, dog]"),
+        ("file", "names.txt"),
+    ):  # a published folder is a recipe, other names are one option
+        assert (
+            say(capsys, "distill", "again", "--vocabulary", names, "--output", out, *here)
+            == f"published: {out}/published\n"
+        )
         assert json.loads((tmp_path / out / "published" / "config.json").read_text())["label_names"] == ["cat", "dog"]
-        assert json.loads((tmp_path / out / "published" / "metrics.json").read_text())["zero_shot"]["names"] == ["blue", "green", "red"]
+        assert json.loads((tmp_path / out / "published" / "metrics.json").read_text())["zero_shot"]["names"] == [
+            "blue",
+            "green",
+            "red",
+        ]
     assert read_timeless(tmp_path / "inline" / "published") == read_timeless(tmp_path / "file" / "published")
     (tmp_path / "labels.txt").write_text("blue\ngreen\nred\n")
-    said = say(capsys, "evaluate", "zero-shot", "inline/published", "--data", shard_folder, "--vocabulary", "labels.txt", "--device", "cpu")
+    said = say(
+        capsys,
+        "evaluate",
+        "zero-shot",
+        "inline/published",
+        "--data",
+        shard_folder,
+        "--vocabulary",
+        "labels.txt",
+        "--device",
+        "cpu",
+    )
     assert "(chance 33.33 %)" in said  # distilled for two names, asked about three
     assert say(capsys, "distill", recipe, "--output", "file", "--resume") == "published: file/published\n"
 
 
-def test_evaluate_zero_shot_as_json(capsys: pytest.CaptureFixture[str], published_folder: Path, taught_folder: Path) -> None:
+def test_evaluate_zero_shot_as_json(
+    capsys: pytest.CaptureFixture[str], published_folder: Path, taught_folder: Path
+) -> None:
     said = say(capsys, "evaluate", "zero-shot", published_folder, "--data", taught_folder, "--device", "cpu", "--json")
     metrics = json.loads((published_folder / "metrics.json").read_text())
     assert json.loads(said) == {"student": metrics["zero_shot"], "teacher": metrics["teacher_zero_shot"]}
@@ -154,16 +210,34 @@ def test_evaluate_zero_shot_as_json(capsys: pytest.CaptureFixture[str], publishe
 def test_evaluate_zero_shot_for_people(
     capsys: pytest.CaptureFixture[str], published_folder: Path, taught_folder: Path, shard_folder: Path
 ) -> None:
-    lines = say(capsys, "evaluate", "zero-shot", published_folder, "--data", taught_folder, "--device", "cpu").splitlines()
+    lines = say(
+        capsys, "evaluate", "zero-shot", published_folder, "--data", taught_folder, "--device", "cpu"
+    ).splitlines()
     assert re.fullmatch(r"student  top-1 [\d.]+ %, top-5 100.00 % of 12 images \(chance 33.33 %\)", lines[0])
     assert lines[1].startswith("teacher  top-1 ")
     assert [line.split("%  ")[1] for line in lines[2:]] == ["blue", "green", "red"]
-    lines = say(capsys, "evaluate", "zero-shot", published_folder, "--data", shard_folder, "--device", "cpu").splitlines()
+    lines = say(
+        capsys, "evaluate", "zero-shot", published_folder, "--data", shard_folder, "--device", "cpu"
+    ).splitlines()
     assert lines[1] == "teacher  not measured: no stored embeddings of these images by its teacher"
 
 
-def test_evaluate_a_recipes_teacher(capsys: pytest.CaptureFixture[str], recipe: Path, published_folder: Path, shard_folder: Path) -> None:
-    said = say(capsys, "evaluate", "zero-shot", recipe, "--data", shard_folder, "--device", "cpu", "--json", "--batch-size", "5")
+def test_evaluate_a_recipes_teacher(
+    capsys: pytest.CaptureFixture[str], recipe: Path, published_folder: Path, shard_folder: Path
+) -> None:
+    said = say(
+        capsys,
+        "evaluate",
+        "zero-shot",
+        recipe,
+        "--data",
+        shard_folder,
+        "--device",
+        "cpu",
+        "--json",
+        "--batch-size",
+        "5",
+    )
     metrics = json.loads((published_folder / "metrics.json").read_text())
     assert json.loads(said) == {"teacher": metrics["teacher_zero_shot"]}
 
@@ -172,9 +246,13 @@ def test_push_and_pull(published_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "pulled"
     with HubServer(tmp_path / "store") as server:
         script = HUB.format(arguments=[str(published_folder), str(target)])
-        pushed, again, pulled, refused = run_script(script, environment(server.url, tmp_path / "home", HF_TOKEN=WRITE_TOKEN))
+        pushed, again, pulled, refused = run_script(
+            script, environment(server.url, tmp_path / "home", HF_TOKEN=WRITE_TOKEN)
+        )
     assert pushed[0] == 0, pushed[2]
-    said = re.fullmatch(rf"sent: (.*\..*, ){{5,}}.*\n{server.url}/me/tiny/tree/([0-9a-f]{{40}}) at \2\n(.*)", pushed[1], re.DOTALL)
+    said = re.fullmatch(
+        rf"sent: (.*\..*, ){{5,}}.*\n{server.url}/me/tiny/tree/([0-9a-f]{{40}}) at \2\n(.*)", pushed[1], re.DOTALL
+    )
     assert said
     (row,) = json.loads(said[3]).values()
     assert (row["repo_id"], row["commit"], row["cfg"]["num_classes"]) == ("me/tiny", said[2], 3)
@@ -238,14 +316,32 @@ BAD: dict[str, tuple[list[str], str]] = {
     "distill: option before an option": (["distill", "{recipe}", "--run.seed", "--resume"], "lacks a value"),
     "distill: output": (["distill", "{recipe}", "--output", "{images}"], "is not empty. Go on with --resume"),
     "distill: output is a file": (["distill", "{recipe}", "--output", "{recipe}"], "tiny.yaml"),
-    "distill: names": (["distill", "{recipe}", "--vocabulary", "{tmp}/none.txt", "--output", "{tmp}/o"], "none.txt can't be read"),
-    "distill: optimizer": (["distill", "{recipe}", "--optimizer.name", "sdg", "--output", "{tmp}/o"], "'sdg' is unknown to timm"),
-    "evaluate: model": (["evaluate", "zero-shot", "resnet18", "--data", "{shards}"], "'resnet18' is no published folder"),
+    "distill: names": (
+        ["distill", "{recipe}", "--vocabulary", "{tmp}/none.txt", "--output", "{tmp}/o"],
+        "none.txt can't be read",
+    ),
+    "distill: optimizer": (
+        ["distill", "{recipe}", "--optimizer.name", "sdg", "--output", "{tmp}/o"],
+        "'sdg' is unknown to timm",
+    ),
+    "evaluate: model": (
+        ["evaluate", "zero-shot", "resnet18", "--data", "{shards}"],
+        "'resnet18' is no published folder",
+    ),
     "evaluate: data": (["evaluate", "zero-shot", "{published}", "--data", "{tmp}"], "holds no _info.json"),
-    "evaluate: split": (["evaluate", "zero-shot", "{published}", "--data", "{shards}", "--split", "x"], "has no split 'x'"),
-    "evaluate: names": (["evaluate", "zero-shot", "{published}", "--data", "{shards}", "--vocabulary", "xx:y"], "'xx' is not a known kind"),
+    "evaluate: split": (
+        ["evaluate", "zero-shot", "{published}", "--data", "{shards}", "--split", "x"],
+        "has no split 'x'",
+    ),
+    "evaluate: names": (
+        ["evaluate", "zero-shot", "{published}", "--data", "{shards}", "--vocabulary", "xx:y"],
+        "'xx' is not a known kind",
+    ),
     "evaluate: folder": (["evaluate", "zero-shot", "{tmp}", "--data", "{shards}"], "lacks config.json"),
-    "evaluate: device": (["evaluate", "zero-shot", "{published}", "--data", "{shards}", "--device", "x"], "device 'x' can't be used"),
+    "evaluate: device": (
+        ["evaluate", "zero-shot", "{published}", "--data", "{shards}", "--device", "x"],
+        "device 'x' can't be used",
+    ),
     "save: no run": (["save", "{tmp}", "{tmp}/out"], "holds no checkpoint"),
     "save: out": (["save", "{run}", "{images}"], "exists and is no empty folder"),
     "save: name": (["save", "{run}", "{tmp}/tiny", "--register", "me/x"], "'tiny' is no weight's name"),
@@ -327,7 +423,7 @@ def test_what_is_no_bad_input_is_not_hidden(monkeypatch: pytest.MonkeyPatch, rec
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lgd_timm.distill.distill", broken)
+    monkeypatch.setattr("lgd_timm.training.distill.distill", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["distill", str(recipe)])
 
@@ -342,7 +438,8 @@ def test_overrides_are_pairs_or_joined_by_an_equals_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["x"], "'x' stands alone"), (["--a"], "--a lacks a value"), (["--a", "--b", "1"], "--a lacks a value")]
+    ("words", "message"),
+    [(["x"], "'x' stands alone"), (["--a"], "--a lacks a value"), (["--a", "--b", "1"], "--a lacks a value")],
 )
 def test_other_words_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):

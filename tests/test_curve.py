@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lgd_timm import curve
-from lgd_timm.curve import read_log, training_curve, training_seconds
 from lgd_timm.errors import MissingExtra
+from lgd_timm.publish import training_curve as curve
+from lgd_timm.publish.training_curve import read_log, training_curve, training_seconds
 
 METRICS = {"zero_shot": {"top1": 58.35, "chance": 10.0}, "teacher_zero_shot": {"top1": 67.11}}
 
 
 def step(number: int, loss: float = 1.0, rate: float = 100.0) -> dict[str, Any]:
-    return {"step": number, "loss": loss, "loss_text": loss / 2, "loss_visual": loss / 2, "lr": 0.1, "images_per_second": rate}
+    return {
+        "step": number,
+        "loss": loss,
+        "loss_text": loss / 2,
+        "loss_visual": loss / 2,
+        "lr": 0.1,
+        "images_per_second": rate,
+    }
 
 
 def score(number: int, epoch: int, top1: float) -> dict[str, Any]:
@@ -46,7 +53,8 @@ def drawn(rows: list[dict[str, Any]], metrics: dict[str, Any], epochs: float = 3
 
 def test_a_resumed_runs_log_counts_each_step_once_and_ends_where_the_weights_do(tmp_path: Path) -> None:
     log = write_log(
-        tmp_path / "log.jsonl", [step(10, 4.0), step(20, 9.0), step(30, 9.0), step(20, 3.0), score(20, 2, 40.0), step(30, 2.0), step(40)]
+        tmp_path / "log.jsonl",
+        [step(10, 4.0), step(20, 9.0), step(30, 9.0), step(20, 3.0), score(20, 2, 40.0), step(30, 2.0), step(40)],
     )
     rows = read_log(log, until=30)
     assert [(row["step"], row.get("loss")) for row in rows] == [(10, 4.0), (20, None), (20, 3.0), (30, 2.0)]
@@ -87,7 +95,9 @@ def test_many_steps_make_no_larger_a_picture() -> None:
     assert len(drawn([step(i, 1 + (i % 7) / 10) for i in range(1, 20_000)], METRICS)) < 100_000
 
 
-def texts(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], metrics: dict[str, Any], epochs: float = 3) -> list[str]:
+def texts(
+    monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], metrics: dict[str, Any], epochs: float = 3
+) -> list[str]:
     """Every label that is drawn."""
     from matplotlib.axes import Axes
 
@@ -132,14 +142,18 @@ def test_nothing_to_draw_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "no training.png: the run's log.jsonl holds no losses" in caplog.text
 
 
-def test_without_matplotlib_the_log_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_matplotlib_the_log_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def missing(module: str, *, extra: str) -> None:
         raise MissingExtra(f"{module!r} can't be imported. Install it with: pip install 'lgd_timm[{extra}]'")
 
     monkeypatch.setattr(curve, "require", missing)
     with caplog.at_level(logging.INFO):
         assert training_curve(ROWS, METRICS, epochs=3) is None
-    assert "no training.png: 'matplotlib' can't be imported. Install it with: pip install 'lgd_timm[plot]'" in caplog.text
+    assert (
+        "no training.png: 'matplotlib' can't be imported. Install it with: pip install 'lgd_timm[plot]'" in caplog.text
+    )
 
 
 def test_no_display_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

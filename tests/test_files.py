@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lgd_timm import files
-from lgd_timm.files import building, fingerprint, replacing, sha256_of, write_json
+from lgd_timm.utils import files
+from lgd_timm.utils.files import atomic_file, atomic_folder, fingerprint, sha256_of, write_json
 
 
 def stop_in(block: AbstractContextManager[Path], name: str = "") -> None:
@@ -24,10 +24,10 @@ def stop_in(block: AbstractContextManager[Path], name: str = "") -> None:
 
 def test_replacing_shows_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("first")
         assert not path.exists()
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("second")
         assert path.read_text() == "first"
     assert path.read_text() == "second"
@@ -39,7 +39,7 @@ def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> No
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt):
-        stop_in(replacing(path))
+        stop_in(atomic_file(path))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -54,7 +54,7 @@ def test_building_moves_the_index_last(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(files.os, "replace", record)
     (tmp_path / "out").mkdir()
-    with building(tmp_path / "out") as temporary:
+    with atomic_folder(tmp_path / "out") as temporary:
         for name in ("_info.json", "b.tar", "A.tar", "zz.tar"):
             (temporary / name).write_text(name)
         assert not list((tmp_path / "out").iterdir())
@@ -66,7 +66,7 @@ def test_building_a_new_folder_is_one_rename(tmp_path: Path, monkeypatch: pytest
     moved: list[Path] = []
     move = os.replace
     monkeypatch.setattr(files.os, "replace", lambda source, target: (moved.append(Path(target)), move(source, target)))
-    with building(tmp_path / "out") as temporary:
+    with atomic_folder(tmp_path / "out") as temporary:
         for name in ("_info.json", "a.tar"):
             (temporary / name).write_text(name)
         assert not (tmp_path / "out").exists()
@@ -78,10 +78,14 @@ def test_building_a_new_folder_is_one_rename(tmp_path: Path, monkeypatch: pytest
 def test_building_adds_to_a_folder_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "old.tar").write_text("old")
     (tmp_path / "_info.json").write_text("old")
-    with building(tmp_path) as temporary:
+    with atomic_folder(tmp_path) as temporary:
         (temporary / "new.tar").write_text("new")
         (temporary / "_info.json").write_text("new")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old.tar": "old", "new.tar": "new", "_info.json": "new"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "old.tar": "old",
+        "new.tar": "new",
+        "_info.json": "new",
+    }
 
 
 def test_building_that_fails_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
@@ -89,14 +93,14 @@ def test_building_that_fails_leaves_the_folder_as_it_was(tmp_path: Path) -> None
     out.mkdir()
     (out / "old.tar").write_text("old")
     with pytest.raises(KeyboardInterrupt):
-        stop_in(building(out), "old.tar")
+        stop_in(atomic_folder(out), "old.tar")
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("old.tar", "old")]
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_building_without_an_earlier_folder_leaves_none_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        stop_in(building(tmp_path / "out"), "a.tar")
+        stop_in(atomic_folder(tmp_path / "out"), "a.tar")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,4 +126,12 @@ def test_fingerprint_is_written_into_published_files_and_so_never_changes() -> N
 
 def test_fingerprint_tells_values_apart_but_not_spellings() -> None:
     assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
-    assert len({fingerprint(*parts) for parts in (["a"], ["a", "b"], [["a", "b"]], ["b", "a"], ["ab"], [1], ["1"], [1.5], [])}) == 9
+    assert (
+        len(
+            {
+                fingerprint(*parts)
+                for parts in (["a"], ["a", "b"], [["a", "b"]], ["b", "a"], ["ab"], [1], ["1"], [1.5], [])
+            }
+        )
+        == 9
+    )

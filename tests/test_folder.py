@@ -15,11 +15,11 @@ from hub_fixtures import make_folder, read_files
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lgd_timm import folder as module
 from lgd_timm.errors import WeightsError
-from lgd_timm.files import sha256_of
-from lgd_timm.folder import check_folder
-from lgd_timm.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
+from lgd_timm.hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
+from lgd_timm.publish import check as module
+from lgd_timm.publish.check import check_folder
+from lgd_timm.utils.files import sha256_of
 
 Change = Callable[[Path], Any]
 
@@ -81,7 +81,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "an input that the model does not take": (
         lambda folder: config(
-            pretrained_cfg={**json.loads((folder / "config.json").read_text())["pretrained_cfg"], "input_size": [1, 32, 32]}
+            pretrained_cfg={
+                **json.loads((folder / "config.json").read_text())["pretrained_cfg"],
+                "input_size": [1, 32, 32],
+            }
         )(folder),
         "does not answer|does not fit test_resnet strictly",
     ),
@@ -97,14 +100,23 @@ REFUSED: dict[str, tuple[Change, str]] = {
         weights("lgd.safetensors", lambda tensors, _: shift(tensors, "projector.weight")),
         r"projector \(\d+, 15\), expected \(\d+, 16\)",
     ),
-    "no projector": (weights("lgd.safetensors", lambda tensors, _: tensors.pop("projector.weight")), "lacks|holds no projector"),
-    "a newer format": (weights("lgd.safetensors", lambda _, facts: facts.update(lgd_format="lgd_timm 2")), "format 'lgd_timm 2'"),
+    "no projector": (
+        weights("lgd.safetensors", lambda tensors, _: tensors.pop("projector.weight")),
+        "lacks|holds no projector",
+    ),
+    "a newer format": (
+        weights("lgd.safetensors", lambda _, facts: facts.update(lgd_format="lgd_timm 2")),
+        "format 'lgd_timm 2'",
+    ),
     "a file of nobody's": (weights("lgd.safetensors", lambda _, facts: facts.clear()), "has format None"),
     "facts that are missing": (
         weights("lgd.safetensors", lambda _, facts: facts.pop("names")),
         r"lacks what its format has \(KeyError\('names'\)\)",
     ),
-    "a recipe with an unknown field": (write("recipe.yaml", "nme: x\n"), r"recipe.yaml is no recipe that this version reads: .*nme"),
+    "a recipe with an unknown field": (
+        write("recipe.yaml", "nme: x\n"),
+        r"recipe.yaml is no recipe that this version reads: .*nme",
+    ),
     "a recipe that is no YAML": (write("recipe.yaml", "a: ["), "recipe.yaml is no recipe that this version reads"),
     "metrics that are no JSON": (write("metrics.json", "{"), "metrics.json is not JSON"),
     "metrics that are a list": (write("metrics.json", "[]"), "metrics.json holds list, not an object"),

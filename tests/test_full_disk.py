@@ -13,10 +13,10 @@ from PIL import Image
 from small_disk import small_disk
 from test_distill import assert_bit_equal, last_checkpoint, merge, run
 
-from lgd_timm import cli
-from lgd_timm.checkpoint import all_checkpoints
-from lgd_timm.recipe import recipe_from_dict
-from lgd_timm.shards import open_shards
+from lgd_timm.cli import main as cli
+from lgd_timm.config.reader import recipe_from_dict
+from lgd_timm.data import open_shards
+from lgd_timm.utils.checkpoint import all_checkpoints
 
 Dict = dict[str, Any]
 
@@ -65,8 +65,15 @@ def test_shards(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(open_shards(disk / "out", split="train")) == 300
 
 
-def test_sidecars_of_a_teacher(disk: Path, recipe_dict: Dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lesson = {"teacher": recipe_dict["teacher"], "views": recipe_dict["views"], "shards": recipe_dict["data"]["shards"], "device": "cpu"}
+def test_sidecars_of_a_teacher(
+    disk: Path, recipe_dict: Dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lesson = {
+        "teacher": recipe_dict["teacher"],
+        "views": recipe_dict["views"],
+        "shards": recipe_dict["data"]["shards"],
+        "device": "cpu",
+    }
     (tmp_path / "teach.yaml").write_text(yaml.safe_dump(lesson))
     filler = fill(disk, leave=40_000)  # for one sidecar and a half
     words = ("teach", tmp_path / "teach.yaml", "--out", disk / "taught")
@@ -83,7 +90,9 @@ def test_sidecars_of_a_teacher(disk: Path, recipe_dict: Dict, tmp_path: Path, ca
 
 
 def test_checkpoints(disk: Path, recipe_dict: Dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = merge(recipe_dict, {"run": {"checkpoint_minutes": 0.0, "keep_checkpoints": 1}, "data": {"val_split": None}})
+    recipe = merge(
+        recipe_dict, {"run": {"checkpoint_minutes": 0.0, "keep_checkpoints": 1}, "data": {"val_split": None}}
+    )
     run(recipe, tmp_path / "whole")
     one = used(all_checkpoints(tmp_path / "whole" / "checkpoints")[-1])
     filler = fill(disk, leave=one + one // 2)  # room for the first, and half of the second

@@ -177,7 +177,9 @@ def test_timm_pushes_and_loads_with_identical_logits(server: HubServer, tmp_path
     assert "pytorch_model.bin" not in server.store.repo("me/small").files("main")
 
 
-def ask(server: HubServer, start: int | None = None, path: str = "/me/x/resolve/main/config.json", **headers: str) -> Any:
+def ask(
+    server: HubServer, start: int | None = None, path: str = "/me/x/resolve/main/config.json", **headers: str
+) -> Any:
     """Status, body and headers of an answer to a plain client; a body that breaks off raises."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=5)
     connection.request("GET", path, headers={**headers, **({"Range": f"bytes={start}-"} if start else {})})

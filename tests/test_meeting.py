@@ -10,7 +10,7 @@ import pytest
 from torch.distributed import HashStore
 
 from lgd_timm.errors import LGDError
-from lgd_timm.meeting import agree
+from lgd_timm.utils.distributed import agree_on_session
 
 SOON = timedelta(seconds=20)
 
@@ -21,7 +21,7 @@ def meeting(store: HashStore, *, world_size: int, late: int | None = None) -> li
     def come(rank: int) -> str:
         if rank == late:
             time.sleep(0.3)
-        return agree(store, rank=rank, world_size=world_size, timeout=SOON)
+        return agree_on_session(store, rank=rank, world_size=world_size, timeout=SOON)
 
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(come, range(world_size)))
@@ -48,9 +48,9 @@ def test_who_stays_away_is_named() -> None:
     store = HashStore()
     store.set("signed/2", "dead")
     with pytest.raises(LGDError, match="ranks 1, 2 of 3 did not come within 0:00:01"):
-        agree(store, rank=0, world_size=3, timeout=timedelta(seconds=1))
+        agree_on_session(store, rank=0, world_size=3, timeout=timedelta(seconds=1))
 
 
 def test_a_rank_that_nobody_meets_says_so() -> None:
     with pytest.raises(LGDError, match=r"rank 1 of 2 was not met by rank 0 \(.*\)\. Look for the error of rank 0\."):
-        agree(HashStore(), rank=1, world_size=2, timeout=timedelta(seconds=1))
+        agree_on_session(HashStore(), rank=1, world_size=2, timeout=timedelta(seconds=1))

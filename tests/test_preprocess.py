@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lgd_timm.preprocess import Preprocess
+from lgd_timm.data.preprocess import Preprocess
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
@@ -49,8 +49,12 @@ def test_resized_bytes_and_floats_agree_to_the_rounding_of_bytes(size, interpola
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(24, 24), (30, 20), (8, 8)])
 def test_other_sizes_are_resized_with_antialiasing_as_pillow_does(shape, interpolation):
-    images = pixels(*shape, smooth=True)  # on noise bicubic leaves 0..255, and where that is cut off is the library's choice
-    resized = preprocess(16, interpolation=interpolation)(images)[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    images = pixels(
+        *shape, smooth=True
+    )  # on noise bicubic leaves 0..255, and where that is cut off is the library's choice
+    resized = preprocess(16, interpolation=interpolation)(images)[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(
+        MEAN
+    ).view(3, 1, 1)
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     expected = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((16, 16), filters[interpolation])
     np.testing.assert_allclose(resized.permute(1, 2, 0).numpy() * 255, np.asarray(expected), atol=1.01)

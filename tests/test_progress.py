@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lgd_timm import progress as module
-from lgd_timm.curve import read_log
-from lgd_timm.progress import Progress
+from lgd_timm.publish.training_curve import read_log
+from lgd_timm.utils import logger as module
+from lgd_timm.utils.logger import Progress
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def test_a_line_that_a_killed_run_left_open_is_ended(tmp_path: Path) -> None:
 
 
 def test_what_was_not_yet_written_is_written_when_the_run_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), Progress(tmp_path, total=9, start=0, batch_size=1) as progress:  # noqa: PT012 - the order is the point
+    with pytest.raises(KeyError), Progress(tmp_path, total=9, start=0, batch_size=1) as progress:
         progress.step(loss(5), lr=0.1, every=1)
         raise KeyError
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 5.0)]

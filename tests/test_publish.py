@@ -16,11 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm import hub, publish, weights
+from lgd_timm import hub
+from lgd_timm.config.reader import recipe_from_dict
+from lgd_timm.config.recipe import Recipe
 from lgd_timm.errors import WeightsError
-from lgd_timm.publish import Banks, Published, load, manifest_row, register, round_weights, save
-from lgd_timm.recipe import Recipe, recipe_from_dict
-from lgd_timm.student import Student, create_student
+from lgd_timm.hub import weights
+from lgd_timm.publish import folder as publish
+from lgd_timm.publish.folder import Banks, Published, load, round_weights, save
+from lgd_timm.publish.registration import manifest_row, register
+from lgd_timm.students.model import Student, create_student
 
 NAMES = ("blue", "green", "red")
 STOCK = ["README.md", "config.json", "lgd.safetensors", "metrics.json", "model.safetensors", "recipe.yaml"]
@@ -93,14 +97,23 @@ def small_banks(*, visual: bool = True) -> Banks:
 
 def save_small(out: Path, **changes: Any) -> Path:
     recipe = changes.pop("recipe", small_recipe())
-    settings = {"student": small_student(recipe), "banks": small_banks(), "metrics": {}, "name": "test_resnet.small", **changes}
+    settings = {
+        "student": small_student(recipe),
+        "banks": small_banks(),
+        "metrics": {},
+        "name": "test_resnet.small",
+        **changes,
+    }
     return save(out, recipe=recipe, **settings)
 
 
 @torch.no_grad()
 def answers(folder: Path, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and features of the folder as timm loads it here."""
-    models = (timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs).eval() for kwargs in ({}, {"num_classes": 0}))
+    models = (
+        timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs).eval()
+        for kwargs in ({}, {"num_classes": 0})
+    )
     logits, features = (model(images) for model in models)
     return logits, features
 
@@ -109,7 +122,9 @@ def answers(folder: Path, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(published_folder: Path, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def elsewhere(
+    published_folder: Path, images: Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What plain timm and transformers make of the folder, and what they say of it."""
     home = tmp_path_factory.mktemp("elsewhere")
     batch, out = home / "batch.safetensors", home / "out.safetensors"
@@ -138,7 +153,9 @@ def test_transformers_answers_the_same_without_us(elsewhere: tuple[dict[str, Ten
     torch.testing.assert_close(tensors["wrapped"], tensors["logits"], rtol=1e-5, atol=1e-5)
 
 
-def test_plain_timm_knows_names_and_input(elsewhere: tuple[dict[str, Tensor], dict[str, Any]], published: Published) -> None:
+def test_plain_timm_knows_names_and_input(
+    elsewhere: tuple[dict[str, Tensor], dict[str, Any]], published: Published
+) -> None:
     facts = elsewhere[1]
     preprocess = published.student.preprocess
     assert facts["label_names"] == list(NAMES)
@@ -151,7 +168,9 @@ def test_plain_timm_knows_names_and_input(elsewhere: tuple[dict[str, Tensor], di
 # ------------------------------------------------------------------------------------------------------ the classifier
 
 
-def test_the_classifier_is_the_zero_shot_classifier(published: Published, published_folder: Path, images: Tensor) -> None:
+def test_the_classifier_is_the_zero_shot_classifier(
+    published: Published, published_folder: Path, images: Tensor
+) -> None:
     """Folded logits are the zero-shot logits times a positive number an image, but for float16."""
     logits, _ = answers(published_folder, images)
     with torch.no_grad():
@@ -190,7 +209,9 @@ def test_an_mlp_projector_stays_beside_the_backbone(tmp_path: Path, images: Tens
     assert {key for key in load_file(folder / "model.safetensors") if key.startswith("fc")} == set()
     again = load(folder)
     with torch.no_grad():
-        assert torch.equal(again.student.projector(again.student.backbone(images)), student.projector(student.backbone(images)))
+        assert torch.equal(
+            again.student.projector(again.student.backbone(images)), student.projector(student.backbone(images))
+        )
     logits, features = answers(folder, images)
     assert torch.equal(logits, features)  # plain timm gives the backbone
 
@@ -200,7 +221,9 @@ def test_an_mlp_projector_stays_beside_the_backbone(tmp_path: Path, images: Tens
 
 def test_the_folder_holds_seven_files_and_no_pickle(published_folder: Path) -> None:
     assert sorted(path.name for path in published_folder.iterdir()) == sorted([*STOCK, "training.png"])
-    assert all(not path.read_bytes().startswith((b"\x80", b"PK")) for path in published_folder.iterdir())  # pickle, torch's zip
+    assert all(
+        not path.read_bytes().startswith((b"\x80", b"PK")) for path in published_folder.iterdir()
+    )  # pickle, torch's zip
 
 
 def test_config_names_the_stock_architecture_and_no_source(tmp_path: Path) -> None:
@@ -235,8 +258,14 @@ def test_config_has_the_students_own_input(tmp_path: Path) -> None:
 def test_everything_saved_loads_again(tmp_path: Path, images: Tensor, visual: bool) -> None:
     recipe, banks = small_recipe(), small_banks(visual=visual)
     student = small_student(recipe)
-    again = load(save_small(tmp_path / "out", recipe=recipe, student=student, banks=banks, metrics={"summary": {"top1": 1.5}}))
-    assert (again.banks.names, again.banks.templates, again.banks.text_fingerprint) == (NAMES, ("a photo of a {}",), "0123")
+    again = load(
+        save_small(tmp_path / "out", recipe=recipe, student=student, banks=banks, metrics={"summary": {"top1": 1.5}})
+    )
+    assert (again.banks.names, again.banks.templates, again.banks.text_fingerprint) == (
+        NAMES,
+        ("a photo of a {}",),
+        "0123",
+    )
     assert torch.equal(again.banks.text, banks.text)  # exact: it is float32
     for ours, theirs in ((again.banks.visual, banks.visual), (again.banks.seen, banks.seen)):
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)  # type: ignore[arg-type]
@@ -355,7 +384,9 @@ def test_a_newer_format_is_refused(copy: Path) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     save_file(load_file(path), path, metadata={**metadata, "lgd_format": "lgd_timm 2"})
-    with pytest.raises(WeightsError, match=r"has format 'lgd_timm 2', this version reads 'lgd_timm 1'\. Upgrade lgd_timm"):
+    with pytest.raises(
+        WeightsError, match=r"has format 'lgd_timm 2', this version reads 'lgd_timm 1'\. Upgrade lgd_timm"
+    ):
         load(copy)
 
 
@@ -371,7 +402,9 @@ def test_a_file_that_ends_early_is_refused(copy: Path, name: str) -> None:
 
 
 def test_the_manifest_row_has_what_timm_needs(published_folder: Path) -> None:
-    row = manifest_row(published_folder, repo_id="me/x", commit="a" * 40, files={"config.json": {"size": 1, "sha256": "0"}})
+    row = manifest_row(
+        published_folder, repo_id="me/x", commit="a" * 40, files={"config.json": {"size": 1, "sha256": "0"}}
+    )
     metrics = json.loads((published_folder / "metrics.json").read_text())
     assert row["metrics"] == metrics["summary"]
     assert row["cfg"]["num_classes"] == 3
@@ -390,14 +423,21 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_registered_folder_is_found_by_its_name(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_folder_is_found_by_its_name(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "lgd_resnet18.small"
     folder = save_small(tmp_path / "hub" / name, recipe=small_recipe(model="lgd_resnet18"), name=name)
     register(folder, repo_id="me/x")
     monkeypatch.setenv("LGD_TIMM_HUB", str(folder.parent))
     assert hub.locate(name) == folder
     weight = hub.manifest()[name]
-    assert (weight.repo_id, weight.commit, weight.cfg["num_classes"], set(weight.files)) == ("me/x", None, 3, set(STOCK))
+    assert (weight.repo_id, weight.commit, weight.cfg["num_classes"], set(weight.files)) == (
+        "me/x",
+        None,
+        3,
+        set(STOCK),
+    )
     register(folder, repo_id="me/x", commit="b" * 40)  # again, once it is on the Hub
     assert {key: row.commit for key, row in hub.manifest().items()} == {name: "b" * 40}
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -407,7 +447,9 @@ def test_a_registered_folder_is_found_by_its_name(manifest: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["resnet18.small", "lgd_resnet18", "small"])
 def test_a_folder_that_is_named_otherwise_is_not_registered(manifest: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(WeightsError, match=f"'{name}' is no weight's name. Name the folder <entry>.<tag>; entries are lgd_resnet18"):
+    with pytest.raises(
+        WeightsError, match=f"'{name}' is no weight's name. Name the folder <entry>.<tag>; entries are lgd_resnet18"
+    ):
         register(save_small(tmp_path / name), repo_id="me/x")
     assert manifest.read_text() == "{}"
 

@@ -9,20 +9,19 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lgd_timm.pulse import Heard, Pulse
-from lgd_timm.shards.ranks import Ranks
+from lgd_timm.utils.distributed import Ranks, StepMessages, StepSync
 
 
 def test_one_process_hears_itself_at_once() -> None:
-    pulse = Pulse(Ranks())
-    assert pulse.beat(stop=True, bad=[("a", "broken")]) == Heard(True, (("a", "broken"),))
-    assert pulse.beat() == Heard(False, ())
-    assert pulse.rest() == Heard(False, ())
+    pulse = StepSync(Ranks())
+    assert pulse.beat(stop=True, bad=[("a", "broken")]) == StepMessages(True, (("a", "broken"),))
+    assert pulse.beat() == StepMessages(False, ())
+    assert pulse.rest() == StepMessages(False, ())
 
 
 def _speak(rank: int, meeting: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    pulse = Pulse(Ranks.join())
+    pulse = StepSync(Ranks.join())
     heard = [
         pulse.beat(),
         pulse.beat(bad=[("b", "short")] if rank else [("a", "grey"), ("c", "")]),

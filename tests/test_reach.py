@@ -10,13 +10,19 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
+from lgd_timm.config.reader import read_recipe, read_teach_recipe, read_teacher, recipe_from_dict
+from lgd_timm.config.recipe import Recipe, TeachRecipe
+from lgd_timm.config.sandbox import PATHS, relative
 from lgd_timm.errors import RecipeError
-from lgd_timm.reach import PATHS, relative
-from lgd_timm.recipe import Recipe, TeachRecipe, read_recipe, read_teach_recipe, read_teacher, recipe_from_dict
 
 CLIP = {"kind": "open_clip", "model": "RN50", "pretrained": "openai"}
 CONSE = {"kind": "conse", "classifier": "resnet18", "encoder": "some/encoder"}
-MINIMAL: dict[str, Any] = {"name": "small", "teacher": CLIP, "vocabulary": {"source": ["cat", "dog"]}, "data": {"shards": "shards"}}
+MINIMAL: dict[str, Any] = {
+    "name": "small",
+    "teacher": CLIP,
+    "vocabulary": {"source": ["cat", "dog"]},
+    "data": {"shards": "shards"},
+}
 
 # A recipe with one path in it: the field, the text before the path, the teacher that the field belongs to.
 FIELDS = [
@@ -79,27 +85,44 @@ def test_every_field_that_can_hold_a_path_is_tried() -> None:
 
 
 @pytest.mark.parametrize(("path", "reason"), BEYOND)
-@pytest.mark.parametrize(("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_recipe_that_travelled_names_no_path_beyond(field: str, prefix: str, teacher: dict[str, Any], path: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_recipe_that_travelled_names_no_path_beyond(
+    field: str, prefix: str, teacher: dict[str, Any], path: str, reason: str
+) -> None:
     folder = published(recipe(field, prefix + path, teacher))
-    with pytest.raises(RecipeError, match=rf"^{field} = .*{reason}.*--{field} {prefix}PATH\), or move the data here") as caught:
+    with pytest.raises(
+        RecipeError, match=rf"^{field} = .*{reason}.*--{field} {prefix}PATH\), or move the data here"
+    ) as caught:
         read_recipe(folder)
     assert "\n" not in str(caught.value)
     own = read_recipe(folder / "recipe.yaml")  # the same file, named by the user
     assert read_recipe(folder, overrides={field: prefix + path}) == own  # and the same value, given by the user
 
 
-@pytest.mark.parametrize("address", ["https://host/a.safetensors", "HTTP://host/a.safetensors", "hf://datasets/me/a.safetensors"])
-@pytest.mark.parametrize(("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_recipe_that_travelled_sends_nobody_to_a_server(field: str, prefix: str, teacher: dict[str, Any], address: str) -> None:
+@pytest.mark.parametrize(
+    "address", ["https://host/a.safetensors", "HTTP://host/a.safetensors", "hf://datasets/me/a.safetensors"]
+)
+@pytest.mark.parametrize(
+    ("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_recipe_that_travelled_sends_nobody_to_a_server(
+    field: str, prefix: str, teacher: dict[str, Any], address: str
+) -> None:
     folder = published(recipe(field, prefix + address, teacher))
-    with pytest.raises(RecipeError, match=rf"^{field} = .* is an address, .*\(--{field} {prefix}PATH, or this address if you trust it\)"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"^{field} = .* is an address, .*\(--{field} {prefix}PATH, or this address if you trust it\)",
+    ):
         read_recipe(folder)
     own = read_recipe(folder / "recipe.yaml")
     assert read_recipe(folder, overrides={field: prefix + address}) == own
 
 
-@pytest.mark.parametrize(("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_paths_within_are_free(field: str, prefix: str, teacher: dict[str, Any]) -> None:
     folder = published(recipe(field, f"{prefix}data/a.safetensors", teacher))
     assert read_recipe(folder) == read_recipe(folder / "recipe.yaml")
@@ -142,7 +165,9 @@ def test_teaching_is_checked_by_the_fields_of_teaching() -> None:
     folder = published({**recipe("data.shards", "/a", stored), "views": {"size": 32}})
     with pytest.raises(RecipeError, match=r"^shards = '/a'.*--shards PATH"):
         read_teach_recipe(folder)
-    assert read_teach_recipe(folder, overrides={"shards": "/a"}).out is None  # other images: not into the recipe's own folder
+    assert (
+        read_teach_recipe(folder, overrides={"shards": "/a"}).out is None
+    )  # other images: not into the recipe's own folder
     folder = published({**recipe("data.shards", "a", stored), "views": {"size": 32}})
     with pytest.raises(RecipeError, match=r"^out = '\.\./e'.*--out PATH"):
         read_teach_recipe(folder)
@@ -159,7 +184,9 @@ def test_paths_into_the_working_directory_become_relative() -> None:
         assert relative(data) == recipe_from_dict(recipe(field, f"{prefix}data/a.safetensors", teacher)).to_dict()
 
 
-@pytest.mark.parametrize("path", ["/etc/a", "data/a", "../a", "{here}/../a", "{here}aside/a", "https://host/a//b", "s3://bucket/a"])
+@pytest.mark.parametrize(
+    "path", ["/etc/a", "data/a", "../a", "{here}/../a", "{here}aside/a", "https://host/a//b", "s3://bucket/a"]
+)
 def test_other_paths_stay_as_they_are(path: str) -> None:
     data = recipe_from_dict(recipe("data.shards", path.format(here=Path.cwd()), CLIP)).to_dict()
     assert relative(data) == data
@@ -167,8 +194,21 @@ def test_other_paths_stay_as_they_are(path: str) -> None:
 
 def test_no_field_that_can_hold_a_path_is_missing() -> None:
     """Every text field of a recipe is in the table, or known to be no path: a new one has to be thought about."""
-    names = {"name", "split", "train_split", "val_split", "device", "precision", "classes", "augmentation", "interpolation", "objective"}
-    assert {field for field in text_fields(Recipe) | text_fields(TeachRecipe) if field.rpartition(".")[2] not in names} == set(PATHS)
+    names = {
+        "name",
+        "split",
+        "train_split",
+        "val_split",
+        "device",
+        "precision",
+        "classes",
+        "augmentation",
+        "interpolation",
+        "objective",
+    }
+    assert {
+        field for field in text_fields(Recipe) | text_fields(TeachRecipe) if field.rpartition(".")[2] not in names
+    } == set(PATHS)
 
 
 def text_fields(kind: Any, where: str = "") -> set[str]:

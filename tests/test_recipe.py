@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from lgd_timm.config.reader import read_recipe, read_teach_recipe, read_teacher, recipe_from_dict
+from lgd_timm.config.recipe import Recipe, TeachRecipe
 from lgd_timm.errors import RecipeError
-from lgd_timm.recipe import Recipe, TeachRecipe, read_recipe, read_teach_recipe, read_teacher, recipe_from_dict
 from lgd_timm.teachers import Conse, OpenCLIP, Stored
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -166,7 +167,9 @@ def test_what_the_objective_and_the_views_refuse_is_a_recipe_error() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "-.inf", "1e999", 10**400])
-@pytest.mark.parametrize("field", ["optimizer.lr", "optimizer.betas", "schedule.min_lr", "student.mean", "objective.threshold"])
+@pytest.mark.parametrize(
+    "field", ["optimizer.lr", "optimizer.betas", "schedule.min_lr", "student.mean", "objective.threshold"]
+)
 def test_numbers_are_finite(field: str, value: Any) -> None:
     data = changed(field, [value] * {"optimizer.betas": 2, "student.mean": 3}.get(field, 0) or value)
     with pytest.raises(RecipeError, match=rf"^{field} = .* is (not finite|no number)"):
@@ -295,7 +298,9 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read_recipe(tmp_path)
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!!python/object/new:os.system"])
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!!python/object/new:os.system"]
+)
 def test_nothing_in_a_recipe_is_executed(tmp_path: Path, path: Path, tag: str) -> None:
     witness = tmp_path / "executed"
     attack = f"{tag} ['touch {witness}']"
@@ -311,12 +316,18 @@ def test_nothing_in_a_recipe_is_executed(tmp_path: Path, path: Path, tag: str) -
 
 def test_overrides_change_their_field_and_nothing_else(path: Path) -> None:
     plain = read_recipe(path)
-    recipe = read_recipe(path, overrides={"optimizer.lr": "0.25", "teacher.model": "RN101", "student.mean": "[0.1, 0.2, 0.3]"})
+    recipe = read_recipe(
+        path, overrides={"optimizer.lr": "0.25", "teacher.model": "RN101", "student.mean": "[0.1, 0.2, 0.3]"}
+    )
     assert recipe.optimizer.lr == 0.25
     assert recipe.teacher == OpenCLIP("RN101", "openai")
     assert recipe.student.mean == (0.1, 0.2, 0.3)
     expected = plain.to_dict()
-    expected["optimizer"]["lr"], expected["teacher"]["model"], expected["student"]["mean"] = 0.25, "RN101", [0.1, 0.2, 0.3]
+    expected["optimizer"]["lr"], expected["teacher"]["model"], expected["student"]["mean"] = (
+        0.25,
+        "RN101",
+        [0.1, 0.2, 0.3],
+    )
     assert recipe.to_dict() == expected
 
 
@@ -363,7 +374,18 @@ def test_the_written_recipe_is_complete(path: Path) -> None:
     data = read_recipe(path).to_dict()
     assert data["optimizer"]["momentum"] == 0.9
     assert data["schedule"]["epochs"] == 90
-    assert set(data) == {"name", "teacher", "vocabulary", "data", "student", "views", "objective", "optimizer", "schedule", "run"}
+    assert set(data) == {
+        "name",
+        "teacher",
+        "vocabulary",
+        "data",
+        "student",
+        "views",
+        "objective",
+        "optimizer",
+        "schedule",
+        "run",
+    }
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

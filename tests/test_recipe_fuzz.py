@@ -13,14 +13,20 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lgd_timm.config.reader import read_recipe, read_teach_recipe, read_teacher, read_value, recipe_from_dict
+from lgd_timm.config.recipe import Recipe, TeachRecipe
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.objectives.lgd import LGDConfig
-from lgd_timm.recipe import Recipe, TeachRecipe, read_recipe, read_teach_recipe, read_teacher, read_value, recipe_from_dict
 from lgd_timm.teachers import TeacherSpec
 
 ROOT = Path(__file__).parents[1]
-REAL = [path.read_bytes() for path in [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "hub").glob("*/recipe.yaml"))]]
-quick = settings(max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+REAL = [
+    path.read_bytes()
+    for path in [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "hub").glob("*/recipe.yaml"))]
+]
+quick = settings(
+    max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,14 @@ def test_real_recipes_with_some_bytes_changed(folder: Path, seed: int, content: 
     for _ in range(draw.randint(1, 6)):
         start = draw.randrange(len(changed))
         length = draw.choice((0, 1, 1, 5, 40))
-        piece = draw.choice((b"", bytes([draw.randrange(256)]), bytes(changed[start : start + 30]), draw.choice([*WORDS, *MARKS]).encode()))
+        piece = draw.choice(
+            (
+                b"",
+                bytes([draw.randrange(256)]),
+                bytes(changed[start : start + 30]),
+                draw.choice([*WORDS, *MARKS]).encode(),
+            )
+        )
         changed[start : start + length] = piece
     survive(folder, bytes(changed))
 
@@ -137,10 +150,26 @@ SCALARS = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(["none", "paper", "openai", "1e999", "nan", "a.pt", "local-dir:/x", "hf-hub:", "package:os/..", "coco:../x", "x" * 99]),
+    st.sampled_from(
+        [
+            "none",
+            "paper",
+            "openai",
+            "1e999",
+            "nan",
+            "a.pt",
+            "local-dir:/x",
+            "hf-hub:",
+            "package:os/..",
+            "coco:../x",
+            "x" * 99,
+        ]
+    ),
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=3)), max_leaves=8
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=8,
 )
 
 
@@ -156,14 +185,26 @@ def dotted(kind: Any, where: str = "") -> list[str]:
 
 
 FIELDS = sorted(
-    {*dotted(Recipe), *(f"objective.{field.name}" for field in fields(LGDConfig)), "objective.preset", "teacher.kind", "nonsense"}
+    {
+        *dotted(Recipe),
+        *(f"objective.{field.name}" for field in fields(LGDConfig)),
+        "objective.preset",
+        "teacher.kind",
+        "nonsense",
+    }
 )
 TEACHERS = [
     {"kind": "open_clip", "model": "RN50", "pretrained": "openai"},
     {"kind": "conse", "classifier": "resnet18", "encoder": "some/encoder"},
     {"kind": "stored", "embeddings": "e", "taught_by": {"kind": "open_clip", "model": "RN50"}},
 ]
-BASE: dict[str, Any] = {"name": "small", "vocabulary": {"source": ["cat", "dog"]}, "data": {"shards": "s"}, "views": {}, "objective": {}}
+BASE: dict[str, Any] = {
+    "name": "small",
+    "vocabulary": {"source": ["cat", "dog"]},
+    "data": {"shards": "s"},
+    "views": {},
+    "objective": {},
+}
 
 
 @settings(parent=quick, max_examples=200)
@@ -185,7 +226,12 @@ def test_any_value_in_any_field(folder: Path, teacher: dict[str, Any], field: st
 
 
 @quick
-@given(key=st.lists(st.sampled_from([*WORDS, "", "objective", "alpha", "source", "vocabulary"]), max_size=30).map(".".join), value=VALUES)
+@given(
+    key=st.lists(st.sampled_from([*WORDS, "", "objective", "alpha", "source", "vocabulary"]), max_size=30).map(
+        ".".join
+    ),
+    value=VALUES,
+)
 def test_any_override(folder: Path, key: str, value: Any) -> None:
     path = folder / "base.yaml"
     path.write_text(yaml.safe_dump({**BASE, "teacher": TEACHERS[0]}))

@@ -14,10 +14,10 @@ import yaml
 from hub_fixtures import environment, publish, read_files, run_script
 from hub_server import HubServer
 
-from lgd_timm import cli
+from lgd_timm.cli import main as cli
+from lgd_timm.config.reader import read_recipe, read_teach_recipe
+from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.errors import RecipeError, TeacherError
-from lgd_timm.recipe import read_recipe, read_teach_recipe
-from lgd_timm.shards.stored import open_stored
 from lgd_timm.teachers import Conse, OpenCLIP, Stored
 
 Dict = dict[str, Any]
@@ -50,10 +50,11 @@ print(json.dumps([
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, taught_folder: Path, tiny_clip: Path) -> Path:
     """Where a run was made and published: `shards` with embeddings, `clip`, and `run/published`. Read only."""
-    from lgd_timm.distill import distill
-    from lgd_timm.recipe import TeachRecipe, recipe_from_dict
-    from lgd_timm.shards import Views
-    from lgd_timm.shards.teach import teach_recipe
+    from lgd_timm.config.reader import recipe_from_dict
+    from lgd_timm.config.recipe import TeachRecipe
+    from lgd_timm.data import Views
+    from lgd_timm.training.distill import distill
+    from lgd_timm.training.teach import teach_recipe
 
     here = tmp_path_factory.mktemp("home")
     shutil.copytree(tiny_clip, here / "clip")
@@ -65,7 +66,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, taught_folder: Path, tiny_cli
         stored = teach_recipe(TeachRecipe(OpenCLIP("local-dir:clip"), views, "shards", device="cpu"))
         recipe = {
             "name": "tiny",
-            "teacher": {"kind": "stored", "embeddings": str(here / stored.root)},  # absolute, into the working directory
+            "teacher": {
+                "kind": "stored",
+                "embeddings": str(here / stored.root),
+            },  # absolute, into the working directory
             "vocabulary": {"source": ["blue", "green", "red"]},
             "data": {"shards": "shards", "val_split": "val", "batch_size": 16, "max_bad": 0.0},
             "student": {"model": "test_resnet"},
@@ -140,7 +144,9 @@ def test_distilling_a_published_folder_repeats_it(taught: Path, home: Path, capl
     with caplog.at_level(logging.INFO):
         assert cli.main(["distill", "published", "--output", "again"]) == 0
     assert weights(taught / "again" / "published") == weights(home / "run" / "published")
-    assert (taught / "again" / "published" / "recipe.yaml").read_text() == (home / "run" / "published" / "recipe.yaml").read_text()
+    assert (taught / "again" / "published" / "recipe.yaml").read_text() == (
+        home / "run" / "published" / "recipe.yaml"
+    ).read_text()
     assert "repeats published: the same images and the same teacher" in caplog.messages
 
 
@@ -170,13 +176,20 @@ def change_metrics(folder: Path, change: Any) -> None:
     ],
     ids=["images", "teacher", "nothing", "nonsense"],
 )  # fmt: skip
-def test_what_differs_is_said_at_the_start(taught: Path, change: Any, line: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_differs_is_said_at_the_start(
+    taught: Path, change: Any, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
     change_metrics(taught / "published", change)
-    assert cli.main(["distill", "published", "--output", "again", "--data.val_split", "null", "--schedule.epochs", "1"]) == 0
+    assert (
+        cli.main(["distill", "published", "--output", "again", "--data.val_split", "null", "--schedule.epochs", "1"])
+        == 0
+    )
     assert [message for message in caplog.messages if message.startswith(line)]
 
 
-def test_a_damaged_metrics_file_is_named_before_anything_is_written(taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_metrics_file_is_named_before_anything_is_written(
+    taught: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (taught / "published" / "metrics.json").write_text("[" * 100_000)
     assert cli.main(["distill", "published", "--output", "again"]) == 2
     assert "metrics.json can't be read" in capsys.readouterr().err
@@ -228,13 +241,20 @@ def test_an_online_recipe_teaches_too(tmp_path: Path, recipe_dict: Dict) -> None
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_dict))
     recipe = read_teach_recipe(tmp_path / "recipe.yaml")
     assert recipe.to_dict()["teacher"] == {**recipe_dict["teacher"], "pretrained": None, "precision": "fp32"}
-    assert (recipe.shards, recipe.split, recipe.out, recipe.max_bad) == (recipe_dict["data"]["shards"], "train", None, 0.0)
+    assert (recipe.shards, recipe.split, recipe.out, recipe.max_bad) == (
+        recipe_dict["data"]["shards"],
+        "train",
+        None,
+        0.0,
+    )
 
 
 def test_nobody_teaches_where_nobody_is_named(tmp_path: Path, recipe_dict: Dict) -> None:
     recipe_dict |= {"teacher": {"kind": "stored", "embeddings": "e"}, "views": None}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_dict))
-    with pytest.raises(RecipeError, match=r"nothing says who did\. Give conse or open_clip, or say who taught in teacher\.taught_by"):
+    with pytest.raises(
+        RecipeError, match=r"nothing says who did\. Give conse or open_clip, or say who taught in teacher\.taught_by"
+    ):
         read_teach_recipe(tmp_path / "recipe.yaml")
     with pytest.raises(RecipeError, match=r"^teacher\.taught_by\.kind = 'stored'; choose one of conse, open_clip"):
         read_recipe(tmp_path / "recipe.yaml", overrides={"teacher.taught_by": {"kind": "stored", "embeddings": "f"}})

@@ -10,14 +10,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from lgd_timm.checkpoint import load_checkpoint
-from lgd_timm.distill import distill
+from lgd_timm.config.reader import read_recipe, recipe_from_dict
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, RecipeError, ShardError
-from lgd_timm.folder import check_folder
-from lgd_timm.publish import load
-from lgd_timm.recipe import read_recipe, recipe_from_dict
-from lgd_timm.run import build
-from lgd_timm.shards.write import write_shards
+from lgd_timm.publish.check import check_folder
+from lgd_timm.publish.folder import load
+from lgd_timm.training.build import build
+from lgd_timm.training.distill import distill
+from lgd_timm.utils.checkpoint import load_checkpoint
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "seed": {"kind": "seed", "queue_size": 40},
@@ -30,7 +30,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_run_publishes_a_whole_folder_that_says_its_objective(recipe_dict: dict[str, Any], tmp_path: Path, name: str) -> None:
+def test_a_run_publishes_a_whole_folder_that_says_its_objective(
+    recipe_dict: dict[str, Any], tmp_path: Path, name: str
+) -> None:
     recipe_dict.update(objective=OBJECTIVES[name], schedule={"epochs": 1, "warmup_epochs": 0})
     folder = distill(recipe_from_dict(recipe_dict), out=tmp_path / "run")
     check_folder(folder)
@@ -55,11 +57,15 @@ def test_the_deep_projector_comes_back_from_its_folder(recipe_dict: dict[str, An
     assert int(load(folder).student.projector[1].num_batches_tracked) == 3
 
 
-def test_supervised_learns_from_labels_and_needs_them(recipe_dict: dict[str, Any], image_folder: Path, tmp_path: Path) -> None:
+def test_supervised_learns_from_labels_and_needs_them(
+    recipe_dict: dict[str, Any], image_folder: Path, tmp_path: Path
+) -> None:
     recipe_dict.update(objective={"kind": "supervised"}, schedule={"epochs": 20, "warmup_epochs": 1})
     recipe_dict["run"]["evaluate_every"] = 100
     folder = distill(recipe_from_dict(recipe_dict), out=tmp_path / "run")
-    assert yaml.safe_load((folder / "metrics.json").read_text())["zero_shot"]["top1"] > 90, "colours are easy to tell with labels"
+    assert yaml.safe_load((folder / "metrics.json").read_text())["zero_shot"]["top1"] > 90, (
+        "colours are easy to tell with labels"
+    )
     write_shards(image_folder, tmp_path / "unlabelled", split="train", labels=False)
     recipe_dict["data"].update(shards=str(tmp_path / "unlabelled"), val_split=None)
     with pytest.raises(ShardError, match="images without a label"):

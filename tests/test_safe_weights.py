@@ -13,15 +13,21 @@ import timm
 import torch
 
 from lgd_timm import hub
+from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.errors import LGDError, RecipeError, WeightsError
-from lgd_timm.recipe import recipe_from_dict
-from lgd_timm.safe_weights import PICKLES, refuse_pickle, timm_source, weights_folder
-from lgd_timm.student import create_student
+from lgd_timm.hub.safe_weights import PICKLES, refuse_pickle, timm_source, weights_folder
+from lgd_timm.students.model import create_student
 from lgd_timm.teachers import Conse, OpenCLIP, spec_from_dict
 
 NAMES: dict[str, Callable[[str], Any]] = {
     "student.model": lambda value: recipe_from_dict(
-        {"name": "a", "teacher": {"kind": "stored", "embeddings": "e"}, "vocabulary": {}, "data": {}, "student": {"model": value}}
+        {
+            "name": "a",
+            "teacher": {"kind": "stored", "embeddings": "e"},
+            "vocabulary": {},
+            "data": {},
+            "student": {"model": value},
+        }
     ),
     "teacher.classifier": lambda value: Conse(value, "encoder"),
     "teacher.encoder": lambda value: Conse("resnet18", value),
@@ -49,7 +55,9 @@ def witness(tmp_path: Path) -> Path:
 def folder(tmp_path: Path) -> Path:
     """A timm folder with safetensors."""
     torch.manual_seed(0)
-    timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=3), tmp_path / "model", safe_serialization=True)
+    timm.models.save_for_hf(
+        timm.create_model("test_resnet", num_classes=3), tmp_path / "model", safe_serialization=True
+    )
     return tmp_path / "model"
 
 
@@ -63,14 +71,20 @@ def poison(folder: Path, witness: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("field", NAMES)
 @pytest.mark.parametrize(
-    "name", ["a.pt", "a/b.PTH", "pytorch_model.bin", "local-dir:a/model.ckpt", "a.pth.tar", "x.npz", "a.pkl/", "b.pickle"]
+    "name",
+    ["a.pt", "a/b.PTH", "pytorch_model.bin", "local-dir:a/model.ckpt", "a.pth.tar", "x.npz", "a.pkl/", "b.pickle"],
 )
 def test_what_names_a_pickle_is_refused_wherever_it_stands(field: str, name: str) -> None:
-    with pytest.raises(RecipeError, match=rf"^{field} = '{name}' names a pickle, and pickles can run code.*safetensors\.torch\.save_file"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"^{field} = '{name}' names a pickle, and pickles can run code.*safetensors\.torch\.save_file",
+    ):
         NAMES[field](name)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "RN50", "openai", "a/b.safetensors", "local-dir:a.b/c", "hf-hub:a/b.c@v1", None])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "RN50", "openai", "a/b.safetensors", "local-dir:a.b/c", "hf-hub:a/b.c@v1", None]
+)
 def test_other_names_are_not(name: str | None) -> None:
     refuse_pickle(name, field="x")
 
@@ -106,7 +120,9 @@ def test_a_folder_never_falls_back_to_pickles(folder: Path, witness: Path, pickl
         lambda: create_student(f"local-dir:{folder}", embed_dim=4, pretrained=True),
         lambda: Conse(f"local-dir:{folder}", "package:a/b").image(),
     ):
-        with pytest.raises(WeightsError, match=rf"lacks model\.safetensors; it has {', '.join(pickles)}, and pickles can run code"):
+        with pytest.raises(
+            WeightsError, match=rf"lacks model\.safetensors; it has {', '.join(pickles)}, and pickles can run code"
+        ):
             build()
     create_student(f"local-dir:{folder}", embed_dim=4)  # without weights it needs none
     assert not witness.exists()
@@ -119,7 +135,9 @@ def test_an_open_clip_folder_never_falls_back_to_pickles(tiny_clip: Path, tmp_pa
     assert OpenCLIP(f"local-dir:{folder}").image().fingerprint == OpenCLIP(f"local-dir:{tiny_clip}").image().fingerprint
     (folder / "open_clip_model.safetensors").rename(folder / "model.safetensors")
     for tower in (OpenCLIP(f"local-dir:{folder}").image, OpenCLIP(f"local-dir:{folder}").text):
-        with pytest.raises(WeightsError, match=r"lacks open_clip_model\.safetensors; it has open_clip_pytorch_model\.bin, and pickles"):
+        with pytest.raises(
+            WeightsError, match=r"lacks open_clip_model\.safetensors; it has open_clip_pytorch_model\.bin, and pickles"
+        ):
             tower()
     (folder / "open_clip_model.safetensors").write_bytes(b"")  # random weights open nothing at all
     assert OpenCLIP(f"local-dir:{folder}", "random").image().embed_dim == 16
@@ -133,7 +151,8 @@ def test_a_damaged_file_is_an_error_of_ours(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", ["{}", "[]", "null", "{", '{"architecture": 1}', '{"architecture": "test_resnet", "model_args": {"nonsense": 1}}']
+    "config",
+    ["{}", "[]", "null", "{", '{"architecture": 1}', '{"architecture": "test_resnet", "model_args": {"nonsense": 1}}'],
 )
 def test_a_foreign_configuration_is_an_error_of_ours(folder: Path, config: str) -> None:
     (folder / "config.json").write_text(config)
@@ -145,7 +164,9 @@ def test_a_foreign_configuration_is_an_error_of_ours(folder: Path, config: str) 
 
 
 @pytest.fixture
-def asked(folder: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+def asked(
+    folder: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
     """What is asked of the Hub, which answers with the folder that fits."""
     calls: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
 
@@ -158,7 +179,10 @@ def asked(folder: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 def test_models_of_the_hub_come_verified_and_without_pickles(asked: list[Any], folder: Path, tiny_clip: Path) -> None:
-    assert create_student("hf-hub:org/name@v1", embed_dim=4, pretrained=True).backbone.pretrained_cfg["architecture"] == "test_resnet"
+    assert (
+        create_student("hf-hub:org/name@v1", embed_dim=4, pretrained=True).backbone.pretrained_cfg["architecture"]
+        == "test_resnet"
+    )
     assert asked.pop() == ("org/name@v1", ("config.json", "model.safetensors"), ())
     create_student("hf-hub:org/name", embed_dim=4)
     assert asked.pop() == ("org/name", ("config.json",), ())
@@ -170,11 +194,18 @@ def test_models_of_the_hub_come_verified_and_without_pickles(asked: list[Any], f
     assert not [pattern for _, require, allow in asked for pattern in (*require, *allow) if pattern.endswith(PICKLES)]
 
 
-@pytest.mark.parametrize("name", ["hf_hub:a/b", "HF-HUB:a/b", "LOCAL-DIR:/a", "file:/a", "local-dir:", "hf-hub:", "C:/a", ":a"])
+@pytest.mark.parametrize(
+    "name", ["hf_hub:a/b", "HF-HUB:a/b", "LOCAL-DIR:/a", "file:/a", "local-dir:", "hf-hub:", "C:/a", ":a"]
+)
 def test_unknown_schemes_are_refused(name: str) -> None:
     """timm takes some of them, in any case of letters."""
-    for build in (lambda: timm_source(name, field="x", pretrained=True), lambda: weights_folder(name, field="x", require=())):
-        with pytest.raises(RecipeError, match=rf"^x = '{name}' is no library's name\. Write local-dir:FOLDER or hf-hub:ORG/NAME"):
+    for build in (
+        lambda: timm_source(name, field="x", pretrained=True),
+        lambda: weights_folder(name, field="x", require=()),
+    ):
+        with pytest.raises(
+            RecipeError, match=rf"^x = '{name}' is no library's name\. Write local-dir:FOLDER or hf-hub:ORG/NAME"
+        ):
             build()
     with pytest.raises(LGDError):
         OpenCLIP(name).image()

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from lgd_timm.small_maps import small_maps_fast
+from lgd_timm.students.small_conv import speed_up_small_convs
 
 CASES = [  # channels in and out, groups, kernel, stride, padding, height, width
     (6, 6, 6, 3, 1, 1, 2, 2),
@@ -32,13 +32,15 @@ def pair(case: tuple[int, ...], *, bias: bool) -> tuple[nn.Conv2d, nn.Module, to
     inputs, outputs, groups, kernel, stride, padding, height, width = case
     torch.manual_seed(0)
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups, bias=bias)
-    return conv, small_maps_fast(copy.deepcopy(conv)), torch.randn(3, inputs, height, width)
+    return conv, speed_up_small_convs(copy.deepcopy(conv)), torch.randn(3, inputs, height, width)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_torch(case: tuple[int, ...], layout: torch.memory_format, bias: bool) -> None:
+def test_outputs_and_gradients_are_those_of_torch(
+    case: tuple[int, ...], layout: torch.memory_format, bias: bool
+) -> None:
     conv, fast, images = pair(case, bias=bias)
     results = []
     for module in (conv, fast):
@@ -52,10 +54,12 @@ def test_outputs_and_gradients_are_those_of_torch(case: tuple[int, ...], layout:
 
 
 @pytest.mark.parametrize(("name", "size"), [("mobilenetv2_100", 32), ("efficientnet_b0", 48), ("resnet18", 32)])
-def test_a_student_gives_the_same_and_takes_the_short_way(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_gives_the_same_and_takes_the_short_way(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0).eval()
-    fast = small_maps_fast(copy.deepcopy(model))
+    fast = speed_up_small_convs(copy.deepcopy(model))
     assert fast.state_dict().keys() == model.state_dict().keys()
     images, calls = torch.randn(2, 3, size, size), []
     original = nn.Conv2d.forward
@@ -68,7 +72,7 @@ def test_a_student_gives_the_same_and_takes_the_short_way(name: str, size: int, 
 
 
 def test_a_copy_has_weights_of_its_own() -> None:
-    fast = small_maps_fast(nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    fast = speed_up_small_convs(nn.Conv2d(4, 4, 3, padding=1, groups=4))
     other = copy.deepcopy(fast)
     images = torch.randn(1, 4, 2, 2)
     before = fast(images)
@@ -89,4 +93,4 @@ def test_a_copy_has_weights_of_its_own() -> None:
     ],
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
-    assert type(small_maps_fast(nn.Sequential(conv))[0]) is nn.Conv2d
+    assert type(speed_up_small_convs(nn.Sequential(conv))[0]) is nn.Conv2d

@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.errors import LGDError, RecipeError
-from lgd_timm.recipe import recipe_from_dict
-from lgd_timm.run import Run, build
-from lgd_timm.step import Skipped, step_seed, train_step
-from lgd_timm.train import batches
+from lgd_timm.training.build import build
+from lgd_timm.training.engine import Skipped, step_seed
+from lgd_timm.training.loop import batches
+from lgd_timm.training.state import Run
+from lgd_timm.training.step import train_step
 
 Dict = dict[str, Any]
 
 
 def made(recipe: Mapping[str, Any], out: Path, **changes: Dict) -> Run:
-    run = build(recipe_from_dict({**recipe, **{key: {**recipe.get(key, {}), **value} for key, value in changes.items()}}), out)
+    run = build(
+        recipe_from_dict({**recipe, **{key: {**recipe.get(key, {}), **value} for key, value in changes.items()}}), out
+    )
     run.task.train()
     return run
 
@@ -30,9 +34,13 @@ def state(run: Run) -> dict[str, Tensor]:
     parts = {"student": run.task.student, "objective": run.task.objective}
     if run.task.has_ema():
         parts["ema"] = run.task.ema_student
-    tensors = {f"{part}/{key}": value.clone() for part, module in parts.items() for key, value in module.state_dict().items()}
+    tensors = {
+        f"{part}/{key}": value.clone() for part, module in parts.items() for key, value in module.state_dict().items()
+    }
     for index, entries in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": value.clone() for key, value in entries.items() if isinstance(value, Tensor)}
+        tensors |= {
+            f"optimizer/{index}/{key}": value.clone() for key, value in entries.items() if isinstance(value, Tensor)
+        }
     return tensors
 
 
@@ -73,11 +81,15 @@ def test_a_step_whose_gradient_is_not_finite_leaves_everything_as_it_was(
     assert all(tensor.isfinite().all() for tensor in state(run).values())
 
 
-def test_a_pixel_storm_does_not_poison_batch_statistics(recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pixel_storm_does_not_poison_batch_statistics(
+    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A forward pass moves batch norm's running mean before anybody has seen a gradient."""
     run = made(recipe_dict, tmp_path)
     batch = next(batches(run, 1))
-    monkeypatch.setattr(run.task.student, "forward", lambda images, own=run.task.student.forward: own(images) * float("inf"))
+    monkeypatch.setattr(
+        run.task.student, "forward", lambda images, own=run.task.student.forward: own(images) * float("inf")
+    )
     before = state(run)
     assert not train_step(run, batch)[1]
     assert changed(run, before) == []
@@ -89,15 +101,23 @@ def test_too_many_in_a_row_end_the_run_and_name_the_images() -> None:
     skipped.in_row = 0  # a good one in between
     skipped.add(["c"], step=9)
     skipped.add(["d"], step=10)
-    with pytest.raises(LGDError, match=r"step 12: a gradient is not finite, like those of the 2 steps before\. Lower .*: e, f\."):
+    with pytest.raises(
+        LGDError, match=r"step 12: a gradient is not finite, like those of the 2 steps before\. Lower .*: e, f\."
+    ):
         skipped.add(["e", "f"], step=11)
     assert skipped.total == 4
 
 
-def test_a_run_that_diverges_ends_soon_and_saves_no_ruin(recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lgd_timm.distill import distill
+def test_a_run_that_diverges_ends_soon_and_saves_no_ruin(
+    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lgd_timm.training.distill import distill
 
-    recipe = {**recipe_dict, "run": {"device": "cpu", "max_skipped": 1}, "data": {**recipe_dict["data"], "val_split": None}}
+    recipe = {
+        **recipe_dict,
+        "run": {"device": "cpu", "max_skipped": 1},
+        "data": {**recipe_dict["data"], "val_split": None},
+    }
     built = build(recipe_from_dict(recipe), tmp_path)
     poison(built, monkeypatch, float("nan"))
     with pytest.raises(LGDError, match="step 2: a gradient is not finite, like those of the 1 steps before"):
@@ -123,9 +143,14 @@ def test_passes_add_up_to_the_batch(recipe_dict: Dict, tmp_path: Path, objective
         torch.testing.assert_close(theirs[key], tensor, rtol=1e-3, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("objective", [{"kind": "clip_kd"}, {"preset": "paper", "update": "before"}], ids=["clip_kd", "bank before loss"])
+@pytest.mark.parametrize(
+    "objective", [{"kind": "clip_kd"}, {"preset": "paper", "update": "before"}], ids=["clip_kd", "bank before loss"]
+)
 def test_a_loss_that_looks_at_the_batch_takes_no_passes(recipe_dict: Dict, tmp_path: Path, objective: Dict) -> None:
-    with pytest.raises(RecipeError, match=r"looks at a whole batch, or fills its bank before it, so run\.accumulate = 2 would change it"):
+    with pytest.raises(
+        RecipeError,
+        match=r"looks at a whole batch, or fills its bank before it, so run\.accumulate = 2 would change it",
+    ):
         made({**recipe_dict, "objective": objective}, tmp_path, run={"accumulate": 2})
 
 

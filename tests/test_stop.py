@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lgd_timm.files import replacing
-from lgd_timm.stop import STATUS, StopRequest, ending_in_order
+from lgd_timm.utils.files import atomic_file
+from lgd_timm.utils.signals import STATUS, StopRequest, ending_in_order
 
 
 def test_the_first_signal_asks_and_the_second_does_what_it_did_before() -> None:
@@ -32,7 +32,7 @@ def test_what_signals_did_before_comes_back() -> None:
 
 def test_what_is_half_written_is_removed(tmp_path: Path) -> None:
     def write() -> None:
-        with ending_in_order(), replacing(tmp_path / "file") as temporary:
+        with ending_in_order(), atomic_file(tmp_path / "file") as temporary:
             temporary.write_text("half")
             os.kill(os.getpid(), signal.SIGTERM)
 

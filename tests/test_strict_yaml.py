@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lgd_timm import strict_yaml
+from lgd_timm.config import strict_yaml
+from lgd_timm.config.strict_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml
 from lgd_timm.errors import RecipeError
-from lgd_timm.strict_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,10 @@ def test_it_reads_what_the_safe_loader_reads() -> None:
         ("a:\n  1: b", "line 2: the key '1' is not text"),
         ("? [a]\n: b", "line 1: the key in line 1 is not text"),
         ("true: b", "line 1: the key 'true' is not text"),
-        ("a: 2001-12-14", "line 1: '2001-12-14' is a timestamp, which no field takes. If it is meant as text, quote it"),
+        (
+            "a: 2001-12-14",
+            "line 1: '2001-12-14' is a timestamp, which no field takes. If it is meant as text, quote it",
+        ),
         ("a: =", "'=' is a value, which no field takes"),
         ("a: !!binary aGVsbG8=", "the tag 'tag:yaml.org,2002:binary' is not read"),
         ("a: !!set {b, c}", "the tag 'tag:yaml.org,2002:set' is not read"),

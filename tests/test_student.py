@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lgd_timm.errors import LGDError
-from lgd_timm.student import Student, create_student, make_projector
+from lgd_timm.students.model import Student, create_student, make_projector
 
 EMBED = 10
 
@@ -20,7 +20,15 @@ def images(size: int = 32, count: int = 2) -> torch.Tensor:
 # mobilenetv3_small and hgnetv2 have hidden layers between pooling and classifier, so num_features is not what they give.
 @pytest.mark.parametrize(
     "model",
-    ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "mobilenetv2_035", "mobilenetv3_small_050", "hgnetv2_b0"],
+    [
+        "test_resnet",
+        "test_efficientnet",
+        "test_vit",
+        "test_convnext",
+        "mobilenetv2_035",
+        "mobilenetv3_small_050",
+        "hgnetv2_b0",
+    ],
 )
 @pytest.mark.parametrize("projector", ["linear", "mlp"])
 def test_embeddings_are_the_projected_pooled_features(model, projector):
@@ -54,10 +62,14 @@ def test_linear_is_linear_and_mlp_is_not():
     linear, mlp = make_projector("linear", 6, EMBED), make_projector("mlp", 6, EMBED)
     a, b = torch.randn(2, 1, 6)
     nought = torch.zeros(1, 6)
-    torch.testing.assert_close(linear(a + b) - linear(nought), linear(a) + linear(b) - 2 * linear(nought), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        linear(a + b) - linear(nought), linear(a) + linear(b) - 2 * linear(nought), atol=1e-5, rtol=1e-5
+    )
     assert not torch.allclose(mlp(a + b) - mlp(nought), mlp(a) + mlp(b) - 2 * mlp(nought), atol=1e-3)
     layers = [module for module in mlp if isinstance(module, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in layers] == [(6, 6), (6, EMBED)], "the paper's: hidden width = features"
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(6, 6), (6, EMBED)], (
+        "the paper's: hidden width = features"
+    )
 
 
 def test_dropout_and_stochastic_depth_pass_through():
@@ -91,7 +103,9 @@ def test_size_and_statistics_are_the_models_own_unless_given():
     assert given.preprocess.mean.flatten().tolist() == pytest.approx(mean)
     assert given.preprocess.std.flatten().tolist() == pytest.approx(std)
     stated = given.backbone.pretrained_cfg
-    assert (stated["input_size"], stated["mean"], stated["std"]) == ((3, 48, 48), mean, std), "what is published must say so too"
+    assert (stated["input_size"], stated["mean"], stated["std"]) == ((3, 48, 48), mean, std), (
+        "what is published must say so too"
+    )
     half = create_student("test_vit", embed_dim=EMBED, mean=mean)
     assert half.preprocess.std.flatten().tolist() == pytest.approx(config["std"])
 

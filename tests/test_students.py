@@ -15,10 +15,10 @@ from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 
 import lgd_timm
-from lgd_timm import students
 from lgd_timm.errors import WeightsError
-from lgd_timm.files import sha256_of
-from lgd_timm.students import STUDENTS, stock_name
+from lgd_timm.students import entrypoints as students
+from lgd_timm.students.entrypoints import STUDENTS, stock_name
+from lgd_timm.utils.files import sha256_of
 
 NAMES = sorted(STUDENTS)
 REPOSITORY = Path(__file__).parents[1]
@@ -112,12 +112,18 @@ def test_an_overlay_patches_the_facts_and_leaves_ours_alone(name: str) -> None:
     assert (data["mean"], data["input_size"]) == ((0.1, 0.2, 0.3), (3, 96, 96))
     assert model.pretrained_cfg["classifier"] == STUDENTS[name].classifier
     assert overlay == {"mean": (0.1, 0.2, 0.3), "input_size": (3, 96, 96)}
-    assert tuple(timm.create_model(name).pretrained_cfg["mean"]) == tuple(timm.get_pretrained_cfg(name).mean) != overlay["mean"]
+    assert (
+        tuple(timm.create_model(name).pretrained_cfg["mean"])
+        == tuple(timm.get_pretrained_cfg(name).mean)
+        != overlay["mean"]
+    )
 
 
 def test_a_file_in_the_overlay_is_loaded_as_timm_does(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    theirs = timm.create_model("resnet18", num_classes=timm.create_model("lgd_resnet18").num_classes)  # those of the published weights
+    theirs = timm.create_model(
+        "resnet18", num_classes=timm.create_model("lgd_resnet18").num_classes
+    )  # those of the published weights
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     overlay = {"file": str(tmp_path / "weights.pth")}
     ours = timm.create_model("lgd_resnet18", pretrained=True, pretrained_cfg_overlay=overlay)
@@ -128,11 +134,14 @@ def test_a_file_in_the_overlay_is_loaded_as_timm_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "tag"), [(name, tag) for name, entry in STUDENTS.items() for tag in entry.recipes])
-def test_tags_without_weights_name_the_recipe_that_makes_them(name: str, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tags_without_weights_name_the_recipe_that_makes_them(
+    name: str, tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(students, "manifest", dict)
     assert timm.create_model(f"{name}.{tag}", num_classes=7).num_classes == 7  # the architecture is there
     with pytest.raises(
-        WeightsError, match=rf"No weights of '{name}\.{tag}' are published .*lgd-timm distill {STUDENTS[name].recipes[tag]}$"
+        WeightsError,
+        match=rf"No weights of '{name}\.{tag}' are published .*lgd-timm distill {STUDENTS[name].recipes[tag]}$",
     ):
         timm.create_model(f"{name}.{tag}", pretrained=True)
 
@@ -147,7 +156,9 @@ def test_what_is_listed_as_pretrained_is_what_the_manifest_has() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(name for name, weight in students.manifest().items() if weight.commit is None))
-def test_weights_that_only_the_checkout_has_load_verified_and_with_their_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_only_the_checkout_has_load_verified_and_with_their_names(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("LGD_TIMM_HUB", raising=False)
     model = timm.create_model(name, pretrained=True).eval()
     folder = REPOSITORY / "hub" / name
@@ -161,7 +172,9 @@ def test_weights_that_only_the_checkout_has_load_verified_and_with_their_names(n
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A ResNet-18 over three names, and its folder as timm saves it."""
     torch.manual_seed(0)
-    model = timm.create_model("resnet18", num_classes=3, pretrained_cfg_overlay={"input_size": (3, 64, 64), "mean": (0.1, 0.2, 0.3)})
+    model = timm.create_model(
+        "resnet18", num_classes=3, pretrained_cfg_overlay={"input_size": (3, 64, 64), "mean": (0.1, 0.2, 0.3)}
+    )
     folder = tmp_path_factory.mktemp("weights") / "small"
     save_for_hf(model, str(folder), model_config={"architecture": "resnet18"}, safe_serialization=True)
     return model, folder
@@ -174,7 +187,13 @@ def facts(small_weights: tuple[Any, Path], tmp_path_factory: pytest.TempPathFact
     site = tmp_path_factory.mktemp("site")
     shutil.copytree(REPOSITORY / "lgd_timm", site / "lgd_timm", ignore=shutil.ignore_patterns("__pycache__"))
     files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
-    cfg = {"num_classes": 3, "input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "crop_pct": 1.0, "label_names": ["a", "b", "c"]}
+    cfg = {
+        "num_classes": 3,
+        "input_size": [3, 64, 64],
+        "mean": [0.1, 0.2, 0.3],
+        "crop_pct": 1.0,
+        "label_names": ["a", "b", "c"],
+    }
     row = {"repo_id": "me/x", "commit": None, "files": files, "metrics": {}, "cfg": cfg}
     names = ["lgd_resnet18.right_small", "lgd_resnet18.flipped_small"]
     (site / "lgd_timm" / "manifest.json").write_text(json.dumps(dict.fromkeys(names, row)))
@@ -202,7 +221,12 @@ def test_published_weights_are_listed_and_the_first_is_the_default(facts: dict[s
 
 def test_published_weights_load_by_tag_and_by_default(facts: dict[str, Any], small_weights: tuple[Any, Path]) -> None:
     model, folder = small_weights
-    assert facts["by_tag"] == facts["by_default"] == total(model) == total(timm.create_model(f"local-dir:{folder}", pretrained=True))
+    assert (
+        facts["by_tag"]
+        == facts["by_default"]
+        == total(model)
+        == total(timm.create_model(f"local-dir:{folder}", pretrained=True))
+    )
     assert facts["not_pretrained"] != facts["by_tag"]
     assert facts["classes"] == 3
     assert facts["names"] == ["a", "b", "c"]
@@ -212,7 +236,11 @@ def test_published_weights_adapt_as_stock_ones_do(facts: dict[str, Any], small_w
     model, folder = small_weights
     assert facts["other_classes"] == [7, 512]
     assert facts["backbone"] == total(timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0))
-    assert facts["one_channel"] == pytest.approx(facts["three_channels"]) == pytest.approx(model.conv1.weight.double().sum().item())
+    assert (
+        facts["one_channel"]
+        == pytest.approx(facts["three_channels"])
+        == pytest.approx(model.conv1.weight.double().sum().item())
+    )
     assert facts["pyramid"] == [64, 64, 128, 256, 512]
 
 

@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load_file
 from test_distill import assert_bit_equal, damage_first_image, last_checkpoint, losses, merge, run
 
-from lgd_timm.checkpoint import all_checkpoints
-from lgd_timm.recipe import recipe_from_dict
-from lgd_timm.stop import STATUS
+from lgd_timm.config.reader import recipe_from_dict
+from lgd_timm.utils.checkpoint import all_checkpoints
+from lgd_timm.utils.signals import STATUS
 
 Dict = dict[str, Any]
 
@@ -60,7 +60,11 @@ def call(words: list[str]) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def busy(recipe_dict: Dict) -> Dict:
     """With all that a run carries along: momentum, average, dropout, a bank. It saves after every step."""
-    changes = {"student": {"drop_rate": 0.2}, "run": {"ema_decay": 0.9, "checkpoint_minutes": 0.0}, "data": {"val_split": None}}
+    changes = {
+        "student": {"drop_rate": 0.2},
+        "run": {"ema_decay": 0.9, "checkpoint_minutes": 0.0},
+        "data": {"val_split": None},
+    }
     return merge(recipe_dict, changes)
 
 
@@ -68,7 +72,9 @@ def test_a_killed_run_goes_on_at_its_last_step_and_ends_bit_equal(busy: Dict, tm
     run(busy, tmp_path / "whole")
     dead = call([sys.executable, *command(tmp_path, busy, "killed", number=signal.SIGKILL, step=5)])
     assert dead.returncode == -signal.SIGKILL, dead.stderr
-    assert all_checkpoints(tmp_path / "killed" / "checkpoints")[-1].name == "step-00000005"  # within the second epoch of three
+    assert (
+        all_checkpoints(tmp_path / "killed" / "checkpoints")[-1].name == "step-00000005"
+    )  # within the second epoch of three
     (tmp_path / "killed" / "checkpoints" / ".step-left").mkdir()  # as if it had been writing
     run(busy, tmp_path / "killed", resume=True, data={"workers": 2})
     assert_bit_equal(last_checkpoint(tmp_path / "killed"), last_checkpoint(tmp_path / "whole"))
@@ -81,9 +87,15 @@ def test_a_notice_saves_and_ends_with_its_own_status(busy: Dict, tmp_path: Path)
     run(rare, tmp_path / "whole")
     stopped = call([sys.executable, *command(tmp_path, rare, "stopped", number=signal.SIGTERM, step=4)])
     assert stopped.returncode == STATUS, stopped.stderr
-    assert f"stopped by SIGTERM at step 5 of 9, and saved in {tmp_path / 'stopped'}. Go on with --resume." in stopped.stderr
+    assert (
+        f"stopped by SIGTERM at step 5 of 9, and saved in {tmp_path / 'stopped'}. Go on with --resume."
+        in stopped.stderr
+    )
     assert "published" not in stopped.stdout
-    assert [path.name for path in all_checkpoints(tmp_path / "stopped" / "checkpoints")] == ["step-00000003", "step-00000005"]
+    assert [path.name for path in all_checkpoints(tmp_path / "stopped" / "checkpoints")] == [
+        "step-00000003",
+        "step-00000005",
+    ]
     run(rare, tmp_path / "stopped", resume=True)
     assert_bit_equal(last_checkpoint(tmp_path / "stopped"), last_checkpoint(tmp_path / "whole"))
 
@@ -98,8 +110,12 @@ def test_torchrun_restarts_what_was_killed(busy: Dict, tmp_path: Path, shard_fol
     recipe = {**merge(busy, seed), "objective": seed["objective"]}
     whole = call([*torchrun(), *command(tmp_path, recipe, "whole")])
     assert whole.returncode == 0, whole.stderr
-    assert whole.stderr.count(f"skipped {name}") == 2  # every rank counts those of all; the first has a terminal, the second none
-    struck = call([*torchrun("--max-restarts=1"), *command(tmp_path, recipe, "killed", number=signal.SIGKILL, step=5, rank=1)])
+    assert (
+        whole.stderr.count(f"skipped {name}") == 2
+    )  # every rank counts those of all; the first has a terminal, the second none
+    struck = call(
+        [*torchrun("--max-restarts=1"), *command(tmp_path, recipe, "killed", number=signal.SIGKILL, step=5, rank=1)]
+    )
     assert struck.returncode == 0, struck.stderr
     assert (tmp_path / "killed.flag").exists()
     assert "resumed" in struck.stderr
@@ -112,7 +128,11 @@ def test_torchrun_restarts_what_was_killed(busy: Dict, tmp_path: Path, shard_fol
 def test_a_notice_to_torchrun_stops_all_ranks_at_one_step(busy: Dict, tmp_path: Path) -> None:
     long = merge(busy, {"schedule": {"epochs": 400}, "run": {"checkpoint_minutes": 60.0, "checkpoint_every": 400}})
     process = subprocess.Popen(
-        [*torchrun(), *command(tmp_path, long, "stopped")], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*torchrun(), *command(tmp_path, long, "stopped")],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         deadline = time.monotonic() + 200

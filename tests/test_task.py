@@ -12,10 +12,10 @@ from timm.task import TrainingTask
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
+from lgd_timm.data.preprocess import Preprocess
 from lgd_timm.errors import LGDError
 from lgd_timm.objectives import LGD
-from lgd_timm.preprocess import Preprocess
-from lgd_timm.student import Student, create_student
+from lgd_timm.students.model import Student, create_student
 from lgd_timm.task import LGDTask
 from lgd_timm.teachers import ImageTeacher
 
@@ -159,7 +159,9 @@ def test_the_teachers_output_can_be_a_target():
     target = task.teach(images())
     result = make_task()(images(), target)
     (result["loss"] + (result["output"] - target).square().mean()).backward()
-    assert make_task().train()(images(), task.teacher(images()))["loss"].isfinite(), "even while it is an inference tensor"
+    assert make_task().train()(images(), task.teacher(images()))["loss"].isfinite(), (
+        "even while it is an inference tensor"
+    )
 
 
 def test_the_teacher_is_in_no_checkpoint_and_not_among_the_parameters():
@@ -186,7 +188,9 @@ def test_the_teacher_follows_the_task_to_its_device():
 
 def test_each_model_gets_its_own_size_and_statistics():
     task = make_task(teacher=True)
-    task.student.preprocess = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear")
+    task.student.preprocess = Preprocess(
+        size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear"
+    )
     seen = {}
     task.student.backbone.register_forward_pre_hook(lambda module, args: seen.update(student=args[0].detach()))
     task.teacher.body.register_forward_pre_hook(lambda module, args: seen.update(teacher=args[0].clone()))
@@ -196,7 +200,9 @@ def test_each_model_gets_its_own_size_and_statistics():
     assert seen["teacher"].shape == (2, 3, 24, 24)
     torch.testing.assert_close(seen["student"], torch.full((2, 3, 32, 32), (0.2 - 0.5) / 0.25))
     for channel, (mean, std) in enumerate(((0.1, 0.9), (0.2, 0.8), (0.3, 0.7))):
-        torch.testing.assert_close(seen["teacher"][:, channel], torch.full((2, 24, 24), (0.2 - mean) / std), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            seen["teacher"][:, channel], torch.full((2, 24, 24), (0.2 - mean) / std), atol=1e-6, rtol=1e-6
+        )
 
 
 # timm's calls
@@ -275,7 +281,10 @@ def test_distributed_training_gives_the_same_losses_and_keys(process_group, comp
     assert train(wrapped) == pytest.approx(train(plain), rel=1e-5)
     wrapped.update_ema(step=1)
     assert wrapped.get_checkpoint_state()["state_dict"].keys() == plain.get_checkpoint_state()["state_dict"].keys()
-    assert wrapped.get_checkpoint_state(ema=True)["state_dict_ema"].keys() == plain.get_checkpoint_state()["state_dict"].keys()
+    assert (
+        wrapped.get_checkpoint_state(ema=True)["state_dict_ema"].keys()
+        == plain.get_checkpoint_state()["state_dict"].keys()
+    )
     state = plain.get_checkpoint_state()
     wrapped.load_checkpoint_state(state["state_dict"], state["task_state"])
     assert torch.equal(wrapped.student.projector.weight, plain.student.projector.weight)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lgd_timm import verify as module
 from lgd_timm.errors import WeightsError
-from lgd_timm.files import sha256_of
+from lgd_timm.hub import verify as module
+from lgd_timm.hub.verify import MOMENT, FileFacts, facts_of, git_sha1, stamp_verified, verify, wrong_files
 from lgd_timm.settings import cache_folder
-from lgd_timm.verify import MOMENT, FileFacts, facts_of, git_sha1, verify, vouch, wrong_files
+from lgd_timm.utils.files import sha256_of
 
 CONTENT = b"some weights"
 
@@ -50,7 +50,13 @@ def test_what_differs_is_named_with_both_hashes(folder: Path, facts: dict[str, F
     (folder / "config.json").unlink()
     with pytest.raises(WeightsError) as failure:
         verify(folder, facts)
-    for part in (str(folder), facts["model.safetensors"]["sha256"], hashlib.sha256(b"other weight").hexdigest(), "config.json", "no such"):
+    for part in (
+        str(folder),
+        facts["model.safetensors"]["sha256"],
+        hashlib.sha256(b"other weight").hexdigest(),
+        "config.json",
+        "no such",
+    ):
         assert part in str(failure.value)
     assert wrong_files(folder, facts).keys() == facts.keys()
 
@@ -112,12 +118,14 @@ def test_a_stamp_speaks_for_its_own_hash_only(folder: Path, facts: dict[str, Fil
 
 
 def test_who_hashed_while_writing_can_vouch(folder: Path, facts: dict[str, FileFacts], read: list[str]) -> None:
-    vouch(folder, facts)
+    stamp_verified(folder, facts)
     assert wrong_files(folder, facts) == {}
     assert read == []
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"model.safetensors": 1}', '{"model.safetensors": {"state": 1, "sha256": 2}}', "\xff"])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"model.safetensors": 1}', '{"model.safetensors": {"state": 1, "sha256": 2}}', "\xff"]
+)
 def test_damaged_stamps_are_no_stamps(damage: str, folder: Path, facts: dict[str, FileFacts], read: list[str]) -> None:
     assert wrong_files(folder, facts) == {}
     (stamps,) = (cache_folder() / "verified").iterdir()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lgd_timm.data.vocabulary import TIMM_SUBSETS, Vocabulary, load_vocabulary, names_file, templates_file
 from lgd_timm.errors import MissingExtra, VocabularyError
-from lgd_timm.vocabulary import TIMM_SUBSETS, Vocabulary, load_vocabulary, names_file, templates_file
 
 NAMES = ["cat", "dog", "sea otter"]
 
@@ -51,11 +51,13 @@ def test_fingerprint_is_the_same_in_another_process_which_loads_no_heavy_library
     script = (
         "import sys, types; package = types.ModuleType('lgd_timm'); package.__path__ = [sys.argv[1]]; "
         "sys.modules['lgd_timm'] = package\n"
-        "from lgd_timm.vocabulary import Vocabulary\n"
+        "from lgd_timm.data.vocabulary import Vocabulary\n"
         "print(Vocabulary(('café', 'dog')).fingerprint, sorted({'torch', 'timm', 'open_clip'} & set(sys.modules)))"
     )
     package = Path(__file__).parent.parent / "lgd_timm"
-    printed = subprocess.run([sys.executable, "-c", script, str(package)], check=True, capture_output=True, text=True).stdout.strip()
+    printed = subprocess.run(
+        [sys.executable, "-c", script, str(package)], check=True, capture_output=True, text=True
+    ).stdout.strip()
     assert printed == f"{Vocabulary(('café', 'dog')).fingerprint} []"
 
 
@@ -110,7 +112,9 @@ def test_text_file_skips_comments_blank_lines_and_bom(tmp_path: Path, encoding: 
         assert load_vocabulary(source).names == ("crème brûlée", "dog")
 
 
-def test_relative_paths_start_at_root_else_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_at_root_else_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     (tmp_path / "templates.txt").write_text("# two\na {}\nthe {}\n")
     expected = Vocabulary(tuple(NAMES), ("a {}", "the {}"))
@@ -297,7 +301,16 @@ def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, a
 
 
 @pytest.mark.parametrize(
-    "source", ["x" * 5000, "a/" * 5000, "file:a\0b", "folder:a\0b", "coco:" + "x" * 5000, "folder:" + "x" * 5000, "kind:" + "x" * 5000]
+    "source",
+    [
+        "x" * 5000,
+        "a/" * 5000,
+        "file:a\0b",
+        "folder:a\0b",
+        "coco:" + "x" * 5000,
+        "folder:" + "x" * 5000,
+        "kind:" + "x" * 5000,
+    ],
 )
 def test_names_of_files_that_no_file_can_have_are_refused(source: str) -> None:
     with pytest.raises(VocabularyError):
@@ -329,6 +342,8 @@ def test_a_source_says_which_file_it_reads(source: str, path: str | None) -> Non
     assert names_file(source) == path
 
 
-@pytest.mark.parametrize(("templates", "path"), [("none", None), ("openai", None), ("simple", None), ("a {}", None), ("a.txt", "a.txt")])
+@pytest.mark.parametrize(
+    ("templates", "path"), [("none", None), ("openai", None), ("simple", None), ("a {}", None), ("a.txt", "a.txt")]
+)
 def test_templates_say_which_file_they_read(templates: str, path: str | None) -> None:
     assert templates_file(templates) == path

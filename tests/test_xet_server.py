@@ -71,7 +71,9 @@ def weights() -> bytes:
 
     torch.manual_seed(0)
     noise = torch.randn(400, 1000) * 0.02
-    return save({"a": noise, "half": noise.half(), "zero": torch.zeros(200_000), "byte": torch.randint(255, (50_001,)).byte()})
+    return save(
+        {"a": noise, "half": noise.half(), "zero": torch.zeros(200_000), "byte": torch.randint(255, (50_001,)).byte()}
+    )
 
 
 @pytest.fixture
@@ -118,7 +120,9 @@ def test_what_is_pushed_with_xet_is_pulled_with_it_and_without(server: HubServer
     assert not requests(server, "GET", "/xorb/")
 
 
-def test_what_came_without_xet_is_pulled_with_it(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_without_xet_is_pulled_with_it(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(xet_server, "CHUNKS_IN_XORB", 3)
     files = {"model.safetensors": random.Random(0).randbytes(500_000), "small.bin": b"small", "config.json": b"{}"}
     publish(server, "me/x", files)
@@ -176,8 +180,16 @@ def test_tokens_of_the_cas(server: HubServer) -> None:
     publish(server, "me/x", {"model.bin": b"x" * 1000})
     server.set_private("me/x")
     api = f"{server.url}/api/models/me/x"
-    assert [call(f"{api}/xet-read-token/main", token)[0] for token in (None, READ_TOKEN, WRITE_TOKEN)] == [401, 200, 200]
-    assert [call(f"{api}/xet-write-token/main", token)[0] for token in (None, READ_TOKEN, WRITE_TOKEN)] == [401, 403, 200]
+    assert [call(f"{api}/xet-read-token/main", token)[0] for token in (None, READ_TOKEN, WRITE_TOKEN)] == [
+        401,
+        200,
+        200,
+    ]
+    assert [call(f"{api}/xet-write-token/main", token)[0] for token in (None, READ_TOKEN, WRITE_TOKEN)] == [
+        401,
+        403,
+        200,
+    ]
     assert call(f"{api}/xet-read-token/none", READ_TOKEN)[0] == 404
 
     read, write = (call(f"{api}/xet-{scope}-token/main", WRITE_TOKEN)[1] for scope in ("read", "write"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lgd_timm.preprocess import Preprocess
+from lgd_timm.data.preprocess import Preprocess
 from lgd_timm.teachers import ImageTeacher
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from lgd_timm.cli import parse_overrides
-from lgd_timm.devices import keep_memory
+from lgd_timm.cli.main import parse_overrides
 from lgd_timm.errors import LGDError, MissingExtra
+from lgd_timm.utils.device import keep_memory
 
 from .report import markdown
 from .runs import identity, noted, recipe_of, run_once
@@ -30,7 +30,11 @@ def main() -> int:
     rows = {name: row for name, row in TABLES[arguments.table].items() if not arguments.rows or name in arguments.rows}
     try:
         own = {key: yaml.safe_load(value) for key, value in parse_overrides(rest).items()}
-        recipes = {(row, seed): recipe_of(arguments.recipe, {**rows[row], **own}, seed) for seed in arguments.seeds for row in rows}
+        recipes = {
+            (row, seed): recipe_of(arguments.recipe, {**rows[row], **own}, seed)
+            for seed in arguments.seeds
+            for row in rows
+        }
         if not arguments.show:
             for (row, seed), recipe in recipes.items():
                 print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
@@ -41,7 +45,12 @@ def main() -> int:
     wanted = {identity(recipe): row for (row, _), recipe in recipes.items()}
     print(
         markdown(
-            [{**note, "row": wanted[note["identity"]]} for note in noted(arguments.notes) if note["identity"] in wanted], rows=list(rows)
+            [
+                {**note, "row": wanted[note["identity"]]}
+                for note in noted(arguments.notes)
+                if note["identity"] in wanted
+            ],
+            rows=list(rows),
         )
     )
     return 0
@@ -53,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="these alone")
     parser.add_argument(
-        "--recipe", type=Path, default=Path("recipes/evidence_cifar10.yaml"), help="the footing; --field.sub value changes it"
+        "--recipe",
+        type=Path,
+        default=Path("recipes/evidence_cifar10.yaml"),
+        help="the footing; --field.sub value changes it",
     )
     parser.add_argument("--notes", type=Path, default=Path("docs/evidence.jsonl"))
     parser.add_argument("--output", type=Path, default=Path("output/evidence"))

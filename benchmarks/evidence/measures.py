@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lgd_timm.evaluate.bench import Bench
+from lgd_timm.config.recipe import Recipe
+from lgd_timm.data import ShardSet, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.in_memory import in_memory
+from lgd_timm.evaluate.feature_splits import FeatureSplits
 from lgd_timm.evaluate.knn import knn
 from lgd_timm.evaluate.linear_probe import linear_probe
 from lgd_timm.evaluate.models import find_model
-from lgd_timm.recipe import Recipe
-from lgd_timm.shards import ShardSet, open_shards
-from lgd_timm.shards.memory import in_memory
-from lgd_timm.shards.read import ShardDataset
 
 
 def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
@@ -24,8 +24,10 @@ def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
     splits = {data.train_split: first_shard(open_shards(data.shards, split=data.train_split))}
     assert data.val_split is not None
     splits[data.val_split] = open_shards(data.shards, split=data.val_split)
-    datasets = {split: in_memory(ShardDataset(shards, views=model.views, allow_empty=True)) for split, shards in splits.items()}
-    bench = Bench(model, data.shards, data.train_split, data.val_split, datasets, cache=False)
+    datasets = {
+        split: in_memory(ShardDataset(shards, views=model.views, allow_empty=True)) for split, shards in splits.items()
+    }
+    bench = FeatureSplits(model, data.shards, data.train_split, data.val_split, datasets, cache=False)
     return {
         "zero_shot": metrics["zero_shot"]["top1"],
         "teacher_zero_shot": metrics["teacher_zero_shot"]["top1"],

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-COLUMNS = {"zero_shot": "zero-shot", "knn": "k-NN, 10 % of the labels", "linear_probe": "linear probe, 10 % of the labels"}
+COLUMNS = {
+    "zero_shot": "zero-shot",
+    "knn": "k-NN, 10 % of the labels",
+    "linear_probe": "linear probe, 10 % of the labels",
+}
 
 
 def markdown(notes: Sequence[Mapping[str, Any]], *, rows: Sequence[str]) -> str:

@@ -12,10 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lgd_timm.distill import distill
-from lgd_timm.files import fingerprint
-from lgd_timm.recipe import MACHINE, DataRecipe, OptimizerRecipe, Recipe, RunRecipe, ScheduleRecipe, StudentRecipe, read_recipe
-from lgd_timm.typed import plain
+from lgd_timm.config.reader import read_recipe
+from lgd_timm.config.recipe import (
+    MACHINE,
+    DataRecipe,
+    OptimizerRecipe,
+    Recipe,
+    RunRecipe,
+    ScheduleRecipe,
+    StudentRecipe,
+)
+from lgd_timm.training.distill import distill
+from lgd_timm.utils.files import fingerprint
+from lgd_timm.utils.schema import to_plain
 
 from ..settings import cores
 from .measures import measure
@@ -43,11 +52,17 @@ def identity(recipe: Recipe) -> str:
     """
     facts = {key: value for key, value in recipe.to_dict().items() if key != "name"}
     for section, default in _DEFAULTS.items():
-        usual, machine = plain(default), _PLACES.get(section, ())
-        facts[section] = {key: value for key, value in facts[section].items() if value != usual[key] and key not in machine}
+        usual, machine = to_plain(default), _PLACES.get(section, ())
+        facts[section] = {
+            key: value for key, value in facts[section].items() if value != usual[key] and key not in machine
+        }
     teacher = facts.pop("teacher")
     # Stored embeddings lie in a folder that is named after teacher and views.
-    taught = {"embeddings": Path(teacher["embeddings"]).name, "target": teacher["target"]} if teacher["kind"] == "stored" else teacher
+    taught = (
+        {"embeddings": Path(teacher["embeddings"]).name, "target": teacher["target"]}
+        if teacher["kind"] == "stored"
+        else teacher
+    )
     return fingerprint(facts, taught)
 
 

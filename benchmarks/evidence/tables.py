@@ -51,8 +51,16 @@ ABLATIONS: dict[str, Overrides] = {
     "soft assignment": _lgd(assignment="soft"),
     "mlp projector": {**PAPER, "student.projector": "mlp"},
     "2 epochs": TWICE,
-    "2 epochs, K = 1 light view": {**TWICE, "teacher.target": "image", "views": {"size": 32, "augmentation": "light", "count": 1}},
-    "2 epochs, K = 2 light views": {**TWICE, "teacher.target": "image", "views": {"size": 32, "augmentation": "light", "count": 2}},
+    "2 epochs, K = 1 light view": {
+        **TWICE,
+        "teacher.target": "image",
+        "views": {"size": 32, "augmentation": "light", "count": 1},
+    },
+    "2 epochs, K = 2 light views": {
+        **TWICE,
+        "teacher.target": "image",
+        "views": {"size": 32, "augmentation": "light", "count": 2},
+    },
 }
 
 # The paper's second claim (facts.md 1.1, text control): the names that a student was taught are those that it knows

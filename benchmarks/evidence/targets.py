@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm.banks import text_bank
+from lgd_timm.data import ShardSet, open_shards
+from lgd_timm.data.stored_embeddings import StoredEmbeddings, open_stored
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.data.vocabulary import Vocabulary
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.objectives import LGD
-from lgd_timm.shards import ShardSet, open_shards
-from lgd_timm.shards.index import IndexedTar
-from lgd_timm.shards.stored import StoredEmbeddings, open_stored
 from lgd_timm.teachers import spec_from_dict
-from lgd_timm.vocabulary import Vocabulary
+from lgd_timm.teachers.text_bank import text_bank
 
 from .tables import CIFAR10
 
@@ -29,7 +29,9 @@ TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.evidence.targets", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.evidence.targets", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--shards", default="data/cifar10")
     parser.add_argument("--split", default="train")
     parser.add_argument("--embeddings", default="data/cifar10/conse_efficientnet_lite0-none-s0-k1-8bb10fbd36d1")
@@ -49,13 +51,19 @@ def main() -> int:
     objective = aggregated(names, teacher)
     visual = objective.visual_bank
     own = (teacher @ visual.T).max(1).values
-    print(f"{len(teacher):,} images of {arguments.shards} ({arguments.split}), teacher {stored.facts['name']}, {stored.views}")
+    print(
+        f"{len(teacher):,} images of {arguments.shards} ({arguments.split}), teacher {stored.facts['name']}, {stored.views}"
+    )
     if labels.min() >= 0:
         right = (teacher @ names.T).argmax(1) == labels
-        print(f"the teacher's own answers are right for {100 * right.float().mean():.2f} % (labels are looked at here alone)")
+        print(
+            f"the teacher's own answers are right for {100 * right.float().mean():.2f} % (labels are looked at here alone)"
+        )
     print(f"similarity to the nearest visual row: {describe(own)}; length of the rows: {describe(visual.norm(dim=1))}")
     print(f"similarity of a name's text to its own visual row: {describe(torch.cosine_similarity(names, visual))}\n")
-    print("| teacher temperature | text: largest p | text: as many names | visual: largest p | visual: as many names | extra positive: p |")
+    print(
+        "| teacher temperature | text: largest p | text: as many names | visual: largest p | visual: as many names | extra positive: p |"
+    )
     print("|---|---|---|---|---|---|")
     for temperature in TEMPERATURES:
         text, bare = ((teacher @ bank.T / temperature).softmax(1) for bank in (names, visual))

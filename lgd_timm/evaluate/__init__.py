@@ -6,25 +6,25 @@ draw_labels                  seeded subsets: 1 % of the labels
 evaluate_all                 whatever a model allows
 """
 
+from ..data.subset import Subset, draw_labels, read_subset
 from .agreement import Agreement, agreement
-from .battery import Results, evaluate_all
-from .bench import Bench
 from .calibration import Calibration, calibration
+from .feature_splits import FeatureSplits
 from .features import Features, extract
 from .fine_tune import FineTuned, FineTuning, fine_tune
 from .knn import KNN, knn
 from .linear_probe import LinearProbe, linear_probe
 from .models import Backbone, Model, find_model
-from .splits import Subset, draw_labels, read_subset
-from .subject import evaluate_zero_shot, find_subject
+from .suite import Results, evaluate_all
 from .zero_shot import ZeroShot, zero_shot, zero_shot_classifier
+from .zero_shot_model import evaluate_zero_shot, open_zero_shot_model
 
 __all__ = [
     "KNN",
     "Agreement",
     "Backbone",
-    "Bench",
     "Calibration",
+    "FeatureSplits",
     "Features",
     "FineTuned",
     "FineTuning",
@@ -40,10 +40,10 @@ __all__ = [
     "evaluate_zero_shot",
     "extract",
     "find_model",
-    "find_subject",
     "fine_tune",
     "knn",
     "linear_probe",
+    "open_zero_shot_model",
     "read_subset",
     "zero_shot",
     "zero_shot_classifier",

@@ -51,15 +51,25 @@ def agreement(
 
     Raises: LGDError for embeddings of other shapes, and temperatures that are not above 0.
     """
-    if student.shape != teacher.shape or not len(student) or len(labels) != len(student) or bank.shape[1] != student.shape[1]:
+    if (
+        student.shape != teacher.shape
+        or not len(student)
+        or len(labels) != len(student)
+        or bank.shape[1] != student.shape[1]
+    ):
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (student, teacher, bank, labels))
-        raise LGDError(f"Student, teacher, bank and labels of shapes {shapes} do not fit one another: [N, D], [N, D], [C, D], [N].")
+        raise LGDError(
+            f"Student, teacher, bank and labels of shapes {shapes} do not fit one another: [N, D], [N, D], [C, D], [N]."
+        )
     if min(student_temperature, teacher_temperature) <= 0:
         raise LGDError(f"temperatures ({student_temperature:g}, {teacher_temperature:g}) must be above 0.")
     ours, theirs = (normalize(embeddings.float(), dim=1) @ bank.T for embeddings in (student, teacher))
     same, right = ours.argmax(1) == theirs.argmax(1), theirs.argmax(1) == labels
     kl = kl_div(
-        (ours / student_temperature).log_softmax(1), (theirs / teacher_temperature).log_softmax(1), log_target=True, reduction="batchmean"
+        (ours / student_temperature).log_softmax(1),
+        (theirs / teacher_temperature).log_softmax(1),
+        log_target=True,
+        reduction="batchmean",
     )
     return Agreement(
         top1=100 * float(same.float().mean()),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss, normalize
 
+from ..data.subset import draw_labels
 from ..errors import LGDError
 from .features import Features, class_count
-from .splits import draw_labels
-from .subject import Subject
+from .zero_shot_model import ZeroShotModel
 
 BINS = 15
 FIT = 0.1  # share of each class's training images on which the temperature is fitted
@@ -50,7 +50,9 @@ class Calibration:
         return f"{first}; ECE {self.fitted_ece:.2f} % with the logits divided by {self.fitted_temperature:.3g}"
 
 
-def calibration(logits: Tensor, labels: Tensor, *, classifier: str = "logits", fit: tuple[Tensor, Tensor] | None = None) -> Calibration:
+def calibration(
+    logits: Tensor, labels: Tensor, *, classifier: str = "logits", fit: tuple[Tensor, Tensor] | None = None
+) -> Calibration:
     """Logits [N, C] and labels int64 [N] -> how well their softmax is calibrated.
 
     `fit`: logits and labels of other, labelled images, on which the temperature is fitted.
@@ -60,7 +62,13 @@ def calibration(logits: Tensor, labels: Tensor, *, classifier: str = "logits", f
         if not len(targets) or targets.min() < 0 or targets.max() >= scores.shape[1]:
             raise LGDError(f"Calibration needs labelled images whose labels are among the {scores.shape[1]} names.")
     ece, nll, confidence = _measures(logits.float().softmax(1), labels)
-    plain: dict[str, Any] = {"ece": ece, "nll": nll, "confidence": confidence, "samples": len(labels), "classifier": classifier}
+    plain: dict[str, Any] = {
+        "ece": ece,
+        "nll": nll,
+        "confidence": confidence,
+        "samples": len(labels),
+        "classifier": classifier,
+    }
     if fit is None:
         return Calibration(**plain)
     temperature = fit_temperature(*fit)
@@ -107,7 +115,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp((low + high) / 2)
 
 
-def student_logits(subject: Subject, features: Features) -> tuple[Tensor, str]:
+def student_logits(subject: ZeroShotModel, features: Features) -> tuple[Tensor, str]:
     """Logits [N, C] of a student's zero-shot classifier at its own temperature, and whose they are.
 
     Where the folder has a classifier into which projector, bank and temperature are folded, and it is asked about its own names,
@@ -120,18 +128,18 @@ def student_logits(subject: Subject, features: Features) -> tuple[Tensor, str]:
     return similarity_logits(subject, features, temperature=subject.student_temperature)
 
 
-def similarity_logits(subject: Subject, features: Features, *, temperature: float) -> tuple[Tensor, str]:
+def similarity_logits(subject: ZeroShotModel, features: Features, *, temperature: float) -> tuple[Tensor, str]:
     """Cosines of embeddings and names over a temperature [N, C], and what they are."""
     assert features.embeddings is not None
     return normalize(features.embeddings, dim=1) @ subject.bank.T / temperature, f"cosine / {temperature:g}"
 
 
 def calibrate(
-    subject: Subject,
+    subject: ZeroShotModel,
     test: Features,
     train: Features | None,
     *,
-    logits_of: Callable[[Subject, Features], tuple[Tensor, str]] = student_logits,
+    logits_of: Callable[[ZeroShotModel, Features], tuple[Tensor, str]] = student_logits,
     seed: int = 0,
 ) -> Calibration:
     """`calibration` of a subject's classifier, its temperature fitted on a seeded tenth of each class of the training images, if labelled.
@@ -147,7 +155,9 @@ def calibrate(
     return calibration(logits, test.labels, classifier=classifier, fit=(logits_of(subject, some)[0], some.labels))
 
 
-def teacher_calibration(subject: Subject, test: Features, train: Features | None, *, seed: int = 0) -> Calibration:
+def teacher_calibration(
+    subject: ZeroShotModel, test: Features, train: Features | None, *, seed: int = 0
+) -> Calibration:
     """The same of a student's teacher, from its embeddings at the temperature at which it taught."""
     logits_of = partial(similarity_logits, temperature=subject.teacher_temperature)
     return calibrate(subject, test, train, logits_of=logits_of, seed=seed)

@@ -17,13 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..data.dataset import BadSamples, ShardDataset
+from ..data.loader import loader
+from ..data.samplers import SequentialSampler
+from ..data.stored_embeddings import find_stored
 from ..errors import LGDError, ShardError, WeightsError
-from ..files import fingerprint, replacing
 from ..settings import cache_folder
-from ..shards.read import BadSamples, InOrder, ShardDataset, loader
-from ..shards.stored import find_stored
-from ..student import Student
+from ..students.model import Student
 from ..teachers.base import module_fingerprint
+from ..utils.files import atomic_file, fingerprint
 from .models import Backbone
 from .zero_shot import progress
 
@@ -58,7 +60,9 @@ class Features:
     def check_labels(self) -> None:
         """Raises: ShardError where an image has no label, or no image could be read."""
         if not len(self) or self.labels.min() < 0:
-            raise ShardError(f"{self.name} has images without a label, or no image; this evaluation needs field cls of each.")
+            raise ShardError(
+                f"{self.name} has images without a label, or no image; this evaluation needs field cls of each."
+            )
 
 
 def class_count(*splits: Features) -> int:
@@ -71,7 +75,12 @@ def class_count(*splits: Features) -> int:
 def features_fingerprint(network: Backbone | Student, dataset: ShardDataset) -> str:
     """16 hexadecimal digits that name what `extract` gives."""
     preprocess, views = network.preprocess, replace(dataset.views, count=1, seed=0)  # unaugmented views draw nothing
-    facts = (preprocess.size, preprocess.mean.flatten().tolist(), preprocess.std.flatten().tolist(), preprocess.interpolation)
+    facts = (
+        preprocess.size,
+        preprocess.mean.flatten().tolist(),
+        preprocess.std.flatten().tolist(),
+        preprocess.interpolation,
+    )
     weights = module_fingerprint(network, repr(network))  # what weights do depends on the layers that they are of
     return fingerprint(VERSION, weights, facts, dataset.shards.fingerprint, dataset.shards.split, views.fingerprint)
 
@@ -93,7 +102,9 @@ def extract(
     Raises: LGDError for augmented views; ShardError for too many bad images.
     """
     if dataset.views.augmentation != "none":
-        raise LGDError(f"Features are those of unaugmented views, not of views.augmentation {dataset.views.augmentation!r}.")
+        raise LGDError(
+            f"Features are those of unaugmented views, not of views.augmentation {dataset.views.augmentation!r}."
+        )
     name = f"{dataset.shards.root} ({dataset.shards.split})"
     path = cache_folder() / "features" / f"{features_fingerprint(network, dataset)}.safetensors"
     cache = cache and bool(dataset.shards.sha256)
@@ -101,15 +112,32 @@ def extract(
         found = replace(_read(path), name=name)
         BadSamples(max_bad, size=len(dataset)).add(found.bad)
         return found
-    features = _extract(network, dataset, name=name, batch_size=batch_size, workers=workers, device=torch.device(device), max_bad=max_bad)
-    if cache and (isinstance(dataset.shards.root, Path) or not features.bad):  # what a server didn't give may come the next time
+    features = _extract(
+        network,
+        dataset,
+        name=name,
+        batch_size=batch_size,
+        workers=workers,
+        device=torch.device(device),
+        max_bad=max_bad,
+    )
+    if cache and (
+        isinstance(dataset.shards.root, Path) or not features.bad
+    ):  # what a server didn't give may come the next time
         _write(path, features)
     return features
 
 
 @torch.no_grad()
 def _extract(
-    network: Backbone | Student, dataset: ShardDataset, *, name: str, batch_size: int, workers: int, device: torch.device, max_bad: float
+    network: Backbone | Student,
+    dataset: ShardDataset,
+    *,
+    name: str,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    max_bad: float,
 ) -> Features:
     network.to(device).to(memory_format=torch.channels_last).eval()  # in which convolutions take half the time on a CPU
     bad = BadSamples(max_bad, size=len(dataset))
@@ -117,14 +145,16 @@ def _extract(
     embeddings: list[Tensor] = []
     labels: list[Tensor] = []
     keys: list[str] = []
-    batches = loader(dataset, InOrder(range(len(dataset)), batch_size), workers=workers)
+    batches = loader(dataset, SequentialSampler(range(len(dataset)), batch_size), workers=workers)
     for batch in progress(batches, f"features of {dataset.shards.split}", len(dataset)):
         bad.add(batch.bad)
         if not batch.keys:
             continue
         features = network.features(batch.to(device).images)
         if features.ndim != 2:
-            raise LGDError(f"The model gives features of shape {list(features.shape)}, not pooled ones [B, F]. Choose a pooling model.")
+            raise LGDError(
+                f"The model gives features of shape {list(features.shape)}, not pooled ones [B, F]. Choose a pooling model."
+            )
         rows.append(features.float().cpu())
         if isinstance(network, Student):
             embeddings.append(network.projector(features).float().cpu())
@@ -147,7 +177,7 @@ def _write(path: Path, features: Features) -> None:
     tensors = {"features": features.features, "labels": features.labels, "names": _bytes(json.dumps(names))}
     if features.embeddings is not None:
         tensors["embeddings"] = features.embeddings
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
 
@@ -163,7 +193,9 @@ def _read(path: Path) -> Features:
             tuple((key, reason) for key, reason in names["bad"]),
         )
     except (SafetensorError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path} can't be read as features ({error}). Remove it: they are made again then.") from error
+        raise WeightsError(
+            f"{path} can't be read as features ({error}). Remove it: they are made again then."
+        ) from error
 
 
 def _bytes(text: str) -> Tensor:
@@ -181,6 +213,8 @@ def stored_features(features: Features, dataset: ShardDataset, *, teacher: str |
     file_of = {key: filename for filename in dataset.shards.filenames for key in stored.tar(filename).keys}
     missing = [key for key in features.keys if key not in file_of]
     if missing:
-        raise ShardError(f"{stored.root} holds no embedding of {len(missing)} images, first {missing[0]!r}. Run lgd-timm teach again.")
+        raise ShardError(
+            f"{stored.root} holds no embedding of {len(missing)} images, first {missing[0]!r}. Run lgd-timm teach again."
+        )
     embeddings = torch.from_numpy(np.stack([stored.read(file_of[key], key, 0) for key in features.keys])).float()
     return replace(features, features=embeddings, embeddings=embeddings)

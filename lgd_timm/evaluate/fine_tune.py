@@ -15,14 +15,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
+from ..data import Views
+from ..data.dataset import BadSamples, Batch, ShardDataset
+from ..data.index import ShardSet
+from ..data.loader import loader, on_device
+from ..data.samplers import EpochSampler, Item, SequentialSampler
+from ..data.subset import Subset, positions
 from ..errors import LGDError
-from ..shards import Views
-from ..shards.index import ShardSet
-from ..shards.read import BadSamples, Batch, EpochPlan, InOrder, Item, ShardDataset, loader, on_device
-from ..small_maps import small_maps_fast
-from ..student import Student
+from ..students.model import Student
+from ..students.small_conv import speed_up_small_convs
 from .models import Backbone
-from .splits import Subset, positions
 from .zero_shot import Tally, ZeroShot, check_labels, progress
 
 
@@ -35,7 +37,9 @@ class FineTuning:
     optimizer: str = "adamw"  # any of timm.optim.list_optimizers()
     lr: float = 5e-4  # of the backbone
     head_lr: float = 5e-3
-    layer_decay: float | None = None  # each layer learns at this share of the rate of the one after it, by timm's group_matcher
+    layer_decay: float | None = (
+        None  # each layer learns at this share of the rate of the one after it, by timm's group_matcher
+    )
     weight_decay: float = 0.05
     warmup_epochs: int = 1
     augmentation: str = "light"  # of the training views; each epoch draws its own
@@ -47,9 +51,13 @@ class FineTuning:
                 f"epochs = {self.epochs} must be above warmup_epochs = {self.warmup_epochs}, and batch_size = {self.batch_size} at least 1."
             )
         if min(self.lr, self.head_lr, self.weight_decay) < 0:
-            raise LGDError(f"lr = {self.lr:g}, head_lr = {self.head_lr:g} and weight_decay = {self.weight_decay:g} must not be below 0.")
+            raise LGDError(
+                f"lr = {self.lr:g}, head_lr = {self.head_lr:g} and weight_decay = {self.weight_decay:g} must not be below 0."
+            )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise LGDError(f"layer_decay = {self.layer_decay:g} is a share of a learning rate: give one above 0 and up to 1, such as 0.75.")
+            raise LGDError(
+                f"layer_decay = {self.layer_decay:g} is a share of a learning rate: give one above 0 and up to 1, such as 0.75."
+            )
         if self.optimizer not in list_optimizers():
             raise LGDError(f"optimizer {self.optimizer!r} is unknown to timm. See timm.optim.list_optimizers().")
 
@@ -109,7 +117,7 @@ class Classifier(nn.Module):
 class _Places(Sampler[list[Item]]):
     """An epoch plan over some positions of a split: place i of the plan is position `positions[i]`."""
 
-    plan: EpochPlan
+    plan: EpochSampler
     positions: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -142,16 +150,22 @@ def fine_tune(
         raise LGDError(f"{len(places)} images are too few to train on, as normalisation needs a batch. Take more.")
     names = shards.class_names or test.shards.class_names
     if not names:
-        raise LGDError(f"{shards.root} does not name its classes, so a head can't be made. Write the shards from class folders.")
+        raise LGDError(
+            f"{shards.root} does not name its classes, so a head can't be made. Write the shards from class folders."
+        )
     views = Views(
-        size=test.views.size, augmentation=how.augmentation, seed=how.seed, count=how.epochs, interpolation=test.views.interpolation
+        size=test.views.size,
+        augmentation=how.augmentation,
+        seed=how.seed,
+        count=how.epochs,
+        interpolation=test.views.interpolation,
     )
     dataset = ShardDataset(shards, views=views, allow_empty=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)  # the head's start, and dropout's draws
         classifier = Classifier(network, len(names)).to(device).to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            small_maps_fast(classifier)
+            speed_up_small_convs(classifier)
         steps = _train(classifier, dataset, places, names, how, workers=workers, device=device, max_bad=max_bad)
     score = _score(classifier, test, names, workers=workers, device=device, max_bad=max_bad)
     return FineTuned(
@@ -179,7 +193,7 @@ def _train(
     max_bad: float,
 ) -> int:
     """All epochs. Returns the number of steps."""
-    plan = EpochPlan((len(places),), batch_size=min(how.batch_size, len(places)), views=how.epochs, seed=how.seed)
+    plan = EpochSampler((len(places),), batch_size=min(how.batch_size, len(places)), views=how.epochs, seed=how.seed)
     optimizer = create_optimizer_v2(
         classifier.model,
         opt=how.optimizer,
@@ -209,7 +223,9 @@ def _train(
         loss.backward()
         optimizer.step()
     if not loss.isfinite():
-        raise LGDError(f"The loss is not finite after {total} steps. Lower lr = {how.lr:g} and head_lr = {how.head_lr:g}.")
+        raise LGDError(
+            f"The loss is not finite after {total} steps. Lower lr = {how.lr:g} and head_lr = {how.head_lr:g}."
+        )
     return total
 
 
@@ -223,11 +239,17 @@ def _labelled(batches: Any, names: tuple[str, ...], dataset: ShardDataset, bad: 
 
 @torch.no_grad()
 def _score(
-    classifier: Classifier, test: ShardDataset, names: tuple[str, ...], *, workers: int, device: torch.device, max_bad: float
+    classifier: Classifier,
+    test: ShardDataset,
+    names: tuple[str, ...],
+    *,
+    workers: int,
+    device: torch.device,
+    max_bad: float,
 ) -> ZeroShot:
     classifier.eval()
     tally, bad = Tally(names, device=device), BadSamples(max_bad, size=len(test))
-    batches = loader(test, InOrder(range(len(test)), 256), workers=workers)
+    batches = loader(test, SequentialSampler(range(len(test)), 256), workers=workers)
     for batch in progress(_labelled(batches, names, test, bad), "fine-tuned", len(test)):
         there = batch.to(device)
         tally.add(classifier(there.images), there.labels)

@@ -61,7 +61,9 @@ def knn(
     if temperature <= 0:
         raise LGDError(f"temperature = {temperature:g} must be above 0.")
     if train.features.shape[1] != test.features.shape[1]:
-        raise LGDError(f"{test.features.shape[1]} features do not fit the {train.features.shape[1]} of the training images.")
+        raise LGDError(
+            f"{test.features.shape[1]} features do not fit the {train.features.shape[1]} of the training images."
+        )
     classes = class_count(train, test)
     memory, labels = normalize(train.features.to(device), dim=1), train.labels.to(device)
     votes: dict[int, list[Tensor]] = {k: [] for k in ks}
@@ -72,8 +74,15 @@ def knn(
         # Relative to the most similar: the order of the classes stays, and a small temperature overflows nothing
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         for one, parts in votes.items():
-            parts.append(weights.new_zeros(len(queries), classes).scatter_add(1, labels[nearest[:, :one]], weights[:, :one]).cpu())
-    scores = {one: [float(value) for value in accuracy(torch.cat(parts), test.labels, topk=(1, 5))] for one, parts in votes.items()}
+            parts.append(
+                weights.new_zeros(len(queries), classes)
+                .scatter_add(1, labels[nearest[:, :one]], weights[:, :one])
+                .cpu()
+            )
+    scores = {
+        one: [float(value) for value in accuracy(torch.cat(parts), test.labels, topk=(1, 5))]
+        for one, parts in votes.items()
+    }
     return KNN(
         top1=scores[ks[0]][0],
         top5=scores[ks[0]][1],

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from tqdm import tqdm
 
+from ..data.subset import Subset, check_there, draw_labels
 from ..errors import LGDError
 from .features import Features, class_count
-from .splits import Subset, check_there, draw_labels
 
 Protocol = Literal["lbfgs", "ridge", "sgd"]
 PROTOCOLS: tuple[Protocol, ...] = ("lbfgs", "ridge", "sgd")
@@ -77,7 +77,9 @@ def linear_probe(
     if protocol not in PROTOCOLS:
         raise LGDError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
     if strength is not None and (protocol == "sgd" or strength < 0):
-        raise LGDError(f"strength = {strength:g} is the L2 penalty of lbfgs and ridge, at least 0; protocol is {protocol}.")
+        raise LGDError(
+            f"strength = {strength:g} is the L2 penalty of lbfgs and ridge, at least 0; protocol is {protocol}."
+        )
     if batch_size < 1:
         raise LGDError(f"batch_size = {batch_size} must be at least 1.")
     classes = class_count(train, test)
@@ -165,11 +167,19 @@ def _lbfgs(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[f
         stretch = torch.cat([curvature, curvature.new_tensor([1 / classes])]).rsqrt()[:, None]
         free = (weights / stretch).requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [free], max_iter=100, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+            [free],
+            max_iter=100,
+            history_size=10,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-7,
+            line_search_fn="strong_wolfe",
         )
 
         def loss(
-            free: Tensor = free, stretch: Tensor = stretch, strength: float = strength, optimizer: torch.optim.Optimizer = optimizer
+            free: Tensor = free,
+            stretch: Tensor = stretch,
+            strength: float = strength,
+            optimizer: torch.optim.Optimizer = optimizer,
         ) -> float:
             optimizer.zero_grad()
             weights = stretch * free
@@ -191,7 +201,9 @@ def _ridge(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[f
     projected = vectors.T @ (features.T @ (targets - shares) / len(features)).to(vectors.dtype)
     floor = values.max() * len(values) * torch.finfo(values.dtype).eps  # where strength is 0: the least-norm solution
     inverses = [torch.where(values + strength > floor, 1 / (values + strength), 0.0) for strength in strengths]
-    return [torch.cat([(vectors @ (inverse[:, None] * projected)).to(features.dtype), shares[None]]) for inverse in inverses]
+    return [
+        torch.cat([(vectors @ (inverse[:, None] * projected)).to(features.dtype), shares[None]]) for inverse in inverses
+    ]
 
 
 FITS = {"lbfgs": _lbfgs, "ridge": _ridge}
@@ -200,11 +212,19 @@ FITS = {"lbfgs": _lbfgs, "ridge": _ridge}
 def _sgd(features: Tensor, labels: Tensor, classes: int, *, batch_size: int, seed: int, epochs: int = 100) -> Tensor:
     """The paper's schedule. Batches are shuffled anew each epoch, and a last partial one is taken too."""
     draw = torch.Generator().manual_seed(seed)
-    start = torch.cat([0.01 * torch.randn(features.shape[1], classes, generator=draw), torch.zeros(1, classes)])  # MoCo's start
+    start = torch.cat(
+        [0.01 * torch.randn(features.shape[1], classes, generator=draw), torch.zeros(1, classes)]
+    )  # MoCo's start
     weights = nn.Parameter(start.to(features.device))
     optimizer = torch.optim.SGD([weights], lr=30 * batch_size / 256, momentum=0.9, weight_decay=0)
     scheduler, _ = create_scheduler_v2(
-        optimizer, sched="multistep", num_epochs=epochs, decay_milestones=[60, 80], decay_rate=0.1, warmup_epochs=5, warmup_lr=0.03
+        optimizer,
+        sched="multistep",
+        num_epochs=epochs,
+        decay_milestones=[60, 80],
+        decay_rate=0.1,
+        warmup_epochs=5,
+        warmup_lr=0.03,
     )
     assert scheduler is not None
     for epoch in tqdm(range(epochs), desc="linear probe", disable=None):
@@ -214,5 +234,7 @@ def _sgd(features: Tensor, labels: Tensor, classes: int, *, batch_size: int, see
             cross_entropy(_logits(features[rows], weights), labels[rows]).backward()
             optimizer.step()
     if not weights.isfinite().all():
-        raise LGDError(f"The probe's weights are not finite at lr {30 * batch_size / 256:g}. Use protocol lbfgs, or a smaller batch.")
+        raise LGDError(
+            f"The probe's weights are not finite at lr {30 * batch_size / 256:g}. Use protocol lbfgs, or a smaller batch."
+        )
     return weights.detach()

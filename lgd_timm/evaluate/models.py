@@ -19,19 +19,19 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from .. import hub
-from ..checkpoint import all_checkpoints
+from ..config.reader import is_hub, local_source, read_recipe
+from ..config.recipe import Recipe
+from ..data import Views
+from ..data.preprocess import Preprocess
 from ..errors import LGDError, WeightsError
-from ..front_matter import timm_repository
-from ..preprocess import Preprocess
-from ..publish import Published, load
-from ..recipe import Recipe, read_recipe
-from ..safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
-from ..shards import Views
-from ..sources import is_hub, local_source
-from ..student import Student, create_student
+from ..hub.repo_ids import timm_repository
+from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
+from ..hub.snapshot_download import locate
+from ..publish.folder import Published, load
+from ..students.model import Student, create_student
 from ..teachers import Stored
-from ..typed import build
+from ..utils.checkpoint import all_checkpoints
+from ..utils.schema import build
 
 
 class Backbone(nn.Module):
@@ -80,7 +80,7 @@ def student_folder(name: str) -> StudentFolder | None:
         return StudentFolder(path / "published" if (path / "published" / "config.json").is_file() else path)
     if name.startswith("lgd_") and timm.is_model(name):
         default = None if "." in name else timm.get_pretrained_cfg(name)
-        return StudentFolder(hub.locate(f"{name}.{default.tag}" if default else name))
+        return StudentFolder(locate(f"{name}.{default.tag}" if default else name))
     return None
 
 
@@ -95,15 +95,23 @@ def find_model(
     Raises: LGDError for what is none of these, and where its weights can't be had.
     """
     if architecture is not None and not Path(name).is_file():
-        raise LGDError(f"{name!r} is no checkpoint file, so it needs no other name of its architecture ({architecture!r}). Leave that out.")
+        raise LGDError(
+            f"{name!r} is no checkpoint file, so it needs no other name of its architecture ({architecture!r}). Leave that out."
+        )
     fresh = not pretrained and timm.is_model(name)
     if not fresh and (found := student_folder(name)) is not None:
         if not pretrained or image_size is not None:
-            raise LGDError(f"{name!r} is a student with weights and an image size of its own. Name a timm model to choose them.")
+            raise LGDError(
+                f"{name!r} is a student with weights and an image size of its own. Name a timm model to choose them."
+            )
         return open_student(name, found)
     if Path(name).suffix in (".yaml", ".yml"):
-        raise LGDError(f"{name!r} is a recipe, whose teacher is scored by zero-shot only. Name a model, a published folder or a run.")
-    backbone = _from_file(Path(name), architecture) if _is_file(name) else plain_model(name, pretrained=pretrained, seed=seed)
+        raise LGDError(
+            f"{name!r} is a recipe, whose teacher is scored by zero-shot only. Name a model, a published folder or a run."
+        )
+    backbone = (
+        _from_file(Path(name), architecture) if _is_file(name) else plain_model(name, pretrained=pretrained, seed=seed)
+    )
     config = resolve_model_data_config(backbone)
     size, interpolation = image_size or config["input_size"][-1], config["interpolation"]
     preprocess = Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=interpolation)
@@ -126,7 +134,9 @@ def published_views(published: Published, folder: Path) -> Views:
     """The unaugmented views on which a published student is evaluated. Raises: LGDError where its folder is nonsense."""
     teacher = published.metrics.get("teacher", {})
     if not isinstance(teacher, dict):
-        raise LGDError(f"{folder}/metrics.json: 'teacher' is {type(teacher).__name__}, not facts about one. Pull the folder again.")
+        raise LGDError(
+            f"{folder}/metrics.json: 'teacher' is {type(teacher).__name__}, not facts about one. Pull the folder again."
+        )
     taught: Views = build(Views, teacher.get("views", {"size": published.student.preprocess.size}), where="views")
     return plain_views(published.recipe, taught)
 
@@ -147,7 +157,9 @@ def _from_checkpoint(checkpoint: Path, recipe: Recipe) -> Student:
     files = [checkpoint / name for name in ("ema.safetensors", "student.safetensors")]
     try:
         state = load_file(next(file for file in files if file.is_file()))
-        embed_dim = [tensor.shape[0] for key, tensor in state.items() if key.startswith("projector.") and tensor.ndim == 2][-1]
+        embed_dim = [
+            tensor.shape[0] for key, tensor in state.items() if key.startswith("projector.") and tensor.ndim == 2
+        ][-1]
         size = recipe.student.image_size or plain_views(recipe, _stored_views(recipe)).size
         options = {**asdict(recipe.student), "image_size": size, "pretrained": False}
         student = create_student(embed_dim=embed_dim, **options)
@@ -177,15 +189,21 @@ def plain_model(name: str, *, pretrained: bool = True, seed: int = 0, classifier
     if pretrained and ":" not in name:
         repository = timm_repository(name)
         if repository is None:
-            raise LGDError(f"timm has no weights of {name!r} on the Hub. Name a tag that has some, or take random weights.")
+            raise LGDError(
+                f"timm has no weights of {name!r} on the Hub. Name a tag that has some, or take random weights."
+            )
         source = f"hf-hub:{repository}"
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             options: dict[str, Any] = {} if classifier else {"num_classes": 0}
-            return timm.create_model(timm_source(source, field="model", pretrained=pretrained), pretrained=pretrained, **options)
+            return timm.create_model(
+                timm_source(source, field="model", pretrained=pretrained), pretrained=pretrained, **options
+            )
     except WeightsError as error:
-        raise WeightsError(f"The weights of {name!r} can't be had ({error}). Random ones need no network: --random-weights.") from error
+        raise WeightsError(
+            f"The weights of {name!r} can't be had ({error}). Random ones need no network: --random-weights."
+        ) from error
     except BUILD_ERRORS as error:
         if isinstance(error, LGDError):
             raise
@@ -197,7 +215,9 @@ def _from_file(path: Path, architecture: str | None) -> Any:
     if path.suffix != ".safetensors":
         raise LGDError(f"{path} is no safetensors file, and no other sort of checkpoint is opened.")
     if architecture is None or not timm.is_model(architecture):
-        raise LGDError(f"{path} does not say which architecture it is of ({architecture!r} is none of timm's). Say it with --model-name.")
+        raise LGDError(
+            f"{path} does not say which architecture it is of ({architecture!r} is none of timm's). Say it with --model-name."
+        )
     try:
         backbone: Any = timm.create_model(architecture, num_classes=0)
         state = load_file(path)

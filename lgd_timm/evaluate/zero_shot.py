@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from ..data import Views
+from ..data.dataset import BadSamples, Batch, ShardDataset
+from ..data.loader import loader
+from ..data.samplers import SequentialSampler
+from ..data.stored_embeddings import find_stored
 from ..errors import LGDError, ShardError, VocabularyError
-from ..shards import Views
-from ..shards.ranks import Ranks
-from ..shards.read import BadSamples, Batch, InOrder, ShardDataset, loader
-from ..shards.stored import find_stored
+from ..utils.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,14 @@ def stored_classifier(text_bank: Tensor) -> Callable[[Batch], Tensor]:
     return classify
 
 
-def taught(dataset: ShardDataset, *, views: Views | None, teacher: str) -> ShardDataset | None:
+def with_stored_embeddings(dataset: ShardDataset, *, views: Views | None, teacher: str) -> ShardDataset | None:
     """The same images with the stored embeddings of that teacher (see `find_stored`), or None where none are stored."""
     stored = find_stored(dataset.shards, views=views, teacher=teacher)
-    return None if stored is None else ShardDataset(dataset.shards, views=views or stored.views, stored=stored, allow_empty=True)
+    return (
+        None
+        if stored is None
+        else ShardDataset(dataset.shards, views=views or stored.views, stored=stored, allow_empty=True)
+    )
 
 
 @torch.no_grad()
@@ -83,7 +89,7 @@ def zero_shot(
     device, ranks = torch.device(device), ranks or Ranks()
     tally, bad = Tally(names, device=device), BadSamples(max_bad, size=len(dataset))
     positions = ranks.share(range(len(dataset)))
-    batches = loader(dataset, InOrder(positions, batch_size), workers=workers)
+    batches = loader(dataset, SequentialSampler(positions, batch_size), workers=workers)
     for read in progress(batches, description, len(positions), silent=not ranks.first):
         bad.add(read.bad)
         if not read.keys:
@@ -162,7 +168,13 @@ def check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> N
 
 
 def check_class_count(
-    dataset: ShardDataset, names: Sequence[str], *, where: str, asked: str, advice: str, error: type[LGDError] = VocabularyError
+    dataset: ShardDataset,
+    names: Sequence[str],
+    *,
+    where: str,
+    asked: str,
+    advice: str,
+    error: type[LGDError] = VocabularyError,
 ) -> None:
     """Shards that name their classes need as many names: too few may not be noticed at the first label, and too many never.
 
@@ -170,4 +182,6 @@ def check_class_count(
     """
     classes = dataset.shards.class_names
     if classes and len(classes) != len(names):
-        raise error(f"{where} has {len(classes)} classes, {asked} {len(names)} names, so scores would mean nothing. {advice}")
+        raise error(
+            f"{where} has {len(classes)} classes, {asked} {len(names)} names, so scores would mean nothing. {advice}"
+        )

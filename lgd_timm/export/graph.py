@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..config.reader import read_value
+from ..data import Views
+from ..data.preprocess import Preprocess
+from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError
 from ..evaluate.models import StudentFolder
-from ..evaluate.subject import Subject, student_subject
-from ..lgd_file import read_lgd
-from ..preprocess import Preprocess
-from ..recipe import read_value
-from ..shards import Views
-from ..vocabulary import Vocabulary, load_vocabulary
-from .source import Source
+from ..evaluate.zero_shot_model import ZeroShotModel, student_subject
+from ..publish.lgd_safetensors import read_lgd
+from .loading import ExportModel
 
 Names = str | Sequence[str]  # as `evaluate --vocabulary` takes them
 
@@ -39,9 +39,11 @@ class Normalise(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ExportModel) -> None:
         super().__init__()
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (source.mean, source.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (source.mean, source.std)
+        )
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
@@ -54,7 +56,7 @@ class ByName(nn.Module):
 
     bank: Tensor
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: ZeroShotModel) -> None:
         super().__init__()
         encoder: Any = subject.encoder
         assert subject.student_temperature is not None, "every objective says at which its student is read"
@@ -69,7 +71,7 @@ class ByName(nn.Module):
 class Graph:
     """`source` is what was asked for, with `label_names` of these answers; `model` takes normalised pictures."""
 
-    source: Source
+    source: ExportModel
     model: nn.Module
     output: str  # logits [B, C] or features [B, F]
 
@@ -80,7 +82,12 @@ class Graph:
 
     def facts(self) -> dict[str, Any]:
         """What goes beside the graph."""
-        inside = {"channel_order": "RGB", "value_range": (0, 255), "normalisation": "inside the graph", "answers": self.output}
+        inside = {
+            "channel_order": "RGB",
+            "value_range": (0, 255),
+            "normalisation": "inside the graph",
+            "answers": self.output,
+        }
         return {**self.source.facts(), **inside}
 
     def pixels(self, count: int) -> Tensor:
@@ -103,7 +110,9 @@ class Graph:
             pixels = self.pixels(count)
             wanted, found = self.answers(pixels), torch.from_numpy(run(pixels.numpy()))
             if found.shape != wanted.shape:
-                raise LGDError(f"--to {to}: the runtime answers {list(found.shape)} for {list(wanted.shape)}. Take another target.")
+                raise LGDError(
+                    f"--to {to}: the runtime answers {list(found.shape)} for {list(wanted.shape)}. Take another target."
+                )
             distance = ((found - wanted).abs().max() / max(1.0, float(wanted.abs().max()))).item()
             largest = max(largest, distance)
             if not distance <= allowed:  # which a NaN is not either
@@ -114,7 +123,9 @@ class Graph:
         return largest
 
 
-def graph_of(source: Source, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none") -> Graph:
+def graph_of(
+    source: ExportModel, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none"
+) -> Graph:
     """The classifier of a model; of a student without one, what it says by names: its own, or those of `vocabulary`.
 
     `features`: the pooled features instead, which is also what a model without classifier gives.
@@ -123,7 +134,9 @@ def graph_of(source: Source, *, features: bool = False, vocabulary: Names | None
     if features and vocabulary is not None:
         raise LGDError("--features are no answers by name. Leave out --vocabulary, or --features.")
     if vocabulary is not None and source.folder is None:
-        raise LGDError(f"{source.name!r} is no published student, so it has no projector that other names could be read by.")
+        raise LGDError(
+            f"{source.name!r} is no published student, so it has no projector that other names could be read by."
+        )
     if features or (not source.classes and source.folder is None):
         model = copy.deepcopy(source.model)
         model.reset_classifier(0)
@@ -137,14 +150,16 @@ def graph_of(source: Source, *, features: bool = False, vocabulary: Names | None
     return _by_name(source, source.folder, load_vocabulary(named, templates=templates))
 
 
-def _by_name(source: Source, folder: Path, names: Vocabulary) -> Graph:
+def _by_name(source: ExportModel, folder: Path, names: Vocabulary) -> Graph:
     subject = student_subject(StudentFolder(folder, source.travelled), names)
     encoder: Any = subject.encoder
     model = nn.Sequential(encoder.backbone, ByName(subject)).eval()
     return Graph(replace(source, label_names=names.names), model, "logits")
 
 
-def views_of(source: Source) -> Views:
+def views_of(source: ExportModel) -> Views:
     """How pictures are shown to a model for evaluation."""
     interpolation = source.interpolation if source.interpolation in ("bilinear", "bicubic") else "bicubic"
-    return Views(size=source.size, augmentation="none", interpolation=interpolation, crop=min(1.0, max(0.1, source.crop_pct)))
+    return Views(
+        size=source.size, augmentation="none", interpolation=interpolation, crop=min(1.0, max(0.1, source.crop_pct))
+    )

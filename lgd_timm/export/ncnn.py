@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from ..errors import LGDError, require
-from ..files import write_json
+from ..utils.files import write_json
 from .graph import ALLOWED, Graph, Names, graph_of
-from .source import Source
+from .loading import ExportModel
 
 EXTRA = "ncnn"
 PARAM, WEIGHTS, FACTS = "model.ncnn.param", "model.ncnn.bin", "model.json"
@@ -27,7 +27,13 @@ HALF_ALLOWED = 1e-2  # weights of 11 bits
 
 
 def export(
-    source: Source, folder: Path, *, half: bool = False, features: bool = False, vocabulary: Names | None = None, templates: str = "none"
+    source: ExportModel,
+    folder: Path,
+    *,
+    half: bool = False,
+    features: bool = False,
+    vocabulary: Names | None = None,
+    templates: str = "none",
 ) -> str:
     """Write the files and compare ncnn's answers with timm's. `half`: weights as float16. Raises: LGDError, MissingExtra."""
     for library in ("ncnn", "pnnx"):
@@ -51,7 +57,9 @@ def runner(folder: Path, *, threads: int = 1, exact: bool = False) -> Any:
     if exact:
         net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     if net.load_param(str(folder / PARAM)) or net.load_model(str(folder / WEIGHTS)):
-        raise LGDError("--to ncnn: the model has a layer that ncnn does not know, which it named above. Take another target, such as onnx.")
+        raise LGDError(
+            "--to ncnn: the model has a layer that ncnn does not know, which it named above. Take another target, such as onnx."
+        )
 
     def answer(image: np.ndarray) -> np.ndarray:
         pixels = image.astype(np.float32)  # a Mat borrows its memory
@@ -59,7 +67,9 @@ def runner(folder: Path, *, threads: int = 1, exact: bool = False) -> Any:
             extractor.input(INPUT, library.Mat(pixels))
             status, answers = extractor.extract(OUTPUT)
             if status:
-                raise LGDError(f"--to ncnn: ncnn stops within the graph (status {status}). Take another target, such as onnx.")
+                raise LGDError(
+                    f"--to ncnn: ncnn stops within the graph (status {status}). Take another target, such as onnx."
+                )
             return np.array(answers)
 
     return lambda images: np.stack([answer(image) for image in images])
@@ -70,13 +80,17 @@ def _convert(graph: Graph, folder: Path, *, half: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that tracing is old, and what it takes for constants; the answers are compared
+            warnings.simplefilter(
+                "ignore"
+            )  # that tracing is old, and what it takes for constants; the answers are compared
             torch.jit.trace(graph.module, (graph.pixels(1).float(),), check_trace=False).save(work / "model.pt")
         program = require("pnnx", extra=EXTRA).EXEC_PATH
         words = [program, "model.pt", f"inputshape=[1,3,{size},{size}]f32", f"fp16={int(half)}"]
         done = subprocess.run(words, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode or not (work / PARAM).is_file():
             reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            raise LGDError(f"--to ncnn: pnnx can't convert {graph.source.architecture!r} ({reason}). Take another target, such as onnx.")
+            raise LGDError(
+                f"--to ncnn: pnnx can't convert {graph.source.architecture!r} ({reason}). Take another target, such as onnx."
+            )
         for file in (PARAM, WEIGHTS):
             (folder / file).write_bytes((work / file).read_bytes())

@@ -10,13 +10,15 @@ import torch
 
 from ..errors import LGDError, require
 from .graph import INPUT, Graph, Names, graph_of
-from .source import Source, as_strings
+from .loading import ExportModel, as_strings
 
 OPSET = 18  # what torch's exporter itself speaks; onnxruntime has read it since 1.14
 EXTRA = "onnx"
 
 
-def export(source: Source, path: Path, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none") -> str:
+def export(
+    source: ExportModel, path: Path, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none"
+) -> str:
     """Write a graph of any batch size and compare onnxruntime's answers with timm's. Raises: LGDError, MissingExtra."""
     graph = graph_of(source, features=features, vocabulary=vocabulary, templates=templates)
     distance = write(graph, path)
@@ -72,5 +74,7 @@ def _proto(graph: Graph) -> Any:
         )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
-        raise LGDError(f"--to onnx: torch can't export {graph.source.architecture!r} ({reason}). Take another target.") from error
+        raise LGDError(
+            f"--to onnx: torch can't export {graph.source.architecture!r} ({reason}). Take another target."
+        ) from error
     return program.model_proto

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
+from ..data import open_shards
+from ..data.dataset import BadSamples, ShardDataset
+from ..data.loader import loader
+from ..data.samplers import SequentialSampler
 from ..errors import LGDError, require
-from ..shards import open_shards
-from ..shards.read import BadSamples, InOrder, ShardDataset, loader
 from . import onnx
 from .graph import INPUT, Names, graph_of, views_of
-from .source import Source, as_strings
+from .loading import ExportModel, as_strings
 
 MAX_BAD = 0.1  # share of the pictures that may be unreadable
 
@@ -29,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def export(
-    source: Source,
+    source: ExportModel,
     path: Path,
     *,
     data: str | None = None,
@@ -76,7 +78,7 @@ def _pictures(dataset: ShardDataset, count: int) -> tuple[np.ndarray, np.ndarray
 
 def _read(dataset: ShardDataset, places: list[int]) -> np.ndarray:
     bad, images = BadSamples(MAX_BAD, size=len(places)), []
-    for batch in loader(dataset, InOrder(places, 64)):
+    for batch in loader(dataset, SequentialSampler(places, 64)):
         for line in bad.add(batch.bad):
             _log.warning(line)
         images.append(batch.images)
@@ -85,7 +87,9 @@ def _read(dataset: ShardDataset, places: list[int]) -> np.ndarray:
 
 def _quantise(whole: Path, path: Path, pictures: np.ndarray) -> None:
     library = require("onnxruntime.quantization", extra=onnx.EXTRA)
-    require("onnxruntime.quantization.shape_inference", extra=onnx.EXTRA).quant_pre_process(whole, whole, skip_symbolic_shape=True)
+    require("onnxruntime.quantization.shape_inference", extra=onnx.EXTRA).quant_pre_process(
+        whole, whole, skip_symbolic_shape=True
+    )
 
     class Reader(library.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:

@@ -9,199 +9,42 @@ tower, its tokenizer and the logit scale are the teacher's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize
-
-from ..banks import encode_vocabulary
-from ..errors import WeightsError, require
-from ..files import write_json
-from ..lgd_file import Banks, safetensors
-from ..reach import check_reach
-from ..student import Student
-from ..teachers import OpenCLIP, Stored, TeacherSpec, TextTeacher
-from ..teachers.base import module_fingerprint
-from ..typed import plain
-from ..vocabulary import Vocabulary
-from ..weights import OPEN_CLIP_FILES
+from ..config.sandbox import check_reach
+from ..errors import WeightsError
+from ..publish.folder import load
+from ..publish.open_clip import CONFIG, WEIGHTS, check_open_clip, write_open_clip
+from ..teachers import OpenCLIP, Stored, TeacherSpec
+from ..utils.schema import to_plain
 
 if TYPE_CHECKING:
-    from .source import Source
-
-CONFIG, WEIGHTS = OPEN_CLIP_FILES
-
-# What CustomTextCLIP takes beside its towers, so that the teacher's logit scale and bias have a place.
-_HEAD_SETTINGS = ("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
+    from .loading import ExportModel
 
 
-def export(source: Source, folder: Path) -> str:
+def export(source: ExportModel, folder: Path) -> str:
     """Write the two files for a published student, as `lgd-timm save --open-clip` does beside the others.
 
     Raises: WeightsError for what is no published folder, and as `write_open_clip`; RecipeError for a teacher out of reach.
     """
-    from ..publish import load  # which imports this module
-
     if source.folder is None:
-        raise WeightsError(f"{source.name!r} is no published student, so no teacher's text tower goes with it. Give a published folder.")
+        raise WeightsError(
+            f"{source.name!r} is no published student, so no teacher's text tower goes with it. Give a published folder."
+        )
     published = load(source.folder)
     teacher: TeacherSpec | None = published.recipe.teacher
     if isinstance(teacher, Stored):
         teacher = teacher.taught_by
     if teacher is None:
-        raise WeightsError(f"{source.name!r} does not say who taught it (teacher.taught_by in its recipe). Save it again from its run.")
+        raise WeightsError(
+            f"{source.name!r} does not say who taught it (teacher.taught_by in its recipe). Save it again from its run."
+        )
     if source.travelled:
-        check_reach({"teacher": plain(teacher)})
+        check_reach({"teacher": to_plain(teacher)})
     check_open_clip(published.student, teacher)
     assert isinstance(teacher, OpenCLIP)
-    write_open_clip(folder, student=published.student, banks=published.banks, teacher=teacher, architecture=source.architecture)
+    write_open_clip(
+        folder, student=published.student, banks=published.banks, teacher=teacher, architecture=source.architecture
+    )
     size = sum(path.stat().st_size for path in folder.iterdir())
     return f"{CONFIG} and {WEIGHTS}, {size / 1e6:.1f} MB with the text tower of {teacher.model}"
-
-
-def check_open_clip(student: Student, teacher: TeacherSpec) -> None:
-    """Can this pair be written for open_clip? Raises: WeightsError when not, with the reason."""
-    if not isinstance(teacher, OpenCLIP):
-        raise WeightsError(
-            f"The teacher is of kind {teacher.kind!r}, which has no open_clip text tower. Save without open_clip; "
-            "the folder's own names and `lgd-timm distill --vocabulary` need none."
-        )
-    if not isinstance(student.projector, nn.Linear):
-        raise WeightsError(
-            f"student.projector is {student.projector_kind!r}, which open_clip can't express: its own MLP has another shape and "
-            "activation. Save without open_clip, or distil with student.projector: linear."
-        )
-    if student.preprocess.interpolation not in ("bicubic", "bilinear"):
-        raise WeightsError(
-            f"The student's pictures are resized with {student.preprocess.interpolation!r}, open_clip knows bicubic and bilinear. "
-            "Save without open_clip."
-        )
-
-
-def write_open_clip(
-    folder: Path,
-    *,
-    student: Student,
-    banks: Banks,
-    teacher: TeacherSpec,
-    architecture: str,
-    dtype: torch.dtype = torch.float16,
-) -> None:
-    """Write the two files, load them with open_clip and compare what comes out with student and text bank.
-
-    `architecture` is timm's stock name of the backbone. Raises: WeightsError when the pair can't be written so, or `teacher` is
-    not the one whose text bank the student learned from; MissingExtra without open_clip.
-    """
-    check_open_clip(student, teacher)
-    assert isinstance(teacher, OpenCLIP)
-    model = teacher.create()
-    write_json(folder / CONFIG, _config(student, teacher, model, architecture=architecture))
-    tensors = {**_image_tower(student), **_text_tower(model, banks)}
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point():
-            tensors[key] = tensor.to(dtype)
-            if not tensors[key].isfinite().all():
-                raise WeightsError(f"{key} does not fit {dtype}: save with dtype=torch.float32.")
-    (folder / WEIGHTS).write_bytes(safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"}))
-    _compare(folder, student, banks, teacher)
-
-
-def load_open_clip(folder: Path) -> Any:
-    """The model as open_clip loads it from a folder. Raises: WeightsError when it can't."""
-    library = require("open_clip", extra="open_clip")
-    try:
-        model, _ = library.create_model_from_pretrained(f"local-dir:{folder}")
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:500]
-        raise WeightsError(f"{folder}: open_clip can't load {CONFIG} and {WEIGHTS} ({reason}). Save again without open_clip.") from error
-    return model.eval()
-
-
-def _config(student: Student, teacher: OpenCLIP, model: Any, *, architecture: str) -> dict[str, Any]:
-    library = require("open_clip", extra="open_clip")
-    theirs = library.get_model_config(teacher.source())
-    text = {key: value for key, value in theirs["text_cfg"].items() if key != "output_tokens"}  # CoCa's, which encode_text does not take
-    preprocess = student.preprocess
-    return {
-        "model_cfg": {
-            "embed_dim": theirs["embed_dim"],
-            "custom_text": True,
-            # asked of the model that taught, whatever its configuration or its weights' tag say
-            "quick_gelu": any(isinstance(module, library.transformer.QuickGELU) for module in _text_modules(model)),
-            "vision_cfg": {
-                "timm_model_name": architecture,
-                "timm_model_pretrained": False,
-                "timm_pool": "",  # the network's own
-                "timm_proj": "linear",
-                "timm_proj_bias": True,
-                "image_size": preprocess.size,
-            },
-            "text_cfg": text,
-            **{key: theirs[key] for key in _HEAD_SETTINGS if key in theirs},
-        },
-        "preprocess_cfg": {  # resized and cropped to the size, as timm does with crop_pct 1.0
-            "mean": preprocess.mean.flatten().tolist(),
-            "std": preprocess.std.flatten().tolist(),
-            "interpolation": preprocess.interpolation,
-            "resize_mode": "shortest",
-        },
-    }
-
-
-def _text_modules(model: Any) -> list[nn.Module]:
-    return [module for name, module in model.named_modules() if not name.startswith("visual")]
-
-
-def _image_tower(student: Student) -> dict[str, Tensor]:
-    trunk = {f"visual.trunk.{key}": tensor for key, tensor in student.backbone.state_dict().items()}
-    return {**trunk, **{f"visual.head.proj.{key}": tensor for key, tensor in student.projector.state_dict().items()}}
-
-
-def _text_tower(model: Any, banks: Banks) -> dict[str, Tensor]:
-    """The teacher's text tower and logit scale under the names of a model with custom text."""
-    from open_clip.model import convert_to_custom_text_state_dict
-
-    del model.visual  # as the fingerprint is over the rest
-    found = module_fingerprint(model, "open_clip-text")
-    if found != banks.text_fingerprint:
-        raise WeightsError(
-            f"The text tower is not the one that read the student's names (fingerprint {found}, theirs {banks.text_fingerprint}). "
-            "Give the teacher that taught, or save without open_clip."
-        )
-    state = convert_to_custom_text_state_dict(model.state_dict())
-    return {key: tensor for key, tensor in state.items() if key.startswith(("text.", "logit_"))}
-
-
-class _Loaded(TextTeacher):
-    """The text tower of a model that open_clip loaded."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model, self._tokenizer, self.fingerprint = model, tokenizer, ""
-
-    @torch.inference_mode()
-    def encode(self, prompts: Any) -> Tensor:
-        return self._model.encode_text(self._tokenizer(list(prompts))).float()
-
-
-@torch.no_grad()
-def _compare(folder: Path, student: Student, banks: Banks, teacher: OpenCLIP) -> None:
-    """What open_clip makes of the folder must be the student's embeddings and, for its first names, the text bank's rows."""
-    model, tokenizer = load_open_clip(folder), require("open_clip", extra="open_clip").get_tokenizer(teacher.source())
-    size = student.preprocess.size
-    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    training, place = student.training, next(student.parameters()).device
-    wanted = normalize(student.eval()(pixels.to(place)).float(), dim=1).cpu()
-    inputs = student.preprocess(pixels.to(place)).cpu()
-    student.train(training)
-    names = Vocabulary(banks.names, banks.templates).names[:4]
-    rows = encode_vocabulary(_Loaded(model, tokenizer), Vocabulary(names, banks.templates))
-    for what, found, expected in (
-        ("image", model.encode_image(inputs, normalize=True), wanted),
-        ("text", rows, banks.text[: len(names)].cpu()),
-    ):
-        if (found - expected).abs().max() > 1e-2:
-            raise WeightsError(
-                f"{folder}: open_clip gives other {what} embeddings than {'the student' if what == 'image' else 'the text bank has'} "
-                f"(difference {(found - expected).abs().max():.3g}). Save without open_clip."
-            )

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LGDError
-from ..files import building, replacing, room_for
+from ..utils.files import atomic_file, atomic_folder, room_for
 
 if TYPE_CHECKING:
-    from .source import Source
+    from .loading import ExportModel
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,22 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "torchvision": Target("torchvision", "the keys of torchvision's own model, classifier included", ending=".safetensors"),
-    "mmdet": Target("mm", "a backbone with the keys of MMDetection", ending=".safetensors", options=("prefix",), function="mmdet"),
-    "mmseg": Target("mm", "a backbone with the keys of MMSegmentation", ending=".safetensors", options=("prefix",), function="mmseg"),
+    "torchvision": Target(
+        "torchvision", "the keys of torchvision's own model, classifier included", ending=".safetensors"
+    ),
+    "mmdet": Target(
+        "mm", "a backbone with the keys of MMDetection", ending=".safetensors", options=("prefix",), function="mmdet"
+    ),
+    "mmseg": Target(
+        "mm", "a backbone with the keys of MMSegmentation", ending=".safetensors", options=("prefix",), function="mmseg"
+    ),
     "open_clip": Target("open_clip", "the image tower with its teacher's text tower, as open_clip loads them"),
-    "onnx": Target("onnx", "bytes in, answers out, for any batch size", ending=".onnx", options=("features", "vocabulary", "templates")),
+    "onnx": Target(
+        "onnx",
+        "bytes in, answers out, for any batch size",
+        ending=".onnx",
+        options=("features", "vocabulary", "templates"),
+    ),
     "onnx-int8": Target(
         "onnx_int8",
         "the same in int8, calibrated on pictures",
@@ -46,7 +57,7 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def export(source: Source, out: str | Path, *, to: str, **options: Any) -> str:
+def export(source: ExportModel, out: str | Path, *, to: str, **options: Any) -> str:
     """Write a model for `to`, whole or not at all, and say in a line what was written.
 
     `source` is what `open_source` opened. Raises: LGDError for an unknown target, for an option that it does not take, for an
@@ -54,7 +65,7 @@ def export(source: Source, out: str | Path, *, to: str, **options: Any) -> str:
     """
     out, target = Path(out), check_export(out, to=to, options=options)
     write = getattr(importlib.import_module(f".{target.module}", __package__), target.function)
-    place: AbstractContextManager[Path] = replacing(out) if target.ending else building(out)
+    place: AbstractContextManager[Path] = atomic_file(out) if target.ending else atomic_folder(out)
     with room_for(out), place as temporary:
         said: str = write(source, temporary, **options)
     return said
@@ -68,7 +79,9 @@ def check_export(out: str | Path, *, to: str, options: dict[str, Any]) -> Target
     target = TARGETS[to]
     if foreign := [name for name in options if name not in target.options]:
         known = ", ".join(map(flag, target.options)) or "none"
-        raise LGDError(f"--to {to} takes no {', '.join(map(flag, foreign))} (options that it takes: {known}). Leave it out.")
+        raise LGDError(
+            f"--to {to} takes no {', '.join(map(flag, foreign))} (options that it takes: {known}). Leave it out."
+        )
     if out.exists():
         raise LGDError(f"{out} exists. Choose another name, or remove it.")
     if out.suffix != target.ending and target.ending:

@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..lgd_file import safetensors
-from .layers import DEPTHS, Layer, block_layers, check_architecture, rename, resnet18_names
-from .source import Source
+from ..publish.lgd_safetensors import safetensors
+from .key_mapping import DEPTHS, Layer, block_layers, check_architecture, rename, resnet18_names
+from .loading import ExportModel
 
 # timm's architecture -> torchvision's; strides, paddings, activations and eps are the same (`twin` looks again, at what comes out).
 MODELS = {"resnet18": "resnet18", "mobilenetv2_100": "mobilenet_v2", "efficientnet_b0": "efficientnet_b0"}
@@ -21,7 +21,7 @@ MODELS = {"resnet18": "resnet18", "mobilenetv2_100": "mobilenet_v2", "efficientn
 _CLASSIFIERS = {"fc": "fc", "classifier": "classifier.1"}  # timm's module -> torchvision's
 
 
-def export(source: Source, path: Path) -> str:
+def export(source: ExportModel, path: Path) -> str:
     """Write a safetensors file of torchvision's state dict. Raises: LGDError for another architecture; WeightsError, as `twin`."""
     state = twin(source).state_dict()
     name = MODELS[source.architecture]
@@ -41,7 +41,7 @@ def from_torchvision(state: Mapping[str, Tensor], *, architecture: str) -> dict[
 
 
 @torch.no_grad()
-def twin(source: Source) -> Any:
+def twin(source: ExportModel) -> Any:
     """torchvision's model with the same weights, in eval mode; it has no classifier where the source has none.
 
     Raises: LGDError for an architecture that it is not told of; WeightsError where it answers otherwise than the source, whose
@@ -71,7 +71,11 @@ def module_names(architecture: str) -> dict[str, str]:
     if architecture not in DEPTHS:
         return {name: name for name in resnet18_names()}
     block = _mobilenet if architecture == "mobilenetv2_100" else _efficientnet
-    names = {ours: theirs for layer in block_layers(architecture) for ours, theirs in zip(layer.names, block(layer), strict=True)}
+    names = {
+        ours: theirs
+        for layer in block_layers(architecture)
+        for ours, theirs in zip(layer.names, block(layer), strict=True)
+    }
     last = 1 + (sum(DEPTHS[architecture]) if architecture == "mobilenetv2_100" else len(DEPTHS[architecture]))
     ends = {"conv_stem": "0.0", "bn1": "0.1", "conv_head": f"{last}.0", "bn2": f"{last}.1"}
     return names | {ours: f"features.{theirs}" for ours, theirs in ends.items()}
@@ -80,7 +84,11 @@ def module_names(architecture: str) -> dict[str, str]:
 def _mobilenet(layer: Layer) -> tuple[str, str]:
     """Blocks in one row; convolution and norm are a pair of their own, but not the last two."""
     row = 1 + sum(DEPTHS["mobilenetv2_100"][: layer.stage]) + layer.block
-    pair = (f"{layer.place}", f"{layer.place + 1}") if layer.kind == "project" else (f"{layer.place}.0", f"{layer.place}.1")
+    pair = (
+        (f"{layer.place}", f"{layer.place + 1}")
+        if layer.kind == "project"
+        else (f"{layer.place}.0", f"{layer.place}.1")
+    )
     return f"features.{row}.conv.{pair[0]}", f"features.{row}.conv.{pair[1]}"
 
 

@@ -25,9 +25,9 @@ from huggingface_hub.utils import WeakFileLock
 
 from .. import settings
 from ..errors import WeightsError
-from ..files import fingerprint, write_json
-from ..verify import FileFacts, StrPath
-from .remote import Snapshot
+from ..utils.files import fingerprint, write_json
+from .api import Snapshot
+from .verify import FileFacts, StrPath
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,9 @@ class RepoCache:
         """What the Hub stated of a commit, or None when this package never asked."""
         try:
             listing = json.loads(self._listing(commit).read_text(encoding="utf-8"))
-            return Snapshot(**{**listing, "files": {name: FileFacts(**facts) for name, facts in listing["files"].items()}})
+            return Snapshot(
+                **{**listing, "files": {name: FileFacts(**facts) for name, facts in listing["files"].items()}}
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or damaged: then the Hub is asked
             return None
 

@@ -8,10 +8,10 @@ from .base import Objective
 from .clip_kd import CLIPKD
 from .lgd import LGD
 from .logits import Logits
+from .registry import OBJECTIVES, create_objective, objective_config
 from .regression import Regression
 from .seed import SEED
 from .supervised import Supervised
-from .table import OBJECTIVES, create_objective, objective_config
 
 __all__ = [
     "CLIPKD",

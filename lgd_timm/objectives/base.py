@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -29,8 +28,12 @@ class Objective(nn.Module):
 
     presets: ClassVar[Mapping[str, Any]]  # name -> frozen dataclass of switches, `student_temperature` among them
     method: ClassVar[str]  # what it is called, with its source, in Markdown
-    per_image: bool = True  # the loss is a mean over images, each of which could be asked alone, and does not move the state
-    needs_labels: ClassVar[bool] = False  # then `forward` is given labels, int64 [B], in place of the teacher's embeddings
+    per_image: bool = (
+        True  # the loss is a mean over images, each of which could be asked alone, and does not move the state
+    )
+    needs_labels: ClassVar[bool] = (
+        False  # then `forward` is given labels, int64 [B], in place of the teacher's embeddings
+    )
     text_bank: Tensor
 
     def __init__(self, text_bank: Tensor, *, preset: str | None = None, seed: int = 0, **switches: Any) -> None:
@@ -69,7 +72,9 @@ class Objective(nn.Module):
         """Raises: LGDError for embeddings that do not fit the text bank."""
         expected = self.text_bank.shape[1]
         if embeddings.ndim != 2 or embeddings.shape[1] != expected:
-            raise LGDError(f"{who} embeddings have shape {list(embeddings.shape)}; the text bank asks for [B, {expected}].")
+            raise LGDError(
+                f"{who} embeddings have shape {list(embeddings.shape)}; the text bank asks for [B, {expected}]."
+            )
 
     def unit_rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both as float32 unit rows [B, D], the teacher's without a gradient. Raises: LGDError where they do not fit."""
@@ -113,26 +118,11 @@ def one_of(config: Any, name: str, *choices: str) -> None:
         raise LGDError(f"objective.{name} = {getattr(config, name)!r} is unknown; choose {' or '.join(choices)}.")
 
 
-def ranks() -> tuple[int, int]:
-    """This process's rank and how many there are; one without torch.distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def of_all_ranks(rows: Tensor) -> Tensor:
-    """Rows [B, D] of every rank, in the ranks' order: [ranks * B, D], equal on every rank. Without a gradient."""
-    count = ranks()[1]
-    if count == 1:
-        return rows
-    everyone = rows.new_empty(count * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(everyone, rows.contiguous())
-    return everyone
-
-
 def _check_bank(bank: Tensor) -> None:
     if bank.ndim != 2 or len(bank) < 2:
         raise LGDError(f"The text bank has shape {list(bank.shape)}; it must be [C, D] with at least two names.")
     norms = bank.float().norm(dim=1)
     if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
-        raise LGDError(f"The text bank's rows have lengths {norms.min():.3f} to {norms.max():.3f}; they must be unit vectors.")
+        raise LGDError(
+            f"The text bank's rows have lengths {norms.min():.3f} to {norms.max():.3f}; they must be unit vectors."
+        )

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from .base import Objective, above_zero, between, of_all_ranks, ranks
+from ..utils.distributed import concat_all_gather, rank_and_world_size
+from .base import Objective, above_zero, between
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class CLIPKD(Objective):
     per_image = False
 
     def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
-        config, own = self.config, ranks()[0] * len(s) + torch.arange(len(s), device=s.device)
-        contrastive = cross_entropy(s @ of_all_ranks(t).T / config.student_temperature, own)
+        config, own = self.config, rank_and_world_size()[0] * len(s) + torch.arange(len(s), device=s.device)
+        contrastive = cross_entropy(s @ concat_all_gather(t).T / config.student_temperature, own)
         feature = mse_loss(s, t)
         loss = config.contrastive_weight * contrastive + config.feature_weight * feature
         return {"loss": loss, "loss_contrastive": contrastive, "loss_feature": feature}

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from .base import Objective, above_zero, between, one_of, ranks
+from ..utils.distributed import rank_and_world_size
+from .base import Objective, above_zero, between, one_of
 from .similarity import chunks, nearest_rows, similarity_loss
 
 Assignment = Literal["hard", "soft"]
@@ -43,7 +44,13 @@ class LGDConfig:
 
     def __post_init__(self) -> None:
         between(self, 0, 1, "alpha", "momentum", "threshold")
-        above_zero(self, "student_temperature", "teacher_temperature", "visual_student_temperature", "visual_teacher_temperature")
+        above_zero(
+            self,
+            "student_temperature",
+            "teacher_temperature",
+            "visual_student_temperature",
+            "visual_teacher_temperature",
+        )
         one_of(self, "update", "after", "before")
         one_of(self, "assignment", "hard", "soft")
 
@@ -77,7 +84,9 @@ class LGD(Objective):
     config: LGDConfig
     visual_bank: Tensor
     seen: Tensor
-    _note: tuple[Tensor, int, _Assigned] | None = None  # for `update`: the last teacher, its version, and what became of it
+    _note: tuple[Tensor, int, _Assigned] | None = (
+        None  # for `update`: the last teacher, its version, and what became of it
+    )
 
     def __init__(self, text_bank: Tensor, **settings: Any) -> None:
         super().__init__(text_bank, **settings)
@@ -94,7 +103,12 @@ class LGD(Objective):
         self._note = None
         losses, assigned = self._score(s, t)
         # A graph can't ask for versions, and inference tensors have none: `update` then does without a note.
-        if self.training and self.config.update == "after" and not torch.compiler.is_compiling() and not target.is_inference():
+        if (
+            self.training
+            and self.config.update == "after"
+            and not torch.compiler.is_compiling()
+            and not target.is_inference()
+        ):
             self._note = (target, target._version, assigned)
         return losses
 
@@ -118,7 +132,9 @@ class LGD(Objective):
                 assigned = note[2]
             else:
                 unit = normalize(teacher.float(), dim=1)
-                assigned = _Assigned(unit, *nearest_rows(unit, self.text_bank, temperature=self.config.teacher_temperature))
+                assigned = _Assigned(
+                    unit, *nearest_rows(unit, self.text_bank, temperature=self.config.teacher_temperature)
+                )
             self._aggregate(assigned)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -152,14 +168,18 @@ class LGD(Objective):
                 # Before anything was seen no row may stay, and a softmax needs one: then all do.
                 keep=self.seen | ~self.seen.any() if config.mask_unseen else None,
             ).loss
-            losses = {"loss": config.alpha * visual + (1 - config.alpha) * text, "loss_text": text, "loss_visual": visual}
+            losses = {
+                "loss": config.alpha * visual + (1 - config.alpha) * text,
+                "loss_text": text,
+                "loss_visual": visual,
+            }
             return losses, assigned
 
     @torch.no_grad()
     def _aggregate(self, assigned: _Assigned) -> None:
         """One bank step: first sighting copies the mean, later ones move by momentum."""
         gathered = self._gather(assigned)
-        if ranks()[1] > 1:
+        if rank_and_world_size()[1] > 1:
             dist.all_reduce(gathered)
         sums, counts = gathered[:, :-1], gathered[:, -1]
         present = counts > torch.finfo(counts.dtype).tiny  # a soft weight below it has no digits left to average with

@@ -33,6 +33,10 @@ class Logits(Objective):
     def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
         config = self.config
         similarity = similarity_loss(
-            s, t, self.text_bank, student_temperature=config.student_temperature, teacher_temperature=config.teacher_temperature
+            s,
+            t,
+            self.text_bank,
+            student_temperature=config.student_temperature,
+            teacher_temperature=config.teacher_temperature,
         )
         return {"loss": similarity.loss}

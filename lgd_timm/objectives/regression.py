@@ -17,7 +17,9 @@ from .base import Objective, above_zero
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    student_temperature: float = 0.01  # has no part in the loss: at which the student is read as a classifier (CLIP's, 1/100)
+    student_temperature: float = (
+        0.01  # has no part in the loss: at which the student is read as a classifier (CLIP's, 1/100)
+    )
 
     def __post_init__(self) -> None:
         above_zero(self, "student_temperature")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .base import Objective, above_zero, of_all_ranks, one_of
+from ..utils.distributed import concat_all_gather
+from .base import Objective, above_zero, one_of
 from .similarity import similarity_loss
 
 
@@ -39,7 +40,9 @@ class SEED(Objective):
     method = "SEED ([arXiv 2101.04731](https://arxiv.org/abs/2101.04731))"
     presets: ClassVar[dict[str, SEEDConfig]] = {
         "seed": SEEDConfig(),
-        "lightly_train": SEEDConfig(queue_size=8192, student_temperature=0.07, teacher_temperature=0.07, positive=False, update="before"),
+        "lightly_train": SEEDConfig(
+            queue_size=8192, student_temperature=0.07, teacher_temperature=0.07, positive=False, update="before"
+        ),
     }
     config: SEEDConfig
     queue: Tensor
@@ -73,7 +76,7 @@ class SEED(Objective):
     @torch.no_grad()
     def _enqueue(self, rows: Tensor) -> None:
         """The oldest rows give place to every rank's [B, D]; of more than the queue holds, the last count."""
-        rows = of_all_ranks(rows)[-len(self.queue) :]
+        rows = concat_all_gather(rows)[-len(self.queue) :]
         places = (self.place + torch.arange(len(rows), device=rows.device)) % len(self.queue)
         # A row that is not finite would spoil every later loss: it leaves the old one where it is.
         finite = rows.isfinite().all(1, keepdim=True)

@@ -81,7 +81,9 @@ def similarity_loss(
 
 
 @torch.no_grad()
-def nearest_rows(teacher: Tensor, bank: Tensor, *, temperature: float, rows: int | None = None) -> tuple[Tensor, Tensor]:
+def nearest_rows(
+    teacher: Tensor, bank: Tensor, *, temperature: float, rows: int | None = None
+) -> tuple[Tensor, Tensor]:
     """`nearest` and `confidence` as `similarity_loss` gives them, without a loss."""
     parts = chunks(len(teacher), len(bank), rows=rows)
     work = _buffers(2, teacher, parts, len(bank))
@@ -106,7 +108,14 @@ def _buffers(count: int, like: Tensor, parts: list[slice], width: int) -> list[T
 
 
 def _logits(
-    embeddings: Tensor, teacher: Tensor, bank: Tensor, temperature: float, *, positive: bool, keep: Tensor | None, out: Tensor
+    embeddings: Tensor,
+    teacher: Tensor,
+    bank: Tensor,
+    temperature: float,
+    *,
+    positive: bool,
+    keep: Tensor | None,
+    out: Tensor,
 ) -> None:
     """Fills `out` [b, C], or [b, C + 1] with the positive last: in place, as a concatenation would copy all."""
     names = out[:, : len(bank)]

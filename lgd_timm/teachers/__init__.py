@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..typed import build
+from ..utils.schema import build
 from .base import ImageTeacher, TextTeacher
 from .conse import Conse
 from .open_clip import OpenCLIP

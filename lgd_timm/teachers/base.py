@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..preprocess import Preprocess
+from ..data.preprocess import Preprocess
 
 
 class ImageTeacher(nn.Module):

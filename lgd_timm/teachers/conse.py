@@ -18,13 +18,13 @@ import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor
 
+from ..data.preprocess import Preprocess
+from ..data.vocabulary import TIMM_SUBSETS
 from ..errors import RecipeError, TeacherError
-from ..files import fingerprint
-from ..preprocess import Preprocess
-from ..safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
-from ..vocabulary import TIMM_SUBSETS
+from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
+from ..utils.files import fingerprint
 from .base import ImageTeacher, TextTeacher, module_fingerprint
-from .sentences import SentenceEncoder, check_package
+from .sentence_encoder import SentenceEncoder, check_package
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,18 @@ class _ConseImage(ImageTeacher):
     def __init__(self, spec: Conse, classifier: Any, embeddings: Tensor) -> None:
         config = resolve_model_data_config(classifier)
         size = spec.image_size or config["input_size"][-1]
-        super().__init__(Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"]))
+        super().__init__(
+            Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
+        )
         self.classifier = classifier
         self.temperature = spec.temperature
         self.register_buffer("class_embeddings", embeddings)  # N [1000, D]
         self.register_buffer("centre", embeddings.mean(0))
         self.embed_dim = embeddings.shape[1]
         self.name = f"conse_{classifier.pretrained_cfg['architecture']}".replace("tf_", "")
-        self.fingerprint = module_fingerprint(self, spec.temperature, size, config["mean"], config["std"], config["interpolation"])
+        self.fingerprint = module_fingerprint(
+            self, spec.temperature, size, config["mean"], config["std"], config["interpolation"]
+        )
 
     def encode(self, inputs: Tensor) -> Tensor:
         return (self.classifier(inputs) / self.temperature).softmax(1) @ self.class_embeddings - self.centre
@@ -102,7 +106,9 @@ class _ConseText(TextTeacher):
 
 def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
-        raise TeacherError(f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py")
+        raise TeacherError(
+            f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py"
+        )
     source = timm_source(name, field="teacher.classifier", pretrained=pretrained)
     try:
         return timm.create_model(source, pretrained=pretrained)
@@ -116,7 +122,9 @@ def imagenet_descriptions(subset: str) -> list[str]:
         info = ImageNetInfo(subset)
     except (AssertionError, KeyError) as error:  # timm asserts, and under `python -O` it looks it up
         known = ", ".join(TIMM_SUBSETS)
-        raise TeacherError(f"teacher.classes {subset!r} is unknown to timm. Known: {known}. Or leave the field out.") from error
+        raise TeacherError(
+            f"teacher.classes {subset!r} is unknown to timm. Known: {known}. Or leave the field out."
+        ) from error
     return [info.index_to_description(i, detailed=True) for i in range(info.num_classes())]
 
 

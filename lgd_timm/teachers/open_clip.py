@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..data.preprocess import Preprocess
 from ..errors import TeacherError, require
-from ..preprocess import Preprocess
-from ..safe_weights import BUILD_ERRORS, refuse_pickle, weights_folder
+from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, weights_folder
 from .base import ImageTeacher, TextTeacher, module_fingerprint
 
 # open_clip takes any other word for fp32; its amp* are autocast, which is the caller's.
@@ -51,7 +51,9 @@ class OpenCLIP:
         """The whole open_clip model, both towers, ready to answer. Raises: TeacherError, WeightsError."""
         library = require("open_clip", extra="open_clip")
         if self.precision not in PRECISIONS:
-            raise TeacherError(f"teacher.precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
+            raise TeacherError(
+                f"teacher.precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}."
+            )
         source, trained = self.source(), self.pretrained != "random"
         stock = ":" not in source
         if stock and trained:
@@ -66,7 +68,9 @@ class OpenCLIP:
                 require_pretrained=trained,
             )
         except BUILD_ERRORS as error:
-            raise TeacherError(f"open_clip can't build {self.model!r} with pretrained={self.pretrained!r}: {error}") from error
+            raise TeacherError(
+                f"open_clip can't build {self.model!r} with pretrained={self.pretrained!r}: {error}"
+            ) from error
         return model.eval()
 
     def source(self) -> str:
@@ -89,7 +93,9 @@ class OpenCLIP:
     def _check_pretrained(self, library: Any) -> None:
         tags = ", ".join(library.list_pretrained_tags_by_model(self.model)) or "none; give a .safetensors file"
         if self.pretrained is None:
-            raise TeacherError(f"teacher.pretrained is missing for {self.model!r}. Tags: {tags}. ('random' gives random weights.)")
+            raise TeacherError(
+                f"teacher.pretrained is missing for {self.model!r}. Tags: {tags}. ('random' gives random weights.)"
+            )
         file = Path(self.pretrained)
         is_file = file.suffix == ".safetensors" and file.is_file()
         if not is_file and not library.get_pretrained_cfg(self.model, self.pretrained):
@@ -104,7 +110,9 @@ def _check_config(path: Path) -> None:
         settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
         unknown = sorted(set(settings) - TOKENIZER_SETTINGS)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise TeacherError(f"{path} is no open_clip configuration ({type(error).__name__}: {error}). Download it again.") from error
+        raise TeacherError(
+            f"{path} is no open_clip configuration ({type(error).__name__}: {error}). Download it again."
+        ) from error
     if unknown:
         raise TeacherError(
             f"{path}: tokenizer_kwargs {', '.join(unknown)} are not known to be harmless. Remove them, or use another teacher."
@@ -116,7 +124,9 @@ class _OpenCLIPImage(ImageTeacher):
         library = require("open_clip", extra="open_clip")
         config = library.get_model_preprocess_cfg(model)
         size = config["size"][0] if isinstance(config["size"], (tuple, list)) else config["size"]
-        super().__init__(Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"]))
+        super().__init__(
+            Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
+        )
         self.visual = model.visual  # the text tower is not kept: it is no part of a step
         self.dtype = library.get_input_dtype(spec.precision) or torch.float32
         with torch.inference_mode():

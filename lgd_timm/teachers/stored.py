@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ..data.paths import resolve_path
+from ..data.stored_embeddings import TEACHER, StoredEmbeddings, open_stored
+from ..data.views import Views
 from ..errors import TeacherError
-from ..places import place
-from ..shards.stored import TEACHER, StoredEmbeddings, open_stored
-from ..shards.views import Views
 from .conse import Conse
 from .open_clip import OpenCLIP
 
@@ -33,7 +33,7 @@ class Stored:
 
     def open(self) -> StoredEmbeddings:
         """Raises: TeacherError, which says how to make the folder, if that is known; ShardError, where an address can't be read."""
-        root = place(self.embeddings)
+        root = resolve_path(self.embeddings)
         if self.taught_by is not None and isinstance(root, Path) and not (root / TEACHER).is_file():
             raise TeacherError(
                 f"teacher.embeddings {self.embeddings!r}: no such embeddings. The recipe says who taught, so make them from the same "

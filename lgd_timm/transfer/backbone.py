@@ -12,14 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import LGDError
 from ..evaluate.models import find_model
-from ..students import stock_name
+from ..students.entrypoints import stock_name
 from .recipe import BackboneRecipe
 
 Statistics = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Backbone:
+class PyramidBackbone:
     """A timm model without classifier, timm's name of its stock architecture, and the pixel statistics it was trained with."""
 
     architecture: str
@@ -28,7 +28,7 @@ class Backbone:
     std: Statistics
 
 
-def find_backbone(recipe: BackboneRecipe, *, seed: int = 0) -> Backbone:
+def find_backbone(recipe: BackboneRecipe, *, seed: int = 0) -> PyramidBackbone:
     """What `recipe.model` names, with its weights or, if not pretrained, random ones drawn with `seed`.
 
     Raises: LGDError for what is no model, or whose weights can't be had.
@@ -36,12 +36,12 @@ def find_backbone(recipe: BackboneRecipe, *, seed: int = 0) -> Backbone:
     network = find_model(recipe.model, pretrained=recipe.pretrained, seed=seed).network
     mean, std = (tuple(buffer.flatten().tolist()) for buffer in (network.preprocess.mean, network.preprocess.std))
     model: Any = network.backbone
-    return Backbone(stock_name(model.pretrained_cfg["architecture"]), model, mean, std)
+    return PyramidBackbone(stock_name(model.pretrained_cfg["architecture"]), model, mean, std)
 
 
-def blank_backbone(architecture: str, *, mean: Statistics, std: Statistics) -> Backbone:
+def blank_backbone(architecture: str, *, mean: Statistics, std: Statistics) -> PyramidBackbone:
     """The same before its weights are read from a file."""
-    return Backbone(architecture, timm.create_model(architecture, num_classes=0), mean, std)
+    return PyramidBackbone(architecture, timm.create_model(architecture, num_classes=0), mean, std)
 
 
 class Pyramid(nn.Module):
@@ -51,14 +51,16 @@ class Pyramid(nn.Module):
     training too. Raises: LGDError for a model without feature maps, or levels that it does not have.
     """
 
-    def __init__(self, backbone: Backbone, *, levels: Sequence[int], frozen_norms: bool = True) -> None:
+    def __init__(self, backbone: PyramidBackbone, *, levels: Sequence[int], frozen_norms: bool = True) -> None:
         super().__init__()
         name, model = backbone.architecture, backbone.model
         info = getattr(model, "feature_info", None)
         if not info or not hasattr(model, "forward_intermediates"):
             raise LGDError(f"{name} gives no feature maps (timm's features_only). Take another model.")
         if not levels or list(levels) != sorted(set(levels)) or not 0 <= levels[0] <= levels[-1] < len(info):
-            raise LGDError(f"backbone.levels = {list(levels)} of {name}, which has 0 to {len(info) - 1}. Give some of these, rising.")
+            raise LGDError(
+                f"backbone.levels = {list(levels)} of {name}, which has 0 to {len(info) - 1}. Give some of these, rising."
+            )
         self.levels = list(levels)
         self.channels: list[int] = [info[level]["num_chs"] for level in levels]
         self.strides: list[int] = [info[level]["reduction"] for level in levels]

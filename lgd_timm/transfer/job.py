@@ -12,11 +12,11 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from ..checkpoint import load_checkpoint
 from ..errors import RecipeError
-from ..shards.ranks import Ranks
-from ..step import Skipped
-from .backbone import Backbone
+from ..training.engine import Skipped
+from ..utils.checkpoint import load_checkpoint
+from ..utils.distributed import Ranks
+from .backbone import PyramidBackbone
 from .recipe import TransferRecipe
 
 Item = tuple[int, int]  # (index, epoch)
@@ -42,7 +42,7 @@ class Job:
     recipe: TransferRecipe
     model: nn.Module
     backbone: nn.Module
-    source: Backbone  # where it came from
+    source: PyramidBackbone  # where it came from
     classes: tuple[str, ...]
     pictures: Pictures
     collate: Callable[[list[Any]], Any]
@@ -57,9 +57,13 @@ class Job:
     def __post_init__(self) -> None:
         recipe = self.recipe
         if len(self.pictures) < self.batch_size:
-            raise RecipeError(f"{len(self.pictures)} pictures do not fill a batch of {self.batch_size}. Lower data.batch_size.")
+            raise RecipeError(
+                f"{len(self.pictures)} pictures do not fill a batch of {self.batch_size}. Lower data.batch_size."
+            )
         if self.batch_size % self.ranks.world_size:
-            raise RecipeError(f"data.batch_size = {self.batch_size} is global and must divide by {self.ranks.world_size} ranks.")
+            raise RecipeError(
+                f"data.batch_size = {self.batch_size} is global and must divide by {self.ranks.world_size} ranks."
+            )
         self.steps_per_epoch = len(self.pictures) // self.batch_size
         self.total = recipe.schedule.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(recipe, self.model, self.backbone)
@@ -71,7 +75,15 @@ class Job:
     def agreed(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
         recipe = self.recipe.to_dict()
-        machine = ("device", "workers", "max_skipped", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "evaluate_every")
+        machine = (
+            "device",
+            "workers",
+            "max_skipped",
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "evaluate_every",
+        )
         run = {key: value for key, value in recipe["run"].items() if key not in (*machine, "log_every")}
         return {**{key: recipe[key] for key in ("backbone", "optimizer", "schedule", "head")}, "run": run, **self.facts}
 
@@ -86,7 +98,9 @@ class Job:
 
     def go_on(self, checkpoint: Path) -> None:
         """Take up everything where a checkpoint left it. Raises: as `load_checkpoint`."""
-        place = load_checkpoint(checkpoint, modules={"model": self.model}, optimizer=self.optimizer, scaler=self.scaler, facts=self.agreed)
+        place = load_checkpoint(
+            checkpoint, modules={"model": self.model}, optimizer=self.optimizer, scaler=self.scaler, facts=self.agreed
+        )
         self.step, self.skipped.total = place.step, place.counts.get("skipped", 0)
 
 
@@ -98,7 +112,10 @@ def _optimizer(recipe: TransferRecipe, model: nn.Module, backbone: nn.Module) ->
     below = {id(parameter) for parameter in backbone.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trained if id(parameter) in below], "lr": settings.lr * settings.backbone_lr},
+        {
+            "params": [parameter for parameter in trained if id(parameter) in below],
+            "lr": settings.lr * settings.backbone_lr,
+        },
         {"params": [parameter for parameter in trained if id(parameter) not in below], "lr": settings.lr},
     ]
     return create_optimizer_v2(

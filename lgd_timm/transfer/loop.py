@@ -20,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.data import DataLoader, Sampler
 
-from ..checkpoint import all_checkpoints, checkpoint_at, drop_old, drop_unfinished, note_score, save_checkpoint
 from ..errors import RecipeError
-from ..progress import Progress
-from ..pulse import Pulse
-from ..step import step_seed
-from ..stop import Stopped, StopRequest
+from ..training.engine import step_seed
+from ..utils.checkpoint import all_checkpoints, checkpoint_at, drop_old, drop_unfinished, note_score, save_checkpoint
+from ..utils.distributed import StepSync
+from ..utils.logger import Progress
+from ..utils.signals import Stopped, StopRequest
 from .job import Item, Job
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,13 @@ def fit(job: Job, *, resume: bool = False) -> dict[str, float]:
     if job.ranks.world_size > 1:
         model = DistributedDataParallel(model, device_ids=[job.device] if job.device.type == "cuda" else None)
     every, saver = job.recipe.run, _Saver(job)
-    pulse, scores = Pulse(job.ranks), dict[str, float]()
+    pulse, scores = StepSync(job.ranks), dict[str, float]()
     progress = Progress(
-        job.out if job.ranks.first else None, total=job.total, start=job.step, batch_size=job.batch_size, what=job.recipe.name
+        job.out if job.ranks.first else None,
+        total=job.total,
+        start=job.step,
+        batch_size=job.batch_size,
+        what=job.recipe.name,
     )
     job.model.train()
     with StopRequest() as request, progress:
@@ -54,7 +58,9 @@ def fit(job: Job, *, resume: bool = False) -> dict[str, float]:
             if pulse.beat(stop=request.asked).stop:
                 saver.save(progress)
                 job.ranks.wait()  # torchrun ends all when the first one ends
-                raise Stopped(f"stopped by SIGTERM at step {job.step} of {job.total}, and saved in {job.out}. Go on with --resume.")
+                raise Stopped(
+                    f"stopped by SIGTERM at step {job.step} of {job.total}, and saved in {job.out}. Go on with --resume."
+                )
             job.set_rates()
             losses, taken = _step(job, model, batch)
             if taken:
@@ -134,7 +140,11 @@ def _step(job: Job, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], bo
     job.scaler.scale(loss).backward()
     job.scaler.unscale_(job.optimizer)
     parameters = [parameter for parameter in job.model.parameters() if parameter.grad is not None]
-    norm = clip_grad_norm_(parameters, clip) if clip is not None else get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = (
+        clip_grad_norm_(parameters, clip)
+        if clip is not None
+        else get_total_norm([p.grad for p in parameters if p.grad is not None])
+    )
     finite = bool(norm.isfinite())
     if finite:
         job.scaler.step(job.optimizer)

@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from ..config.reader import read_mapping
 from ..errors import RecipeError
-from ..recipe import read_mapping
-from ..safe_weights import refuse_pickle
-from ..typed import build, plain
+from ..hub.safe_weights import refuse_pickle
+from ..utils.schema import build, to_plain
 
 RecipeT = TypeVar("RecipeT", bound="TransferRecipe")
 
@@ -26,8 +26,12 @@ class BackboneRecipe:
 
     model: str = "lgd_mobilenetv2"  # a published folder, hub://ORG/NAME, a weight's name, a run folder, any timm model
     pretrained: bool = True  # False: random weights, from scratch
-    levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])  # timm's out_indices; 1 to 4 have strides 4 to 32 in most models
-    norms: Literal["frozen", "trained"] = "frozen"  # batch statistics; a batch of few pictures is too small to estimate them
+    levels: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4]
+    )  # timm's out_indices; 1 to 4 have strides 4 to 32 in most models
+    norms: Literal["frozen", "trained"] = (
+        "frozen"  # batch statistics; a batch of few pictures is too small to estimate them
+    )
 
     def __post_init__(self) -> None:
         refuse_pickle(self.model, field="backbone.model")
@@ -56,7 +60,9 @@ class TransferSchedule:
 
     epochs: int = 12
     name: Literal["multistep", "cosine", "poly", "constant"] = "multistep"
-    milestones: list[int] = field(default_factory=lambda: [8, 11])  # of multistep: after so many epochs the rate falls to a tenth
+    milestones: list[int] = field(
+        default_factory=lambda: [8, 11]
+    )  # of multistep: after so many epochs the rate falls to a tenth
     power: float = 0.9  # of poly
     warmup_steps: int = 500
     warmup_share: float = 0.001  # of the rate, with which warm-up begins
@@ -89,14 +95,14 @@ class TransferRecipe:
     run: TransferRun = field(default_factory=TransferRun)
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(plain(self))
+        return dict(to_plain(self))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_transfer(kind: type[RecipeT], source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> RecipeT:
-    """Read a YAML recipe of a task, with dotted overrides. Raises: RecipeError, as `lgd_timm.recipe.read_recipe`."""
+    """Read a YAML recipe of a task, with dotted overrides. Raises: RecipeError, as `lgd_timm.config.reader.read_recipe`."""
     data = read_mapping(source, overrides=overrides)
     recipe: RecipeT = build(kind, data, where="")
     return recipe

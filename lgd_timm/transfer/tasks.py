@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..shards.ranks import Ranks
-from .backbone import Backbone
+from ..utils.distributed import Ranks
+from .backbone import PyramidBackbone
 from .job import Job
 from .recipe import TransferRecipe
 
@@ -24,13 +24,15 @@ class Task(Protocol):
 
     RECIPE: type[TransferRecipe]
 
-    def create(self, recipe: Any, *, backbone: Backbone, classes: Sequence[str]) -> nn.Module:
+    def create(self, recipe: Any, *, backbone: PyramidBackbone, classes: Sequence[str]) -> nn.Module:
         """The whole model, on the given backbone."""
 
     def prepare(self, recipe: Any, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
         """Read data and backbone, and make a job of them, writing nothing. Raises: LGDError."""
 
-    def draw(self, model: nn.Module, picture: Image.Image, *, classes: Sequence[str], recipe: Any, device: torch.device) -> Image.Image:
+    def draw(
+        self, model: nn.Module, picture: Image.Image, *, classes: Sequence[str], recipe: Any, device: torch.device
+    ) -> Image.Image:
         """The picture with what the model, in eval mode, sees in it."""
 
 

@@ -21,7 +21,10 @@ EMBED_DIM = 1024
 
 TRAIN = {"resnet18": 3482, "mobilenetv2": 2313}  # images/s, RTX 3090
 INFER = {"resnet18": 11_200, "mobilenetv2": 9_900, "resnet50": 3_700}
-STORED = {"resnet18": (1.05, 1.05), "mobilenetv2": (1.10, 1.21)}  # step with stored embeddings / bare student step, README row (a)
+STORED = {
+    "resnet18": (1.05, 1.05),
+    "mobilenetv2": (1.10, 1.21),
+}  # step with stored embeddings / bare student step, README row (a)
 ONLINE = {"resnet18": 1.96, "mobilenetv2": 3.19}  # step with RN50 at work / with stored embeddings, README row (b)
 
 
@@ -96,4 +99,6 @@ def _hours(hours: float) -> str:
 
 if __name__ == "__main__":
     most = max(evaluations(row) for row in read_rows().values())
-    print(*table_of_rows(), "", f"Evaluations of a row: at most {most:.2f} GPU hours.", "", *table_of_storage(), sep="\n")
+    print(
+        *table_of_rows(), "", f"Evaluations of a row: at most {most:.2f} GPU hours.", "", *table_of_storage(), sep="\n"
+    )

@@ -19,11 +19,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.subset import draw
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, ShardError
-from lgd_timm.files import replacing
-from lgd_timm.shards.index import ShardSet
-from lgd_timm.shards.subset import draw
-from lgd_timm.shards.write import write_shards
+from lgd_timm.utils.files import atomic_file
 
 CLASSES = 256
 PER_CLASS = 60
@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LGDError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {len(train)} images to learn from, {len(val)} to evaluate on, names in {options.out}/names.txt")
+    print(
+        f"{options.out}: {len(train)} images to learn from, {len(val)} to evaluate on, names in {options.out}/names.txt"
+    )
     return 0
 
 
@@ -53,14 +55,16 @@ def prepare(images: Path, out: Path, *, seed: int = 0) -> tuple[ShardSet, ShardS
         for folder in folders:
             pictures = {path.name: path for path in folder.iterdir() if re.fullmatch(r"\d{3}_\d{4}\.jpg", path.name)}
             if len(pictures) <= PER_CLASS:
-                raise ShardError(f"{folder} holds {len(pictures)} images, not more than {PER_CLASS}. Extract the archive again.")
+                raise ShardError(
+                    f"{folder} holds {len(pictures)} images, not more than {PER_CLASS}. Extract the archive again."
+                )
             chosen = set(draw(pictures, PER_CLASS, seed=seed))
             for name, path in pictures.items():
                 link = Path(scratch, "train" if name in chosen else "val", folder.name, name)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path.resolve())
         train, val = (write_shards(Path(scratch, split), out, split=split, name="ct256") for split in ("train", "val"))
-    with replacing(out / "names.txt") as temporary:
+    with atomic_file(out / "names.txt") as temporary:
         temporary.write_text("".join(f"{class_name(folder.name)}\n" for folder in folders), encoding="utf-8")
     return train, val
 

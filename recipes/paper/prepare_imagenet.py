@@ -23,11 +23,11 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo
 
+from lgd_timm.data import open_shards
+from lgd_timm.data.index import INFO, read_info
+from lgd_timm.data.subset import write_subset
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, ShardError, require
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.index import INFO, read_info
-from lgd_timm.shards.subset import write_subset
-from lgd_timm.shards.write import write_shards
 
 SUBSETS = (13, 128)  # images a class; what the paper calls 1 % and 10 %
 SOURCE = "https://www.image-net.org/download.php (ILSVRC2012, an account is needed)"
@@ -62,7 +62,9 @@ def prepare(train: Path, val: Path, out: Path, *, devkit: Path | None = None, se
             check_synsets(train)
             write_shards(train, out, split="train", name="in1k", samples_per_shard=10_000)
     for per_class in SUBSETS:
-        count = write_subset(open_shards(out, split="train"), out / f"subset_{per_class}.json", per_class=per_class, seed=seed)
+        count = write_subset(
+            open_shards(out, split="train"), out / f"subset_{per_class}.json", per_class=per_class, seed=seed
+        )
         print(f"{out}/subset_{per_class}.json: {count} images")
     for split in ("train", "val"):
         print(f"{out}: {len(open_shards(out, split=split))} images, split {split!r}")
@@ -70,20 +72,27 @@ def prepare(train: Path, val: Path, out: Path, *, devkit: Path | None = None, se
 
 def check_synsets(folder: Path) -> None:
     """Raises: ShardError unless a folder holds one folder for each synset and no other."""
-    wanted, found = set(ImageNetInfo("imagenet-1k").label_names()), {path.name for path in _entries(folder) if path.is_dir()}
+    wanted, found = (
+        set(ImageNetInfo("imagenet-1k").label_names()),
+        {path.name for path in _entries(folder) if path.is_dir()},
+    )
     if missing := sorted(wanted - found):
         raise ShardError(
             f"{folder} lacks {len(missing)} of ImageNet's {len(wanted)} synset folders, the first is {missing[0]}. "
             f"Extract the archives, each synset's own too: {SOURCE}"
         )
     if astray := sorted(found - wanted):
-        raise ShardError(f"{folder} has a folder {astray[0]!r}, which is none of ImageNet's synsets. Move it elsewhere.")
+        raise ShardError(
+            f"{folder} has a folder {astray[0]!r}, which is none of ImageNet's synsets. Move it elsewhere."
+        )
 
 
 def sort_flat(folder: Path, devkit: Path | None, scratch: Path) -> Path:
     """Links to flat validation images in synset folders. Raises: ShardError where images or the devkit's files are missing."""
     if devkit is None:
-        raise ShardError(f"{folder} has no synset folders. Say which image is what: --devkit ILSVRC2012_devkit_t12, from {SOURCE}")
+        raise ShardError(
+            f"{folder} has no synset folders. Say which image is what: --devkit ILSVRC2012_devkit_t12, from {SOURCE}"
+        )
     truth = devkit / "data" / "ILSVRC2012_validation_ground_truth.txt"
     if not truth.is_file():
         raise ShardError(f"{truth} is missing. Give the extracted devkit, from {SOURCE}")

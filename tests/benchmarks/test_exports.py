@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import exports
-from lgd_timm.export.source import open_source
+from lgd_timm.export.loading import open_source
 
 
 @pytest.mark.slow
-def test_every_format_is_scored_and_timed(published_folder: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_format_is_scored_and_timed(
+    published_folder: Path, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exports, "LEAST", 1e-4)
     options = argparse.Namespace(data=str(shard_folder), split="val", sizes=[32, 40], rounds=2, compile=False)
-    head, _, *rows = (line.strip("| ").split(" | ") for line in exports.table(open_source(str(published_folder)), options).splitlines())
+    head, _, *rows = (
+        line.strip("| ").split(" | ")
+        for line in exports.table(open_source(str(published_folder)), options).splitlines()
+    )
     assert head == ["format", "size", "top-1, val", "ms at 32 px", "ms at 40 px"]
     assert [row[0] for row in rows] == ["timm, PyTorch", "ONNX", "ONNX int8", "ncnn", "ncnn, half"]
     scores = {row[0]: row[2] for row in rows}

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak import BATCH, Lane, _digest, _planned
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import EpochPlan, ShardDataset, loader
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.loader import loader
+from lgd_timm.data.samplers import EpochSampler
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def lane(tmp_path: Path, shard_folder: Path) -> Lane:
     """That has seen what the loader gives for 3 epochs."""
     (tmp_path / "shards").symlink_to(shard_folder)
     shards = open_shards(shard_folder, split="train")
-    plan = EpochPlan(shards.lengths, batch_size=BATCH, views=2, stop=3 * (len(shards) // BATCH))
+    plan = EpochSampler(shards.lengths, batch_size=BATCH, views=2, stop=3 * (len(shards) // BATCH))
     batches = loader(ShardDataset(shards, views=Views(size=8, count=2)), plan)
     lane = Lane("trial", tmp_path, 3)
     lane.seen.write_text("".join(f"{step} {_digest(batch.keys)}\n" for step, batch in enumerate(batches)))

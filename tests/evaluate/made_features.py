@@ -7,7 +7,9 @@ import torch
 from lgd_timm.evaluate import Features
 
 
-def clouds(count: int, *, classes: int = 4, size: int = 16, noise: float = 1.0, seed: int = 0, name: str = "train") -> Features:
+def clouds(
+    count: int, *, classes: int = 4, size: int = 16, noise: float = 1.0, seed: int = 0, name: str = "train"
+) -> Features:
     """`count` rows about `classes` centres, which are the same for any seed."""
     draw = torch.Generator().manual_seed(seed)
     centres = 2 * torch.randn(classes, size, generator=torch.Generator().manual_seed(99))

@@ -21,7 +21,12 @@ def made() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
     teacher = torch.randn(60, 8, generator=draw)
     student = teacher + torch.randn(60, 8, generator=draw)
-    return student, teacher, normalize(torch.randn(5, 8, generator=draw), dim=1), torch.randint(5, (60,), generator=draw)
+    return (
+        student,
+        teacher,
+        normalize(torch.randn(5, 8, generator=draw), dim=1),
+        torch.randint(5, (60,), generator=draw),
+    )
 
 
 def distribution(embedding: Tensor, bank: Tensor, temperature: float) -> list[float]:
@@ -34,7 +39,9 @@ def test_it_is_a_plain_computation() -> None:
     score = agreement(student, teacher, bank, labels, **TEMPERATURES)
     ours = [distribution(row, bank, 0.2) for row in student]
     theirs = [distribution(row, bank, 0.1) for row in teacher]
-    answers = [(p.index(max(p)), q.index(max(q)), label) for p, q, label in zip(ours, theirs, labels.tolist(), strict=True)]
+    answers = [
+        (p.index(max(p)), q.index(max(q)), label) for p, q, label in zip(ours, theirs, labels.tolist(), strict=True)
+    ]
     right, wrong = [a for a in answers if a[1] == a[2]], [a for a in answers if a[1] != a[2]]
     for share, among in ((score.top1, answers), (score.top1_teacher_right, right), (score.top1_teacher_wrong, wrong)):
         assert share == pytest.approx(100 * sum(a[0] == a[1] for a in among) / len(among))

@@ -11,10 +11,14 @@ import pytest
 import torch
 import yaml
 
-from lgd_timm.card import card_of
+from lgd_timm.config.recipe import TeachRecipe
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.in_memory import in_memory
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, WeightsError
 from lgd_timm.evaluate import (
-    Bench,
+    FeatureSplits,
     Results,
     agreement,
     calibration,
@@ -23,19 +27,15 @@ from lgd_timm.evaluate import (
     evaluate_zero_shot,
     extract,
     find_model,
-    find_subject,
     knn,
     linear_probe,
+    open_zero_shot_model,
 )
-from lgd_timm.folder import check_folder
-from lgd_timm.publish import load
-from lgd_timm.recipe import TeachRecipe
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.memory import in_memory
-from lgd_timm.shards.read import ShardDataset
-from lgd_timm.shards.teach import teach_recipe
-from lgd_timm.shards.write import write_shards
+from lgd_timm.publish.card import card_of
+from lgd_timm.publish.check import check_folder
+from lgd_timm.publish.folder import load
 from lgd_timm.teachers import OpenCLIP
+from lgd_timm.training.teach import teach_recipe
 
 EVERYTHING = ["zero_shot", "knn", "linear_probe", "linear_probe_10", "calibration", "agreement"]
 OPTIONS: dict[str, Any] = {"device": "cpu", "protocol": "ridge", "k": 5}
@@ -49,7 +49,9 @@ def evaluated(model: Path | str, data: Path, **options: Any) -> Results:
 def wholly_taught(tmp_path_factory: pytest.TempPathFactory, taught_folder: Path, tiny_clip: Path) -> Path:
     """Shards with unaugmented embeddings of the training split too. Read only."""
     folder = Path(shutil.copytree(taught_folder, tmp_path_factory.mktemp("wholly") / "colours"))
-    teach_recipe(TeachRecipe(OpenCLIP(f"local-dir:{tiny_clip}"), Views(size=32, augmentation="none"), str(folder), device="cpu"))
+    teach_recipe(
+        TeachRecipe(OpenCLIP(f"local-dir:{tiny_clip}"), Views(size=32, augmentation="none"), str(folder), device="cpu")
+    )
     return folder
 
 
@@ -62,7 +64,10 @@ def test_all_is_each(published_folder: Path, taught_folder: Path) -> None:
     results = evaluated(published_folder, taught_folder)
     published = load(published_folder)
     train, test = (
-        extract(published.student, ShardDataset(open_shards(taught_folder, split=split), views=Views(size=32, augmentation="none")))
+        extract(
+            published.student,
+            ShardDataset(open_shards(taught_folder, split=split), views=Views(size=32, augmentation="none")),
+        )
         for split in ("train", "val")
     )
     assert results.scores["knn"] == knn(train, test, k=5)
@@ -96,21 +101,30 @@ def test_calibration_is_of_the_published_classifier_and_agreement_at_the_recipes
     for key in ("ece", "nll", "confidence"):
         assert found[key] == pytest.approx(expected.to_dict()[key], rel=1e-4)
     assert (found["classifier"], found["fitted_on"]) == ("published classifier", 6)
-    assert results.scores["teacher_calibration"].to_dict()["fitted_on"] is None  # no unaugmented embeddings of the training split
-    bench = Bench(find_model(str(published_folder)), taught_folder, device="cpu")
+    assert (
+        results.scores["teacher_calibration"].to_dict()["fitted_on"] is None
+    )  # no unaugmented embeddings of the training split
+    bench = FeatureSplits(find_model(str(published_folder)), taught_folder, device="cpu")
     teacher = bench.teacher(bench.test, "val", fingerprint=published.metrics["teacher"]["fingerprint"])
     assert teacher is not None
     assert teacher.embeddings is not None
     same = agreement(
-        student, teacher.embeddings, published.banks.text, batch.labels, student_temperature=0.2, teacher_temperature=0.01
+        student,
+        teacher.embeddings,
+        published.banks.text,
+        batch.labels,
+        student_temperature=0.2,
+        teacher_temperature=0.01,
     ).to_dict()
     assert results.scores["agreement"].to_dict() == pytest.approx(same, rel=1e-4)
 
 
-def test_a_teacher_that_saw_the_training_images_plainly_is_probed_too(published_folder: Path, wholly_taught: Path) -> None:
+def test_a_teacher_that_saw_the_training_images_plainly_is_probed_too(
+    published_folder: Path, wholly_taught: Path
+) -> None:
     results = evaluated(published_folder, wholly_taught)
     assert {f"teacher_{key}" for key in EVERYTHING if key != "agreement"} <= results.scores.keys()
-    bench = Bench(find_model(str(published_folder)), wholly_taught, device="cpu")
+    bench = FeatureSplits(find_model(str(published_folder)), wholly_taught, device="cpu")
     teachers = bench.teachers(load(published_folder).metrics["teacher"]["fingerprint"])
     assert None not in teachers
     assert results.scores["teacher_knn"] == knn(*teachers, k=5)  # type: ignore[arg-type]
@@ -122,7 +136,9 @@ def test_ready_made_datasets_are_used_and_must_show_what_the_model_sees(
 ) -> None:
     def images(split: str, size: int = 32) -> ShardDataset:
         return in_memory(
-            ShardDataset(open_shards(taught_folder, split=split), views=Views(size=size, augmentation="none"), allow_empty=True)
+            ShardDataset(
+                open_shards(taught_folder, split=split), views=Views(size=size, augmentation="none"), allow_empty=True
+            )
         )
 
     expected = evaluated(published_folder, taught_folder)
@@ -148,7 +164,9 @@ def test_a_plain_model_is_probed_and_the_rest_left_out_with_the_reason(taught_fo
     assert any(line.startswith("left out: zero shot: test_resnet has no projector") for line in lines)
 
 
-def test_without_the_teachers_embeddings_what_needs_them_is_left_out(published_folder: Path, shard_folder: Path) -> None:
+def test_without_the_teachers_embeddings_what_needs_them_is_left_out(
+    published_folder: Path, shard_folder: Path
+) -> None:
     results = evaluated(published_folder, shard_folder)
     assert {"teacher_zero_shot", "teacher_calibration", "agreement"} <= results.left_out.keys()
     assert "zero_shot" in results.scores
@@ -182,7 +200,10 @@ def test_what_is_written_is_what_was_measured(folder: Path, wholly_taught: Path)
     assert card == card_of(folder)
     row = [f"{metrics[key]['top1']:.2f} %" for key in ("linear_probe_10", "teacher_linear_probe_10")]
     assert f"| linear probe, 10 % of labels top-1 | {row[0]} | {row[1]} | 33.33 % |" in card
-    assert "Linear probe, 10 % of labels: ridge on frozen features of 6 labelled training images (10 % of each class, seed 0)" in card
+    assert (
+        "Linear probe, 10 % of labels: ridge on frozen features of 6 labelled training images (10 % of each class, seed 0)"
+        in card
+    )
     assert "1 % of labels" not in card
     assert f"expected calibration error {metrics['calibration']['ece']:.2f} %" in card
     assert f"the same answer on {metrics['agreement']['top1']:.2f} % of the images" in card
@@ -200,12 +221,16 @@ def test_other_names_that_were_asked_are_written_too(folder: Path, taught_folder
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["zero_shot"]["names"] == ["crimson", "emerald", "navy"]
     assert metrics["calibration"]["classifier"] == "cosine / 0.2"
-    assert find_subject(str(folder), None).other_names
+    assert open_zero_shot_model(str(folder), None).other_names
 
 
-def test_what_the_card_could_not_say_is_not_written(folder: Path, taught_folder: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_what_the_card_could_not_say_is_not_written(
+    folder: Path, taught_folder: Path, run_folder: Path, tmp_path: Path
+) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(WeightsError, match="speaks of the splits 'train' and 'val' of its recipe, not of 'train' and 'train'"):
+    with pytest.raises(
+        WeightsError, match="speaks of the splits 'train' and 'val' of its recipe, not of 'train' and 'train'"
+    ):
         evaluated(folder, taught_folder, split="train", write=True)
     metrics = json.loads(before["metrics.json"])
     (folder / "metrics.json").write_text(json.dumps({**metrics, "shards": "0" * 16}))

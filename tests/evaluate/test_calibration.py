@@ -36,7 +36,9 @@ def plain_ece(probabilities: Tensor, labels: Tensor, bins: int) -> float:
 def test_ece_is_its_definition(bins: int) -> None:
     logits, labels = honest(500)
     probabilities = (3 * logits).double().softmax(1)
-    assert expected_calibration_error(probabilities, labels, bins=bins) == pytest.approx(plain_ece(probabilities, labels, bins), abs=1e-12)
+    assert expected_calibration_error(probabilities, labels, bins=bins) == pytest.approx(
+        plain_ece(probabilities, labels, bins), abs=1e-12
+    )
 
 
 def test_ece_of_those_who_are_always_sure() -> None:
@@ -51,13 +53,17 @@ def test_the_fitted_temperature_undoes_a_scale(factor: float) -> None:
     logits, labels = honest(20000)
     temperature = fit_temperature(factor * logits, labels)
     assert temperature == pytest.approx(factor, rel=0.03)  # of 20,000 draws
-    at = [float(cross_entropy(factor * logits / t, labels)) for t in (temperature, 1.01 * temperature, 0.99 * temperature)]
+    at = [
+        float(cross_entropy(factor * logits / t, labels)) for t in (temperature, 1.01 * temperature, 0.99 * temperature)
+    ]
     assert at[0] == min(at)
 
 
 def test_boasting_is_measured_and_undone() -> None:
     logits, labels = honest(4000)
-    score = calibration(6 * logits, labels, classifier="boaster", fit=(6 * honest(4000, seed=1)[0], honest(4000, seed=1)[1]))
+    score = calibration(
+        6 * logits, labels, classifier="boaster", fit=(6 * honest(4000, seed=1)[0], honest(4000, seed=1)[1])
+    )
     assert score.ece > 15
     assert score.fitted_ece is not None
     assert score.fitted_nll is not None
@@ -87,5 +93,9 @@ def test_refusals() -> None:
 
 def test_the_fitted_temperature_stays_within_bounds() -> None:
     logits, _ = honest(50)
-    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(0.01, rel=0.5)  # always right: the surer the better
-    assert fit_temperature(logits, logits.argmin(1)) == pytest.approx(100, rel=1e-3)  # always wrong: the less sure the better
+    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(
+        0.01, rel=0.5
+    )  # always right: the surer the better
+    assert fit_temperature(logits, logits.argmin(1)) == pytest.approx(
+        100, rel=1e-3
+    )  # always wrong: the less sure the better

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lgd_timm import cli
-from lgd_timm.evaluate import Bench, evaluate_all, find_model, knn, linear_probe
+from lgd_timm.cli import main as cli
+from lgd_timm.evaluate import FeatureSplits, evaluate_all, find_model, knn, linear_probe
 
 PLAIN = ["test_resnet", "--random-weights", "--image-size", "32"]
 
@@ -20,19 +20,24 @@ def say(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
 
 
 @pytest.fixture
-def bench(taught_folder: Path) -> Bench:
-    return Bench(find_model("test_resnet", pretrained=False, image_size=32), taught_folder, device="cpu")
+def bench(taught_folder: Path) -> FeatureSplits:
+    return FeatureSplits(find_model("test_resnet", pretrained=False, image_size=32), taught_folder, device="cpu")
 
 
-def test_knn(capsys: pytest.CaptureFixture[str], taught_folder: Path, bench: Bench) -> None:
+def test_knn(capsys: pytest.CaptureFixture[str], taught_folder: Path, bench: FeatureSplits) -> None:
     options = ["--k", "3", "1", "--temperature", "0.1"]
     said = say(capsys, "evaluate", "knn", *PLAIN, "--data", taught_folder, *options)
     score = knn(bench.train, bench.test, k=[3, 1], temperature=0.1)
     assert said.splitlines() == [str(score), *(f"  k = {k}: top-1 {top1:.2f} %" for k, top1 in score.top1_of_k.items())]
-    assert json.loads(say(capsys, "evaluate", "knn", *PLAIN, "--data", taught_folder, *options, "--json")) == score.to_dict()
+    assert (
+        json.loads(say(capsys, "evaluate", "knn", *PLAIN, "--data", taught_folder, *options, "--json"))
+        == score.to_dict()
+    )
 
 
-def test_linear_probe_on_some_labels(capsys: pytest.CaptureFixture[str], taught_folder: Path, tmp_path: Path, bench: Bench) -> None:
+def test_linear_probe_on_some_labels(
+    capsys: pytest.CaptureFixture[str], taught_folder: Path, tmp_path: Path, bench: FeatureSplits
+) -> None:
     words = ["evaluate", "linear-probe", *PLAIN, "--data", taught_folder, "--protocol", "ridge", "--json"]
     drawn = json.loads(say(capsys, *words, "--per-class", "5", "--seed", "0"))
     assert cli.main(["subset", str(taught_folder), str(tmp_path / "five.json"), "--per-class", "5"]) == 0
@@ -49,10 +54,26 @@ def test_linear_probe_on_some_labels(capsys: pytest.CaptureFixture[str], taught_
 
 
 def test_fine_tune(capsys: pytest.CaptureFixture[str], taught_folder: Path) -> None:
-    words = ["evaluate", "fine-tune", *PLAIN, "--data", taught_folder, "--epochs", "2", "--fraction", "0.5", "--batch-size", "8"]
+    words = [
+        "evaluate",
+        "fine-tune",
+        *PLAIN,
+        "--data",
+        taught_folder,
+        "--epochs",
+        "2",
+        "--fraction",
+        "0.5",
+        "--batch-size",
+        "8",
+    ]
     score = json.loads(say(capsys, *words, "--optimizer", "sgd", "--lr", "0.01", "--augmentation", "flip", "--json"))
     assert (score["train"], score["test"], score["steps"], score["subset"]) == (24, 12, 6, "50 % of each class, seed 0")
-    assert (score["settings"]["optimizer"], score["settings"]["lr"], score["settings"]["augmentation"]) == ("sgd", 0.01, "flip")
+    assert (score["settings"]["optimizer"], score["settings"]["lr"], score["settings"]["augmentation"]) == (
+        "sgd",
+        0.01,
+        "flip",
+    )
 
 
 def test_calibration_and_agreement_are_those_of_all(

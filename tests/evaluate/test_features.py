@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.stored_embeddings import find_stored
 from lgd_timm.errors import LGDError, ShardError, WeightsError
 from lgd_timm.evaluate import Model, extract, find_model
 from lgd_timm.evaluate.features import features_fingerprint, stored_features
-from lgd_timm.publish import load
+from lgd_timm.publish.folder import load
 from lgd_timm.settings import cache_folder
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import ShardDataset
-from lgd_timm.shards.stored import find_stored
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def model() -> Model:
 
 
 def images_of(folder: Path, split: str = "val", **views: object) -> ShardDataset:
-    return ShardDataset(open_shards(folder, split=split), views=Views(**{"size": 32, "augmentation": "none", **views}), allow_empty=True)  # type: ignore[arg-type]
+    return ShardDataset(
+        open_shards(folder, split=split), views=Views(**{"size": 32, "augmentation": "none", **views}), allow_empty=True
+    )  # type: ignore[arg-type]
 
 
 class Counter:
@@ -96,7 +98,9 @@ def test_the_fingerprint_covers_what_decides_the_features(model: Model, shard_fo
     assert len(names) == 7
 
 
-def test_bad_images_are_left_out_and_counted_from_the_cache_too(model: Model, shard_folder: Path, tmp_path: Path) -> None:
+def test_bad_images_are_left_out_and_counted_from_the_cache_too(
+    model: Model, shard_folder: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
     tar = copy / open_shards(copy, split="val").filenames[0]
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0", 1))  # the beginning of the first JPEG
@@ -135,7 +139,9 @@ def test_rows_are_taken_together(model: Model, shard_folder: Path) -> None:
         replace(some, labels=torch.tensor([0, -1])).check_labels()
 
 
-def test_the_teachers_embeddings_stand_beside(published_folder: Path, taught_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
+def test_the_teachers_embeddings_stand_beside(
+    published_folder: Path, taught_folder: Path, shard_folder: Path, tmp_path: Path
+) -> None:
     published, dataset = load(published_folder), images_of(taught_folder)
     features, teacher = extract(published.student, dataset), published.metrics["teacher"]["fingerprint"]
     reverse = features.at(torch.arange(11, -1, -1))

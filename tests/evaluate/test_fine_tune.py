@@ -12,14 +12,14 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.subset import keys_by_class
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, RecipeError, ShardError
-from lgd_timm.evaluate import Bench, FineTuned, FineTuning, Model, draw_labels, find_model, fine_tune
+from lgd_timm.evaluate import FeatureSplits, FineTuned, FineTuning, Model, draw_labels, find_model, fine_tune
 from lgd_timm.evaluate.fine_tune import Classifier
-from lgd_timm.publish import load
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import ShardDataset
-from lgd_timm.shards.subset import keys_by_class
-from lgd_timm.shards.write import write_shards
+from lgd_timm.publish.folder import load
 
 QUICK = FineTuning(epochs=4, batch_size=12, lr=2e-3, head_lr=1e-2)
 
@@ -50,7 +50,9 @@ def test_the_seed_decides(model: Model, shard_folder: Path) -> None:
     assert tuned(model.network, shard_folder, short) == tuned(model.network, shard_folder, short)
 
 
-def test_each_epoch_sees_other_views_of_the_subset_alone(model: Model, shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_epoch_sees_other_views_of_the_subset_alone(
+    model: Model, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classes = keys_by_class(open_shards(shard_folder, split="train"))
     keys = [key for keys in classes.values() for key in keys]
     subset = draw_labels(keys, torch.tensor([label for label, keys in classes.items() for _ in keys]), per_class=2)
@@ -88,11 +90,17 @@ def test_backbone_and_head_learn_at_their_own_rates(model: Model) -> None:
         ("lgd_efficientnet_b0", "conv_stem.weight", "blocks.0.0.conv_dw.weight", "conv_head.weight"),
     ],
 )
-def test_with_layer_decay_each_layer_learns_at_a_share_of_the_next_ones_rate(name: str, stem: str, first: str, last: str) -> None:
+def test_with_layer_decay_each_layer_learns_at_a_share_of_the_next_ones_rate(
+    name: str, stem: str, first: str, last: str
+) -> None:
     classifier = Classifier(find_model(name, pretrained=False).network, 3)
     names = {id(parameter): key for key, parameter in classifier.model.named_parameters()}
     groups = classifier.groups(FineTuning(lr=0.1, head_lr=1.0, layer_decay=0.5))
-    share = {names[id(parameter)]: group.get("lr_scale", 1) * group["lr"] for group in groups for parameter in group["params"]}
+    share = {
+        names[id(parameter)]: group.get("lr_scale", 1) * group["lr"]
+        for group in groups
+        for parameter in group["params"]
+    }
     assert share.keys() == set(names.values())  # each parameter once
     assert sum(len(group["params"]) for group in groups) == len(names)
     head = [f"{classifier.model.pretrained_cfg['classifier']}.{part}" for part in ("weight", "bias")]
@@ -103,7 +111,9 @@ def test_with_layer_decay_each_layer_learns_at_a_share_of_the_next_ones_rate(nam
     assert [high / low for low, high in pairwise(rates)] == pytest.approx([2.0] * (len(rates) - 1))
 
 
-def test_the_optimizer_keeps_the_layers_shares(model: Model, shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimizer_keeps_the_layers_shares(
+    model: Model, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[torch.optim.Optimizer] = []
 
     def spying(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
@@ -113,7 +123,9 @@ def test_the_optimizer_keeps_the_layers_shares(model: Model, shard_folder: Path,
     monkeypatch.setattr(import_module("lgd_timm.evaluate.fine_tune"), "create_optimizer_v2", spying)
     tuned(model.network, shard_folder, replace(QUICK, layer_decay=0.5))
     *layers, head = made[0].param_groups  # as the schedule left them
-    assert [layer["lr"] / head["lr"] for layer in layers] == pytest.approx([layer["lr_scale"] * 2e-3 / 1e-2 for layer in layers])
+    assert [layer["lr"] / head["lr"] for layer in layers] == pytest.approx(
+        [layer["lr_scale"] * 2e-3 / 1e-2 for layer in layers]
+    )
     assert len({layer["lr_scale"] for layer in layers}) > 2
 
 
@@ -138,6 +150,11 @@ def test_refusals(model: Model, shard_folder: Path, image_folder: Path, tmp_path
         tuned(model.network, shard_folder, replace(QUICK, optimizer="sgd", lr=1e30, head_lr=1e30, epochs=2))
     write_shards(image_folder, tmp_path / "bare", split="train", labels=False)
     write_shards(image_folder, tmp_path / "bare", split="val", labels=False)
-    bench = Bench(model, tmp_path / "bare", device="cpu")
+    bench = FeatureSplits(model, tmp_path / "bare", device="cpu")
     with pytest.raises((LGDError, ShardError), match="does not name its classes"):
-        fine_tune(model.network, shards=open_shards(tmp_path / "bare", split="train"), test=bench.dataset("val"), settings=QUICK)
+        fine_tune(
+            model.network,
+            shards=open_shards(tmp_path / "bare", split="train"),
+            test=bench.dataset("val"),
+            settings=QUICK,
+        )

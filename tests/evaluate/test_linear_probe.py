@@ -25,7 +25,9 @@ def standardised(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
 def test_lbfgs_finds_the_least_loss(strength: float) -> None:
     features, labels = standardised()
     (weights,) = FITS["lbfgs"](features, labels, 4, [strength])
-    theirs = LogisticRegression(C=1 / (strength * len(labels)), tol=1e-8, max_iter=1000).fit(features.double().numpy(), labels.numpy())
+    theirs = LogisticRegression(C=1 / (strength * len(labels)), tol=1e-8, max_iter=1000).fit(
+        features.double().numpy(), labels.numpy()
+    )
 
     def loss(matrix: torch.Tensor, bias: torch.Tensor) -> float:
         return float(cross_entropy(features.double() @ matrix + bias, labels) + strength / 2 * matrix.square().sum())
@@ -40,7 +42,9 @@ def test_lbfgs_finds_the_least_loss(strength: float) -> None:
 def test_ridge_is_the_closed_form(strength: float) -> None:
     features, labels = standardised()
     (weights,) = FITS["ridge"](features, labels, 4, [strength])
-    theirs = RidgeClassifier(alpha=strength * len(labels)).fit(features.double().numpy(), labels.numpy())  # labels are -1 and 1 there
+    theirs = RidgeClassifier(alpha=strength * len(labels)).fit(
+        features.double().numpy(), labels.numpy()
+    )  # labels are -1 and 1 there
     torch.testing.assert_close(2 * weights[:-1], torch.from_numpy(theirs.coef_.T).float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(2 * weights[-1] - 1, torch.from_numpy(theirs.intercept_).float(), rtol=1e-4, atol=1e-5)
 
@@ -68,7 +72,9 @@ def test_the_papers_sgd_learns_and_repeats() -> None:
 def test_scale_and_place_of_features_do_not_matter(protocol: str) -> None:
     train, test = clouds(200, noise=1.5), clouds(80, noise=1.5, seed=1)
     moved = [replace(split, features=100 * split.features + 5) for split in (train, test)]
-    constant = [replace(split, features=torch.cat([split.features, torch.ones(len(split), 1)], 1)) for split in (train, test)]
+    constant = [
+        replace(split, features=torch.cat([split.features, torch.ones(len(split), 1)], 1)) for split in (train, test)
+    ]
     plain = linear_probe(train, test, protocol=protocol)
     for other in (moved, constant):
         score = linear_probe(*other, protocol=protocol)
@@ -78,7 +84,9 @@ def test_scale_and_place_of_features_do_not_matter(protocol: str) -> None:
 
 def test_the_test_split_has_no_say_in_the_choice() -> None:
     train, test = clouds(200, noise=2), clouds(80, noise=2, seed=1)
-    chosen = {linear_probe(train, replace(test, labels=(test.labels + i) % 4), protocol="ridge").strength for i in range(4)}
+    chosen = {
+        linear_probe(train, replace(test, labels=(test.labels + i) % 4), protocol="ridge").strength for i in range(4)
+    }
     assert len(chosen) == 1
 
 
@@ -87,9 +95,13 @@ def test_the_strength_is_the_one_that_scores_best_on_what_is_held_out_of_trainin
     train, test = clouds(400, size=64, noise=5), clouds(80, size=64, noise=5, seed=1)
     held = draw_labels(train.keys, train.labels, fraction=0.1, seed=7).keys
     rest, out = train.only(set(train.keys) - held), train.only(held)
-    scores = {strength: linear_probe(rest, out, protocol=protocol, strength=strength).top1 for strength in STRENGTHS[protocol]}
+    scores = {
+        strength: linear_probe(rest, out, protocol=protocol, strength=strength).top1 for strength in STRENGTHS[protocol]
+    }
     assert len(set(scores.values())) > 1  # so that there is a choice
-    assert linear_probe(train, test, protocol=protocol, seed=7).strength == max(scores, key=lambda strength: (scores[strength], strength))
+    assert linear_probe(train, test, protocol=protocol, seed=7).strength == max(
+        scores, key=lambda strength: (scores[strength], strength)
+    )
 
 
 def test_a_subset_is_all_that_is_learned_from() -> None:

@@ -11,11 +11,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from lgd_timm.checkpoint import all_checkpoints
 from lgd_timm.errors import LGDError, RecipeError, WeightsError
 from lgd_timm.evaluate import evaluate_zero_shot, find_model
-from lgd_timm.publish import load
-from lgd_timm.student import Student
+from lgd_timm.publish.folder import load
+from lgd_timm.students.model import Student
+from lgd_timm.utils.checkpoint import all_checkpoints
 
 IMAGES = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -40,20 +40,31 @@ def test_a_timm_name_without_weights_is_drawn_with_its_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(features(first.network), features(again.network))
     assert not torch.equal(features(first.network), features(other.network))
-    assert (first.views.size, first.views.augmentation, first.views.crop, first.network.preprocess.size) == (32, "none", 1.0, 32)
+    assert (first.views.size, first.views.augmentation, first.views.crop, first.network.preprocess.size) == (
+        32,
+        "none",
+        1.0,
+        32,
+    )
 
 
 def test_size_crop_and_statistics_are_timms() -> None:
     model = find_model("resnet18", pretrained=False)
     config = timm.data.resolve_model_data_config(timm.create_model("resnet18"))
-    assert (model.views.size, model.views.crop, model.views.interpolation) == (224, config["crop_pct"], config["interpolation"])
+    assert (model.views.size, model.views.crop, model.views.interpolation) == (
+        224,
+        config["crop_pct"],
+        config["interpolation"],
+    )
     assert model.network.preprocess.mean.flatten().tolist() == pytest.approx(config["mean"])
 
 
 def test_weights_out_of_reach_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"The weights of 'resnet18' can't be had \(.*HF_HUB_OFFLINE.*--random-weights") as caught:
+    with pytest.raises(
+        WeightsError, match=r"The weights of 'resnet18' can't be had \(.*HF_HUB_OFFLINE.*--random-weights"
+    ) as caught:
         find_model("resnet18")
     assert "\n" not in str(caught.value)
     with pytest.raises(WeightsError, match="The weights of 'hf-hub:me/x' can't be had"):
@@ -99,7 +110,9 @@ def test_a_published_folder_is_its_student_and_its_stock_file(published_folder: 
     assert plain.views.size == found.views.size == 32
 
 
-def test_a_run_folder_is_what_it_published_or_its_last_checkpoint(run_folder: Path, taught_folder: Path, tmp_path: Path) -> None:
+def test_a_run_folder_is_what_it_published_or_its_last_checkpoint(
+    run_folder: Path, taught_folder: Path, tmp_path: Path
+) -> None:
     published = find_model(str(run_folder))
     assert torch.equal(features(published.network), features(load(run_folder / "published").student))
     stopped = Path(shutil.copytree(run_folder, tmp_path / "stopped"))

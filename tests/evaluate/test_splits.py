@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lgd_timm.data import Views
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.subset import positions, write_subset
 from lgd_timm.errors import ShardError
 from lgd_timm.evaluate import draw_labels, read_subset
-from lgd_timm.evaluate.splits import positions
-from lgd_timm.shards import Views
-from lgd_timm.shards.index import ShardSet
-from lgd_timm.shards.read import ShardDataset
-from lgd_timm.shards.subset import write_subset
 
 KEYS = [f"key{i}" for i in range(300)]
 LABELS = torch.tensor([0] * 200 + [1] * 99 + [2])
@@ -56,7 +55,9 @@ def test_positions_are_where_the_images_stand(train_shards: ShardSet, tmp_path: 
     places = positions(train_shards, subset)
     assert len(places) == 15
     assert places == sorted(places)
-    batch = ShardDataset(train_shards, views=Views(size=32, augmentation="none")).__getitems__([(place, 0) for place in places])
+    batch = ShardDataset(train_shards, views=Views(size=32, augmentation="none")).__getitems__(
+        [(place, 0) for place in places]
+    )
     assert set(batch.keys) == subset.keys
     assert torch.bincount(batch.labels).tolist() == [5, 5, 5]
 

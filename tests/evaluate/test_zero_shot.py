@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lgd_timm import hub
-from lgd_timm.banks import save_bank, text_bank_name
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import Batch, ShardDataset
+from lgd_timm.data.stored_embeddings import find_stored
+from lgd_timm.data.vocabulary import Vocabulary
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, RecipeError, ShardError, VocabularyError, WeightsError
 from lgd_timm.evaluate import zero_shot, zero_shot_classifier
-from lgd_timm.evaluate.subject import evaluate_zero_shot, find_subject
 from lgd_timm.evaluate.zero_shot import stored_classifier
-from lgd_timm.publish import load
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import Batch, ShardDataset
-from lgd_timm.shards.stored import find_stored
-from lgd_timm.shards.write import write_shards
+from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot, open_zero_shot_model
+from lgd_timm.publish.folder import load
 from lgd_timm.teachers import OpenCLIP
-from lgd_timm.vocabulary import Vocabulary
+from lgd_timm.teachers.text_bank import save_bank, text_bank_name
 
 NAMES = ("blue", "green", "red")
 
@@ -96,7 +96,9 @@ def test_lengths_of_embeddings_do_not_matter(dataset: ShardDataset) -> None:
             embeddings = super().forward(images)
             return embeddings * torch.arange(1, len(embeddings) + 1)[:, None]
 
-    scores = [zero_shot(zero_shot_classifier(encoder, text_bank()), dataset, names=NAMES) for encoder in (Colour(), Longer())]
+    scores = [
+        zero_shot(zero_shot_classifier(encoder, text_bank()), dataset, names=NAMES) for encoder in (Colour(), Longer())
+    ]
     assert scores[0] == scores[1]
 
 
@@ -118,7 +120,9 @@ def test_images_without_labels_are_refused(image_folder: Path, tmp_path: Path) -
 
 
 def test_more_labels_than_names_are_refused(dataset: ShardDataset) -> None:
-    with pytest.raises(VocabularyError, match=r"\(val\) has label 2, the vocabulary only 2 names\. Give the names of these classes"):
+    with pytest.raises(
+        VocabularyError, match=r"\(val\) has label 2, the vocabulary only 2 names\. Give the names of these classes"
+    ):
         zero_shot(zero_shot_classifier(Colour(), text_bank(2)), dataset, names=NAMES[:2])
 
 
@@ -151,7 +155,10 @@ def test_the_teachers_stored_score_is_its_online_score(taught_folder: Path, tiny
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-3)
     margin = logits[0].topk(2, dim=1).values.diff(dim=1).abs().min().item()
     assert margin > 2e-3, "the random teacher is undecided: give it another seed"
-    scores = [zero_shot(zero_shot_classifier(image, bank), online, names=NAMES), zero_shot(stored_classifier(bank), offline, names=NAMES)]
+    scores = [
+        zero_shot(zero_shot_classifier(image, bank), online, names=NAMES),
+        zero_shot(stored_classifier(bank), offline, names=NAMES),
+    ]
     assert scores[0] == scores[1]
 
 
@@ -168,18 +175,25 @@ def test_a_published_folder_scores_what_its_metrics_say(published_folder: Path, 
     assert scores["teacher"].to_dict() == metrics["teacher_zero_shot"]
 
 
-def test_without_stored_embeddings_of_its_teacher_there_is_no_teachers_score(published_folder: Path, shard_folder: Path) -> None:
+def test_without_stored_embeddings_of_its_teacher_there_is_no_teachers_score(
+    published_folder: Path, shard_folder: Path
+) -> None:
     scores = evaluate_zero_shot(str(published_folder), data=shard_folder, device="cpu")
     assert scores["teacher"] is None
     assert scores["student"] is not None
 
 
-def test_an_online_run_is_evaluated_at_the_size_of_its_views(recipe_dict: dict[str, Any], tmp_path: Path, shard_folder: Path) -> None:
+def test_an_online_run_is_evaluated_at_the_size_of_its_views(
+    recipe_dict: dict[str, Any], tmp_path: Path, shard_folder: Path
+) -> None:
     """Views of 24 px, enlarged to the student's 40 on the device: evaluation later has to do the same."""
-    from lgd_timm.distill import distill
-    from lgd_timm.recipe import recipe_from_dict
+    from lgd_timm.config.reader import recipe_from_dict
+    from lgd_timm.training.distill import distill
 
-    changes = {"views": {"size": 24, "augmentation": "light", "interpolation": "bilinear"}, "schedule": {"epochs": 1, "warmup_epochs": 0}}
+    changes = {
+        "views": {"size": 24, "augmentation": "light", "interpolation": "bilinear"},
+        "schedule": {"epochs": 1, "warmup_epochs": 0},
+    }
     recipe = recipe_from_dict({**recipe_dict, **changes, "student": {"model": "test_resnet", "image_size": 40}})
     folder = distill(recipe, out=tmp_path / "run")
     asked: list[Views] = []
@@ -197,14 +211,21 @@ def test_an_online_run_is_evaluated_at_the_size_of_its_views(recipe_dict: dict[s
     assert score.to_dict() == json.loads((folder / "metrics.json").read_text())["zero_shot"]
 
 
-def test_other_names_are_read_by_the_students_own_text_tower(published_folder: Path, taught_folder: Path, tmp_path: Path) -> None:
+def test_other_names_are_read_by_the_students_own_text_tower(
+    published_folder: Path, taught_folder: Path, tmp_path: Path
+) -> None:
     names = tmp_path / "names.txt"
     names.write_text("crimson\nemerald\nnavy\n")
-    asked = evaluate_zero_shot(str(published_folder), data=taught_folder, vocabulary=str(names), templates="a photo of {}", device="cpu")
+    asked = evaluate_zero_shot(
+        str(published_folder), data=taught_folder, vocabulary=str(names), templates="a photo of {}", device="cpu"
+    )
     own = evaluate_zero_shot(str(published_folder), data=taught_folder, device="cpu")
     assert asked["student"] is not None
     assert set(asked["student"].per_class) == {"crimson", "emerald", "navy"}
-    assert asked["student"].top1 != own["student"].top1 or asked["student"].per_class.values() != own["student"].per_class.values()
+    assert (
+        asked["student"].top1 != own["student"].top1
+        or asked["student"].per_class.values() != own["student"].per_class.values()
+    )
 
 
 def test_names_whose_bank_is_stored_beside_the_shards_need_no_text_tower(
@@ -212,18 +233,25 @@ def test_names_whose_bank_is_stored_beside_the_shards_need_no_text_tower(
 ) -> None:
     shards = Path(shutil.copytree(taught_folder, tmp_path / "shards"))
     names = Vocabulary(("a", "b", "c"))
-    beside = next(shards.glob("*-none-*")) / "text" / text_bank_name(load(published_folder).banks.text_fingerprint, names)
+    beside = (
+        next(shards.glob("*-none-*")) / "text" / text_bank_name(load(published_folder).banks.text_fingerprint, names)
+    )
     save_bank(beside, text_bank(3, dim=16))
     monkeypatch.setattr(OpenCLIP, "text", None)
-    assert find_subject(str(published_folder), names, folders=[beside.parent]).bank.equal(text_bank(3, dim=16))
+    assert open_zero_shot_model(str(published_folder), names, folders=[beside.parent]).bank.equal(text_bank(3, dim=16))
     score = evaluate_zero_shot(str(published_folder), data=shards, vocabulary=["a", "b", "c"], device="cpu")["student"]
     assert score is not None
     assert set(score.per_class) == {"a", "b", "c"}
 
 
 def test_another_number_of_names_than_of_classes_is_refused(published_folder: Path, taught_folder: Path) -> None:
-    for names in (["a", "b"], ["a", "b", "c", "d"]):  # too few may not be noticed at the first label, and too many never
-        with pytest.raises(VocabularyError, match=rf"\(val\) has 3 classes, .* is asked about {len(names)} names.*--vocabulary"):
+    for names in (
+        ["a", "b"],
+        ["a", "b", "c", "d"],
+    ):  # too few may not be noticed at the first label, and too many never
+        with pytest.raises(
+            VocabularyError, match=rf"\(val\) has 3 classes, .* is asked about {len(names)} names.*--vocabulary"
+        ):
             evaluate_zero_shot(str(published_folder), data=taught_folder, vocabulary=names, device="cpu")
 
 
@@ -258,7 +286,9 @@ def test_what_a_folder_of_the_hub_names_is_checked_before_it_is_opened(
     assert evaluate_zero_shot("hub://me/tiny", data=taught_folder, device="cpu") == evaluate_zero_shot(
         str(published_folder), data=taught_folder, device="cpu"
     )
-    with pytest.raises(RecipeError, match=r"^teacher\.model = 'local-dir:.*is an absolute path, and a recipe that travelled stays"):
+    with pytest.raises(
+        RecipeError, match=r"^teacher\.model = 'local-dir:.*is an absolute path, and a recipe that travelled stays"
+    ):
         evaluate_zero_shot("hub://me/tiny", data=taught_folder, vocabulary=["a", "b", "c"], device="cpu")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["data"]["val_vocabulary"] = "file:/etc/passwd"
@@ -268,35 +298,50 @@ def test_what_a_folder_of_the_hub_names_is_checked_before_it_is_opened(
 
 
 @pytest.mark.parametrize(
-    "teacher", [[], "x", {"teacher": {"kind": "conse"}}, {"teacher": None}, {"teacher": {"kind": "stored", "embeddings": "e"}}]
+    "teacher",
+    [[], "x", {"teacher": {"kind": "conse"}}, {"teacher": None}, {"teacher": {"kind": "stored", "embeddings": "e"}}],
 )
-def test_a_folder_with_nonsense_for_a_teacher_is_refused(published_folder: Path, taught_folder: Path, tmp_path: Path, teacher: Any) -> None:
+def test_a_folder_with_nonsense_for_a_teacher_is_refused(
+    published_folder: Path, taught_folder: Path, tmp_path: Path, teacher: Any
+) -> None:
     folder = Path(shutil.copytree(published_folder, tmp_path / "copy"))
     (folder / "metrics.json").write_text(json.dumps({"teacher": teacher}))
     with pytest.raises(LGDError, match="teacher"):
         evaluate_zero_shot(str(folder), data=taught_folder, vocabulary=["a", "b", "c"], device="cpu")
 
 
-def test_a_recipe_is_its_teacher(recipe_dict: dict[str, Any], published_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
-    from lgd_timm.recipe import recipe_from_dict
+def test_a_recipe_is_its_teacher(
+    recipe_dict: dict[str, Any], published_folder: Path, shard_folder: Path, tmp_path: Path
+) -> None:
+    from lgd_timm.config.reader import recipe_from_dict
 
     (tmp_path / "recipe.yaml").write_text(recipe_from_dict(recipe_dict).to_yaml())
     scores = evaluate_zero_shot(str(tmp_path / "recipe.yaml"), data=shard_folder, device="cpu")
     assert list(scores) == ["teacher"]
     assert scores["teacher"] is not None
-    assert scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
+    assert (
+        scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
+    )
 
 
-def test_a_recipes_teacher_sees_as_much_of_an_image_as_its_student_will(recipe_dict: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipes_teacher_sees_as_much_of_an_image_as_its_student_will(
+    recipe_dict: dict[str, Any], tmp_path: Path
+) -> None:
     recipe_dict["data"]["val_crop"] = 0.875
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe_dict, "name": "tiny"}))
-    assert find_subject(str(tmp_path / "recipe.yaml"), None).views == Views(size=32, augmentation="none", crop=0.875)
+    assert open_zero_shot_model(str(tmp_path / "recipe.yaml"), None).views == Views(
+        size=32, augmentation="none", crop=0.875
+    )
 
 
-def test_of_stored_embeddings_the_one_who_taught_is_evaluated(published_folder: Path, taught_folder: Path, tmp_path: Path) -> None:
+def test_of_stored_embeddings_the_one_who_taught_is_evaluated(
+    published_folder: Path, taught_folder: Path, tmp_path: Path
+) -> None:
     scores = evaluate_zero_shot(str(published_folder / "recipe.yaml"), data=taught_folder, device="cpu")
     assert scores["teacher"] is not None
-    assert scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
+    assert (
+        scores["teacher"].to_dict() == json.loads((published_folder / "metrics.json").read_text())["teacher_zero_shot"]
+    )
     silent = yaml.safe_load((published_folder / "recipe.yaml").read_text())
     silent["teacher"]["taught_by"] = None
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(silent))
@@ -317,8 +362,10 @@ def test_what_cannot_be_evaluated_is_refused(model: str, shard_folder: Path) -> 
 
 
 @pytest.mark.parametrize("model", ["lgd_resnet18.nope", "lgd_resnet18"])
-def test_a_weight_that_does_not_exist_is_refused(model: str, shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lgd_timm.weights.manifest", dict)  # where it is looked up
+def test_a_weight_that_does_not_exist_is_refused(
+    model: str, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lgd_timm.hub.weights.manifest", dict)  # where it is looked up
     with pytest.raises(WeightsError, match=rf"'{model}.* is not a weight that this version of lgd_timm knows"):
         evaluate_zero_shot(model, data=shard_folder, device="cpu")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lgd_timm.export.source import open_source
+from lgd_timm.export.loading import open_source
 from lgd_timm.export.targets import export
 
 

@@ -41,7 +41,9 @@ class AdaptivePadding(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         needed = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in images.shape[-2:]]
         sides = [half for total in reversed(needed) for half in (total // 2, total - total // 2)]
-        return nn.functional.conv2d(pad(images, sides), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return nn.functional.conv2d(
+            pad(images, sides), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
 
 
 def conv_module(
@@ -112,7 +114,9 @@ class ResNet(nn.Sequential):
         }
         channels, stages = 64, {}
         for i, out in enumerate((64, 128, 256, 512)):
-            stages[f"layer{i + 1}"] = nn.Sequential(BasicBlock(channels, out, 1 if i == 0 else 2), BasicBlock(out, out, 1))
+            stages[f"layer{i + 1}"] = nn.Sequential(
+                BasicBlock(channels, out, 1 if i == 0 else 2), BasicBlock(out, out, 1)
+            )
             channels = out
         super().__init__(OrderedDict(stem | stages))
 
@@ -131,7 +135,10 @@ def mmdet_block(channels: int, out: int, stride: int, expansion: int) -> nn.Modu
 def mmseg_block(channels: int, out: int, stride: int, expansion: int) -> nn.Module:
     middle = channels * expansion
     layers = [conv_module(channels, middle, act=nn.ReLU6)] if expansion != 1 else []
-    layers += [conv_module(middle, middle, 3, stride=stride, groups=middle, act=nn.ReLU6), conv_module(middle, out, act=None)]
+    layers += [
+        conv_module(middle, middle, 3, stride=stride, groups=middle, act=nn.ReLU6),
+        conv_module(middle, out, act=None),
+    ]
     return Residual({"conv": nn.Sequential(*layers)}, shortcut=stride == 1 and channels == out)
 
 
@@ -196,6 +203,14 @@ class EfficientNet(nn.Module):
 
 
 REGISTRY: dict[str, dict[str, Callable[..., nn.Module]]] = {
-    "mmdet": {"ResNet": ResNet, "MobileNetV2": lambda: MobileNetV2(mmdet_block, last=True), "EfficientNet": EfficientNet},
-    "mmseg": {"ResNet": ResNet, "MobileNetV2": lambda: MobileNetV2(mmseg_block, last=False), "mmpretrain.EfficientNet": EfficientNet},
+    "mmdet": {
+        "ResNet": ResNet,
+        "MobileNetV2": lambda: MobileNetV2(mmdet_block, last=True),
+        "EfficientNet": EfficientNet,
+    },
+    "mmseg": {
+        "ResNet": ResNet,
+        "MobileNetV2": lambda: MobileNetV2(mmseg_block, last=False),
+        "mmpretrain.EfficientNet": EfficientNet,
+    },
 }

@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lgd_timm.export.source import Source
+from lgd_timm.export.loading import ExportModel
 
 NAMES = tuple(f"name {i}" for i in range(7))
 
 
-def shaken(architecture: str, *, classes: int = len(NAMES), size: int = 64, **options: Any) -> Source:
+def shaken(architecture: str, *, classes: int = len(NAMES), size: int = 64, **options: Any) -> ExportModel:
     """A stock model whose norms have other weights and statistics than at their start, each its own."""
     torch.manual_seed(0)
     model: Any = timm.create_model(architecture, num_classes=classes, **options)
@@ -27,7 +27,7 @@ def shaken(architecture: str, *, classes: int = len(NAMES), size: int = 64, **op
         ):
             tensor.uniform_(low, high)
         module.num_batches_tracked.fill_(count)
-    return Source(
+    return ExportModel(
         name=architecture,
         architecture=architecture,
         model=model.eval(),
@@ -62,6 +62,6 @@ class Small(nn.Module):
         return answers
 
 
-def small(*, classes: int = len(NAMES)) -> Source:
+def small(*, classes: int = len(NAMES)) -> ExportModel:
     """The same, of 32 px."""
     return replace(shaken("test_resnet", classes=classes, size=32), model=Small(classes).eval())

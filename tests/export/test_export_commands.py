@@ -17,13 +17,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lgd_timm import cli
+from lgd_timm.cli import main as cli
+from lgd_timm.cli.export import OPTIONS
 from lgd_timm.errors import LGDError, RecipeError
-from lgd_timm.export import mm, open_clip, targets
-from lgd_timm.export.commands import OPTIONS
-from lgd_timm.export.source import open_source
+from lgd_timm.export import open_clip, targets
+from lgd_timm.export import openmmlab as mm
+from lgd_timm.export.loading import open_source
 from lgd_timm.export.targets import TARGETS, export
-from lgd_timm.weights import OPEN_CLIP_FILES
+from lgd_timm.hub.weights import OPEN_CLIP_FILES
 
 
 def function_of(target: str) -> Any:
@@ -69,7 +70,10 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_random_weights_try_things_out(tmp_path: Path) -> None:
-    assert cli.main(["export", "resnet18", str(tmp_path / "x.safetensors"), "--to", "torchvision", "--random-weights"]) == 0
+    assert (
+        cli.main(["export", "resnet18", str(tmp_path / "x.safetensors"), "--to", "torchvision", "--random-weights"])
+        == 0
+    )
     assert load_file(tmp_path / "x.safetensors")["fc.weight"].shape == (1000, 512)
 
 
@@ -92,14 +96,18 @@ def test_a_published_student_goes_to_open_clip_as_save_writes_it(
     assert "with the text tower of local-dir:" in capsys.readouterr().out
 
 
-def test_the_page_shows_how_open_clip_loads_it(open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_how_open_clip_loads_it(
+    open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(open_clip_folder, tmp_path / "OUT")
     monkeypatch.chdir(tmp_path)
     found = run_snippet("open_clip", image=Image.new("RGB", (40, 30), "red"))
     assert found["similarity"].shape == (1, 2)
 
 
-def test_a_student_whose_teacher_has_no_text_tower_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_whose_teacher_has_no_text_tower_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["export", "lgd_mobilenetv2", str(tmp_path / "out"), "--to", "open_clip"]) == 2
     assert "The teacher is of kind 'conse', which has no open_clip text tower" in capsys.readouterr().err
     assert list(tmp_path.glob("*out*")) == []
@@ -119,9 +127,13 @@ def test_a_student_that_does_not_say_who_taught_is_refused(published_folder: Pat
         export(open_source(str(folder)), tmp_path / "out", to="open_clip")
 
 
-def test_a_teacher_out_of_reach_is_not_opened_for_a_folder_that_travelled(published_folder: Path, tmp_path: Path) -> None:
+def test_a_teacher_out_of_reach_is_not_opened_for_a_folder_that_travelled(
+    published_folder: Path, tmp_path: Path
+) -> None:
     source = replace(open_source(str(published_folder)), travelled=True)
-    with pytest.raises(RecipeError, match=r"teacher\.model = .* is an absolute path, and a recipe that travelled stays"):
+    with pytest.raises(
+        RecipeError, match=r"teacher\.model = .* is an absolute path, and a recipe that travelled stays"
+    ):
         open_clip.export(source, tmp_path / "out")
 
 
@@ -131,8 +143,14 @@ def test_a_teacher_out_of_reach_is_not_opened_for_a_folder_that_travelled(publis
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["x.safetensors", "--to", "tensorrt"], "--to 'tensorrt' is no target. Choose one of torchvision, mmdet, mmseg, open_clip"),
-        (["x.safetensors", "--to", "torchvision", "--prefix", "a."], "--to torchvision takes no --prefix (options that it takes: none)"),
+        (
+            ["x.safetensors", "--to", "tensorrt"],
+            "--to 'tensorrt' is no target. Choose one of torchvision, mmdet, mmseg, open_clip",
+        ),
+        (
+            ["x.safetensors", "--to", "torchvision", "--prefix", "a."],
+            "--to torchvision takes no --prefix (options that it takes: none)",
+        ),
         (["x.pth", "--to", "mmdet"], "x.pth must end in .safetensors, as that is what --to mmdet writes"),
         (["there.safetensors", "--to", "torchvision"], "there.safetensors exists. Choose another name, or remove it"),
         (["there", "--to", "open_clip"], "there exists. Choose another name, or remove it"),
@@ -144,7 +162,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "there.safetensors").write_text("mine")
-    monkeypatch.setattr("lgd_timm.export.source.open_source", None)
+    monkeypatch.setattr("lgd_timm.export.loading.open_source", None)
     assert cli.main(["export", "lgd_mobilenetv2", *words]) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "there.safetensors"]

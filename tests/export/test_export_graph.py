@@ -16,15 +16,15 @@ from shaken import NAMES, shaken
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm.distill import distill
+from lgd_timm.config.reader import recipe_from_dict
+from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.errors import LGDError
-from lgd_timm.evaluate.subject import find_subject
+from lgd_timm.evaluate.zero_shot_model import open_zero_shot_model
 from lgd_timm.export.graph import Graph, graph_of, views_of
-from lgd_timm.export.source import open_source
-from lgd_timm.publish import load
-from lgd_timm.recipe import recipe_from_dict
-from lgd_timm.vocabulary import load_vocabulary
-from lgd_timm.weights import local_folder
+from lgd_timm.export.loading import open_source
+from lgd_timm.hub.weights import local_folder
+from lgd_timm.publish.folder import load
+from lgd_timm.training.distill import distill
 
 WEIGHT = "lgd_mobilenetv2.conse_cifar10"
 
@@ -32,7 +32,11 @@ WEIGHT = "lgd_mobilenetv2.conse_cifar10"
 @pytest.fixture(scope="module")
 def mlp_folder(tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a student with an mlp projector published. Read only."""
-    recipe = {**tiny_recipe, "student": {"model": "test_resnet", "projector": "mlp"}, "schedule": {"epochs": 1, "warmup_epochs": 0}}
+    recipe = {
+        **tiny_recipe,
+        "student": {"model": "test_resnet", "projector": "mlp"},
+        "schedule": {"epochs": 1, "warmup_epochs": 0},
+    }
     home = tmp_path_factory.mktemp("mlp")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LGD_TIMM_CACHE", str(home / "cache"))
@@ -48,7 +52,7 @@ def of(graph: Graph, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def asked(model: str, pixels: Tensor, vocabulary: list[str] | None = None) -> Tensor:
     """What `evaluate zero-shot` takes for the logits of these pixels."""
-    subject = find_subject(model, None if vocabulary is None else load_vocabulary(vocabulary))
+    subject = open_zero_shot_model(model, None if vocabulary is None else load_vocabulary(vocabulary))
     return normalize(subject.encoder(pixels), dim=1) @ subject.bank.T
 
 
@@ -59,7 +63,10 @@ def close(found: Tensor, wanted: Tensor) -> None:
 @torch.no_grad()
 def test_pixels_go_in_as_a_picture_has_them() -> None:
     """Against timm's own transform of a picture of the model's size."""
-    graph, pixels = graph_of(open_source(WEIGHT)), np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    graph, pixels = (
+        graph_of(open_source(WEIGHT)),
+        np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8),
+    )
     model = timm.create_model(f"local-dir:{local_folder(WEIGHT)}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     wanted = model(transform(Image.fromarray(pixels))[None])
@@ -95,7 +102,7 @@ def test_a_model_without_classifier_gives_features() -> None:
 def test_a_student_with_an_mlp_projector_answers_by_its_names(mlp_folder: Path) -> None:
     graph = graph_of(open_source(str(mlp_folder)))
     found, wanted = of(graph, graph.pixels(4)), asked(str(mlp_folder), graph.pixels(4))
-    temperature = find_subject(str(mlp_folder), None).student_temperature
+    temperature = open_zero_shot_model(str(mlp_folder), None).student_temperature
     assert temperature is not None
     close(found, wanted / temperature)
     assert torch.equal(found.argmax(1), wanted.argmax(1))
@@ -113,7 +120,7 @@ def test_a_student_answers_by_other_names(published_folder: Path, form: Callable
     names = ["teal", "rust", "navy", "sand"]
     graph = graph_of(open_source(str(published_folder)), vocabulary=form(names), templates="a photo of {}")
     assert graph.source.label_names == tuple(names)
-    subject = find_subject(str(published_folder), load_vocabulary(names, templates="a photo of {}"))
+    subject = open_zero_shot_model(str(published_folder), load_vocabulary(names, templates="a photo of {}"))
     assert subject.student_temperature is not None
     with torch.no_grad():
         wanted = normalize(subject.encoder(graph.pixels(3)), dim=1) @ subject.bank.T / subject.student_temperature
@@ -135,21 +142,26 @@ def test_features_have_no_names(published_folder: Path) -> None:
 
 
 def test_a_plain_model_can_not_be_asked_about_other_names() -> None:
-    with pytest.raises(LGDError, match="'test_resnet' is no published student, so it has no projector that other names"):
+    with pytest.raises(
+        LGDError, match="'test_resnet' is no published student, so it has no projector that other names"
+    ):
         graph_of(shaken("test_resnet"), vocabulary="[a, b]")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda answers: answers + 1e-3, r"--to x: the runtime's logits are 0\.000\d+ from timm's, and 0\.0001 is allowed"),
+        (
+            lambda answers: answers + 1e-3,
+            r"--to x: the runtime's logits are 0\.000\d+ from timm's, and 0\.0001 is allowed",
+        ),
         (lambda answers: answers * float("nan"), "are nan from timm's"),
         (lambda answers: answers[:, :3], r"the runtime answers \[1, 3\] for \[1, 7\]"),
     ],
 )
 def test_a_runtime_that_answers_otherwise_is_noticed(change: Callable[[Any], Any], message: str) -> None:
     graph = graph_of(shaken("test_resnet"))
-    honest = lambda images: graph.answers(torch.from_numpy(images)).numpy()  # noqa: E731
+    honest = lambda images: graph.answers(torch.from_numpy(images)).numpy()
     assert graph.compare(honest, to="x") == 0
     with pytest.raises(LGDError, match=message):
         graph.compare(lambda images: change(honest(images)), to="x")

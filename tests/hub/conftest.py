@@ -25,7 +25,9 @@ def folder(small: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session", params=["lfs", "xet"])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubServer, HubClient, Path]]:
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[HubServer, HubClient, Path]]:
     root = tmp_path_factory.mktemp("hub")
     manifest = root / "manifest.json"
     xet = request.param == "xet"

@@ -68,7 +68,10 @@ SURVIVED: dict[str, tuple[dict[str, Any], int]] = {
     "stalls once": ({"kind": "stall", "value": 60, "times": 1}, 2),
     "hangs once": ({"kind": "hang", "times": 1}, 1),
     "flips a byte once": ({"kind": "flip", "times": 1}, 2),
-    **{f"says {status} once": ({"kind": "status", "value": status, "times": 1}, 1) for status in (408, 429, 500, 502, 503, 504)},
+    **{
+        f"says {status} once": ({"kind": "status", "value": status, "times": 1}, 1)
+        for status in (408, 429, 500, 502, 503, 504)
+    },
 }
 
 
@@ -109,7 +112,9 @@ def test_what_stays_is_refused(name: str, server: HubServer, client: HubClient, 
     assert read_files(Path(client("pull", repo_id, cache_dir=tmp_path / "cache"))) == read_files(small)
 
 
-def test_a_broken_download_goes_on_where_it_was(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_broken_download_goes_on_where_it_was(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/ranges", read_files(small))
     server.faults.add("cut", BODY, value=PART, times=1)
     client("pull", "me/ranges", cache_dir=tmp_path)
@@ -117,7 +122,9 @@ def test_a_broken_download_goes_on_where_it_was(server: HubServer, client: HubCl
     assert asked == [None, f"bytes={PART}-"]
 
 
-def test_a_hub_that_ignores_ranges_is_read_from_the_start(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_hub_that_ignores_ranges_is_read_from_the_start(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/norange", read_files(small))
     server.faults.add("cut", BODY, value=PART, times=1)
     server.faults.add("norange", BODY, times=1)
@@ -126,22 +133,32 @@ def test_a_hub_that_ignores_ranges_is_read_from_the_start(server: HubServer, cli
     assert read_files(pulled) == read_files(small)
 
 
-def test_a_byte_that_flips_in_the_resumed_part_is_noticed(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_byte_that_flips_in_the_resumed_part_is_noticed(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/resumed", read_files(small))
     server.faults.add("cut", BODY, value=PART, times=1)
     server.faults.add("flip", BODY, times=1)
     assert read_files(Path(client("pull", "me/resumed", cache_dir=tmp_path))) == read_files(small)
-    assert [request.headers.get("range") for request in downloads(server, "model.safetensors")] == [None, f"bytes={PART}-", None]
+    assert [request.headers.get("range") for request in downloads(server, "model.safetensors")] == [
+        None,
+        f"bytes={PART}-",
+        None,
+    ]
 
 
-def test_small_files_are_checked_by_what_git_calls_them(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_small_files_are_checked_by_what_git_calls_them(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/small", read_files(small))
     server.faults.add("flip", "config.json$", times=1)
     assert read_files(Path(client("pull", "me/small", cache_dir=tmp_path))) == read_files(small)
     assert [request.headers.get("cache-control") for request in downloads(server, "config.json")] == [None, "no-cache"]
 
 
-def test_a_byte_that_stays_flipped_is_refused(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_byte_that_stays_flipped_is_refused(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/bad", read_files(small))
     server.faults.add("flip", BODY)
     right = (small / "model.safetensors").read_bytes()
@@ -152,7 +169,9 @@ def test_a_byte_that_stays_flipped_is_refused(server: HubServer, client: HubClie
     for content in (right, bytes(wrong)):
         assert hashlib.sha256(content).hexdigest() in str(failure.value)
     assert_nothing_wrong(tmp_path / "cache", read_files(small))
-    assert "model.safetensors" not in {path.name for path in (tmp_path / "cache").rglob("*")}, "a link to nothing stayed"
+    assert "model.safetensors" not in {path.name for path in (tmp_path / "cache").rglob("*")}, (
+        "a link to nothing stayed"
+    )
 
 
 @pytest.mark.parametrize("change", ["shorter", "longer"])
@@ -162,15 +181,22 @@ def test_a_file_of_another_size_is_refused(
     write_manifest(manifest, folder, repo_id=f"me/{change}")
     content = (folder / "model.safetensors").read_bytes()
     commit = publish(
-        server, f"me/{change}", {**read_files(folder), "model.safetensors": content[:-1] if change == "shorter" else content * 2}
+        server,
+        f"me/{change}",
+        {**read_files(folder), "model.safetensors": content[:-1] if change == "shorter" else content * 2},
     )
     write_manifest(manifest, folder, repo_id=f"me/{change}", commit=commit)
-    with pytest.raises(WeightsError, match=rf"model\.safetensors should have {len(content)} bytes .* but there is (more than )?\d+ bytes"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"model\.safetensors should have {len(content)} bytes .* but there is (more than )?\d+ bytes",
+    ):
         client("pull", NAME, cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("fault", ["reset", "flip", "status"])
-def test_nothing_half_written_stays(fault: str, server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_nothing_half_written_stays(
+    fault: str, server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     repo_id = f"me/half-{fault}"
     publish(server, repo_id, read_files(small))
     target = tmp_path / "weights" / "mine"
@@ -185,7 +211,9 @@ def test_nothing_half_written_stays(fault: str, server: HubServer, client: HubCl
     assert os.listdir(tmp_path / "weights") == ["mine"]
 
 
-def test_a_push_in_the_middle_of_a_pull_mixes_nothing(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_push_in_the_middle_of_a_pull_mixes_nothing(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     """Weights of the same size and another card land between the first request and the files."""
     publish(server, "me/race", read_files(small))
     other = make_folder(tmp_path / NAME, seed=5)
@@ -217,7 +245,9 @@ def test_what_another_client_let_through_is_repaired(
     assert Path(paths[0]).read_bytes() != right, "the client checks now what it downloads"
     for repo_id in ("me/own", "me/twin"):
         assert read_files(Path(client("pull", repo_id, cache_dir=tmp_path / "cache"))) == read_files(small)
-    assert all(Path(path).read_bytes() == right for path in paths), "who asks the other client next gets the wrong bytes"
+    assert all(Path(path).read_bytes() == right for path in paths), (
+        "who asks the other client next gets the wrong bytes"
+    )
 
 
 def test_what_killed_downloads_left_is_swept(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
@@ -230,7 +260,9 @@ def test_what_killed_downloads_left_is_swept(server: HubServer, client: HubClien
     lock = tmp_path / "cache" / ".locks" / "models--me--swept" / f"{'b' * 64}.lock"
     lock.parent.mkdir(parents=True)
     hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout
         other.stdout.readline()
         client("pull", "me/swept", cache_dir=tmp_path / "cache")

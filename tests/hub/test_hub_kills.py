@@ -19,7 +19,9 @@ FLIPS = 50  # of each kind, and everything here runs with and without Xet
 KILLS = 10
 
 
-def test_every_byte_flipped_in_transit_is_noticed(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_every_byte_flipped_in_transit_is_noticed(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     """It flips once: found, and repaired by fetching again."""
     right = read_files(small)
     publish(server, "me/transit", right)
@@ -27,14 +29,18 @@ def test_every_byte_flipped_in_transit_is_noticed(server: HubServer, client: Hub
     for i in range(FLIPS):
         server.log.clear()
         name = draw.choice(["model.safetensors"] * 8 + ["config.json", "README.md"])
-        server.faults.add("flip", BODY if name == "model.safetensors" else f"{name}$", value=draw.randrange(len(right[name])), times=1)
+        server.faults.add(
+            "flip", BODY if name == "model.safetensors" else f"{name}$", value=draw.randrange(len(right[name])), times=1
+        )
         pulled = Path(client("pull", "me/transit", cache_dir=tmp_path / str(i)))
         assert len(downloads(server, name)) == 2, f"flip {i} in {name} was not noticed"
         assert read_files(pulled) == right
         shutil.rmtree(tmp_path / str(i))
 
 
-def test_every_byte_flipped_on_disk_is_noticed(server: HubServer, client: HubClient, small: Path, manifest: Path, tmp_path: Path) -> None:
+def test_every_byte_flipped_on_disk_is_noticed(
+    server: HubServer, client: HubClient, small: Path, manifest: Path, tmp_path: Path
+) -> None:
     """In the cache it is repaired; in the local hub folder, which is the user's, it is refused."""
     right = read_files(small)
     commit = publish(server, "me/disk", right)
@@ -75,7 +81,11 @@ def test_killed_pulls_leave_nothing_wrong(server: HubServer, client: HubClient, 
         time.sleep(draw.uniform(0, whole))
         call.kill()
         answered += call.wait()
-        found = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and {"blobs", "snapshots"} & set(path.parts)]
+        found = [
+            path
+            for path in (tmp_path / "cache").rglob("*")
+            if path.is_file() and {"blobs", "snapshots"} & set(path.parts)
+        ]
         assert all(path.read_bytes() in right.values() for path in found if path.suffix != ".incomplete"), f"kill {i}"
         if (tmp_path / "mine").exists():
             assert read_files(tmp_path / "mine") == right, f"kill {i}: the folder is there and not whole"
@@ -115,7 +125,11 @@ def test_killed_pushes_leave_the_old_or_the_new(server: HubServer, client: HubCl
 
 def published(server: HubServer) -> dict[str, bytes]:
     files = server.store.repo("me/pushed").files("main")
-    return {name: server.store.blob_path(file["sha256"]).read_bytes() for name, file in files.items() if name != ".gitattributes"}
+    return {
+        name: server.store.blob_path(file["sha256"]).read_bytes()
+        for name, file in files.items()
+        if name != ".gitattributes"
+    }
 
 
 def test_eight_processes_download_once(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
@@ -128,7 +142,9 @@ def test_eight_processes_download_once(server: HubServer, client: HubClient, sma
         assert len(downloads(server, name)) == 1, name
 
 
-def test_who_waits_goes_on_when_the_other_is_killed(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_who_waits_goes_on_when_the_other_is_killed(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/waits", read_files(small))
     server.faults.add("stall", BODY, value=60, times=1)
     patient: dict[str, Any] = {"environ": {"LGD_TIMM_HUB_TIMEOUT": "30"}, "cache_dir": tmp_path / "cache"}
@@ -144,14 +160,18 @@ def test_who_waits_goes_on_when_the_other_is_killed(server: HubServer, client: H
     assert time.monotonic() - start < 5
 
 
-def test_waiting_for_another_process_has_a_bound(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_waiting_for_another_process_has_a_bound(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/bound", read_files(small))
     server.faults.add("stall", BODY, value=60, times=1)
     place: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
     first = client.start("pull", "me/bound", environ={"LGD_TIMM_HUB_TIMEOUT": "30"}, **place)
     while not downloads(server, "model.safetensors"):
         time.sleep(0.01)
-    with pytest.raises(WeightsError, match=r"another process has been downloading .* for 0\.5 s \(LGD_TIMM_LOCK_TIMEOUT\)"):
+    with pytest.raises(
+        WeightsError, match=r"another process has been downloading .* for 0\.5 s \(LGD_TIMM_LOCK_TIMEOUT\)"
+    ):
         client.start("pull", "me/bound", environ={"LGD_TIMM_LOCK_TIMEOUT": "0.5"}, **place).result()
     first.kill()
 
@@ -164,4 +184,7 @@ def test_two_pushes_at_once_do_not_mix(server: HubServer, client: HubClient, sma
     with pytest.raises(WeightsError, match="somebody else pushed meanwhile; nothing was changed"):
         client("push", small, "me/two")
     files = server.store.repo("me/two").files("main")
-    assert server.store.blob_path(files["model.safetensors"]["sha256"]).read_bytes() == (other / "model.safetensors").read_bytes()
+    assert (
+        server.store.blob_path(files["model.safetensors"]["sha256"]).read_bytes()
+        == (other / "model.safetensors").read_bytes()
+    )

@@ -10,7 +10,9 @@ from hub_fixtures import NAME, HubClient, flip_byte, make_folder, publish, read_
 from hub_server import HubServer
 
 
-def test_the_manifests_weights_are_listed(server: HubServer, client: HubClient, small: Path, manifest: Path, tmp_path: Path) -> None:
+def test_the_manifests_weights_are_listed(
+    server: HubServer, client: HubClient, small: Path, manifest: Path, tmp_path: Path
+) -> None:
     write_manifest(manifest, small, repo_id="me/listed")
     (row,) = (row for row in client("listing", cache_dir=tmp_path / "cache") if row["name"] == NAME)
     assert row["places"] == {}
@@ -33,7 +35,9 @@ def test_the_manifests_weights_are_listed(server: HubServer, client: HubClient, 
     assert server.log == []
 
 
-def test_what_was_pulled_from_others_is_listed(server: HubServer, client: HubClient, small: Path, manifest: Path, tmp_path: Path) -> None:
+def test_what_was_pulled_from_others_is_listed(
+    server: HubServer, client: HubClient, small: Path, manifest: Path, tmp_path: Path
+) -> None:
     write_manifest(manifest, small)
     commit = publish(server, "some-org/their.model", read_files(small))
     pulled = client("pull", "some-org/their.model", cache_dir=tmp_path / "cache")
@@ -54,7 +58,9 @@ def test_folders_of_the_local_hub_are_listed(client: HubClient, small: Path, man
 
 
 @pytest.mark.parametrize("summary", ["", "[]", '{"summary": 1}'])
-def test_metrics_that_are_none_are_not_shown(summary: str, client: HubClient, small: Path, manifest: Path, tmp_path: Path) -> None:
+def test_metrics_that_are_none_are_not_shown(
+    summary: str, client: HubClient, small: Path, manifest: Path, tmp_path: Path
+) -> None:
     write_manifest(manifest, small)
     folder = make_folder(tmp_path / "hub" / "mine")
     (folder / "metrics.json").write_text(summary)

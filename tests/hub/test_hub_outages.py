@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fixtures import CARD, NAME, HubClient, downloads, environment, flip_byte, publish, read_files, run_script, write_manifest
+from hub_fixtures import (
+    CARD,
+    NAME,
+    HubClient,
+    downloads,
+    environment,
+    flip_byte,
+    publish,
+    read_files,
+    run_script,
+    write_manifest,
+)
 from hub_server import HubServer
 
 from lgd_timm.errors import WeightsError
@@ -40,10 +51,13 @@ def test_offline_what_is_not_there_is_named(
     commit = publish(server, "me/gone", read_files(small))
     write_manifest(manifest, small, repo_id="me/gone", commit=commit)
     folder = f"{place['cache_dir']}/models--me--gone"
-    with pytest.raises(WeightsError, match=rf"me/gone@v1: HF_HUB_OFFLINE is set, and {folder} holds no .*`lgd-timm pull me/gone@v1`"):
+    with pytest.raises(
+        WeightsError, match=rf"me/gone@v1: HF_HUB_OFFLINE is set, and {folder} holds no .*`lgd-timm pull me/gone@v1`"
+    ):
         client.start("pull", "me/gone@v1", environ=OFFLINE, **place).result()
     with pytest.raises(
-        WeightsError, match=rf"HF_HUB_OFFLINE is set, and {folder}/snapshots/{commit} is not whole: .*model\.safetensors .*"
+        WeightsError,
+        match=rf"HF_HUB_OFFLINE is set, and {folder}/snapshots/{commit} is not whole: .*model\.safetensors .*",
     ):
         client.start("pull", NAME, environ=OFFLINE, **place).result()
     with pytest.raises(WeightsError, match=f"`lgd-timm pull {NAME}`"):
@@ -53,12 +67,16 @@ def test_offline_what_is_not_there_is_named(
     assert server.log == []
 
 
-def test_offline_a_file_that_is_missing_or_wrong_is_named(server: HubServer, client: HubClient, small: Path, place: dict[str, Any]) -> None:
+def test_offline_a_file_that_is_missing_or_wrong_is_named(
+    server: HubServer, client: HubClient, small: Path, place: dict[str, Any]
+) -> None:
     publish(server, "me/hole", read_files(small))
     pulled = Path(client("pull", "me/hole", **place))
     server.log.clear()
     (pulled / "metrics.json").unlink()
-    with pytest.raises(WeightsError, match=r"is not whole: metrics\.json should have .* no such file\. Where there is a network"):
+    with pytest.raises(
+        WeightsError, match=r"is not whole: metrics\.json should have .* no such file\. Where there is a network"
+    ):
         client.start("pull", "me/hole", environ=OFFLINE, **place).result()
     flip_byte(pulled / "model.safetensors")
     with pytest.raises(WeightsError, match=r"model\.safetensors should have"):
@@ -66,7 +84,9 @@ def test_offline_a_file_that_is_missing_or_wrong_is_named(server: HubServer, cli
     assert server.log == []
     assert read_files(Path(client("pull", "me/hole", **place))) == read_files(small)
     assert len(downloads(server, "model.safetensors")) == 1
-    assert downloads(server, "config.json") == downloads(server, "metrics.json") == [], "content that is there came again"
+    assert downloads(server, "config.json") == downloads(server, "metrics.json") == [], (
+        "content that is there came again"
+    )
 
 
 TWO_FILES = """
@@ -76,7 +96,9 @@ print(json.dumps([hf_hub_download("me/part", name) for name in ("config.json", "
 """
 
 
-def test_a_partial_snapshot_is_not_taken_for_a_whole_one(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_partial_snapshot_is_not_taken_for_a_whole_one(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/part", read_files(small))
     run_script(TWO_FILES, environment(server.url, tmp_path))
     place: dict[str, Any] = {"cache_dir": tmp_path / "hub"}
@@ -102,7 +124,9 @@ def test_what_was_pulled_works_for_plain_timm_without_the_network(
     publish(server, "me/after", read_files(small))
     client("pull", "me/after", cache_dir=tmp_path / "hub")
     server.log.clear()
-    script = AFTER.replace("import json, os, timm", "import json, os").replace("import huggingface_hub", "import huggingface_hub, timm")
+    script = AFTER.replace("import json, os, timm", "import json, os").replace(
+        "import huggingface_hub", "import huggingface_hub, timm"
+    )
     assert run_script(script, environment(server.url, tmp_path)) == ["ResNet", 0]
     assert server.log == []
 
@@ -139,7 +163,9 @@ def test_when_the_hub_is_in_trouble_the_cache_serves_and_says_so(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 429])
-def test_trouble_that_passes_is_not_noticed(status: int, server: HubServer, client: HubClient, small: Path, place: dict[str, Any]) -> None:
+def test_trouble_that_passes_is_not_noticed(
+    status: int, server: HubServer, client: HubClient, small: Path, place: dict[str, Any]
+) -> None:
     publish(server, f"me/passing-{status}", read_files(small))
     server.faults.add("status", "/api/models/", value=status, times=2)
     call = client.start("pull", f"me/passing-{status}", **place)
@@ -196,7 +222,9 @@ def test_what_the_hub_refuses_is_not_served_silently(
     assert client("pull", f"{repo_id}@{commit}", **place) == pulled
 
 
-def test_a_file_removed_on_the_hub_stays_at_its_commit(server: HubServer, client: HubClient, folder: Path, place: dict[str, Any]) -> None:
+def test_a_file_removed_on_the_hub_stays_at_its_commit(
+    server: HubServer, client: HubClient, folder: Path, place: dict[str, Any]
+) -> None:
     commit = publish(server, "me/removed", read_files(folder))
     pulled = client("pull", "me/removed", **place)
     (folder / "metrics.json").unlink()

@@ -13,7 +13,9 @@ from hub_server import HubServer
 from lgd_timm.errors import WeightsError
 
 
-def test_pull_takes_the_revision_that_was_asked_for(server: HubServer, client: HubClient, folder: Path, tmp_path: Path) -> None:
+def test_pull_takes_the_revision_that_was_asked_for(
+    server: HubServer, client: HubClient, folder: Path, tmp_path: Path
+) -> None:
     first = client("push", folder, "me/revised", tag="v1")
     (folder / "README.md").write_text(CARD + "New.\n")
     second = client("push", folder, "me/revised")
@@ -51,7 +53,9 @@ def test_a_manifest_name_comes_at_its_pinned_commit(
 
     flip_byte(located / "model.safetensors")
     server.log.clear()
-    assert (Path(client("locate", NAME, **place)) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (Path(client("locate", NAME, **place)) / "model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
     assert len(downloads(server, "model.safetensors")) == 1, "the damaged cache was not repaired"
 
     write_manifest(manifest, folder, repo_id="me/pinned", commit=commit)  # expects the newer README at this commit
@@ -109,9 +113,17 @@ def test_what_the_hub_refuses_is_explained(server: HubServer, client: HubClient,
 
 
 def test_snapshot_takes_what_matches(server: HubServer, client: HubClient, tmp_path: Path) -> None:
-    files = {"config.json": b"{}", "model.safetensors": b"safe", "tok/vocab.json": b"[]", "pytorch_model.bin": b"pickle", "notes.txt": b"n"}
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": b"safe",
+        "tok/vocab.json": b"[]",
+        "pytorch_model.bin": b"pickle",
+        "notes.txt": b"n",
+    }
     publish(server, "me/any", files)
-    folder = Path(client("snapshot", "me/any", require=["config.json", "*.safetensors"], allow=["*.json"], cache_dir=tmp_path))
+    folder = Path(
+        client("snapshot", "me/any", require=["config.json", "*.safetensors"], allow=["*.json"], cache_dir=tmp_path)
+    )
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == {name: files[name] for name in ("config.json", "model.safetensors", "tok/vocab.json")}
     with pytest.raises(WeightsError, match=r"without open_clip_\*"):
@@ -136,7 +148,9 @@ def test_what_was_pulled_is_found_by_other_clients_under_its_branch(
     assert (tmp_path / "models--me--refs" / "refs" / "main").read_text() == commit
 
 
-def test_a_file_of_the_users_own_is_not_deleted(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_users_own_is_not_deleted(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     """Who put a link to better weights into the cache loses the link, not the weights."""
     publish(server, "me/usersown", read_files(small))
     pulled = Path(client("pull", "me/usersown", cache_dir=tmp_path / "cache"))
@@ -148,7 +162,9 @@ def test_a_file_of_the_users_own_is_not_deleted(server: HubServer, client: HubCl
     assert mine.read_bytes() == b"better"
 
 
-def test_a_cache_that_may_only_be_read_still_serves(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
+def test_a_cache_that_may_only_be_read_still_serves(
+    server: HubServer, client: HubClient, small: Path, tmp_path: Path
+) -> None:
     publish(server, "me/readonly", read_files(small))
     pulled = client("pull", "me/readonly", cache_dir=tmp_path / "cache")
     root = tmp_path / "cache" / "models--me--readonly"

@@ -15,7 +15,7 @@ from hub_fixtures import CARD, HubClient, make_folder, publish, read_files
 from hub_server import READ_TOKEN, HubServer
 
 from lgd_timm.errors import WeightsError
-from lgd_timm.folder import check_folder
+from lgd_timm.publish.check import check_folder
 
 
 def test_push_then_pull_gives_the_same_bytes(server: HubServer, client: HubClient, small: Path, tmp_path: Path) -> None:
@@ -100,7 +100,9 @@ def test_a_push_that_arrives_altered_is_not_tagged(
 ) -> None:
     store_entry = server.store.entry
     monkeypatch.setattr(server.store, "entry", lambda content: store_entry(content + b" "))
-    with pytest.raises(WeightsError, match=r"read back, has another config\.json, README\.md, metrics\.json than was sent"):
+    with pytest.raises(
+        WeightsError, match=r"read back, has another config\.json, README\.md, metrics\.json than was sent"
+    ):
         client("push", small, "me/altered", tag="v1")
     assert server.store.repo("me/altered").tags == {}
 
@@ -119,7 +121,9 @@ PASSING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("step", PASSING)
-def test_trouble_at_any_step_that_passes_is_not_noticed(step: str, server: HubServer, client: HubClient, tmp_path: Path) -> None:
+def test_trouble_at_any_step_that_passes_is_not_noticed(
+    step: str, server: HubServer, client: HubClient, tmp_path: Path
+) -> None:
     fresh = make_folder(tmp_path / "fresh", seed=hash(step) % 10_000)  # weights that the server has from no other test
     server.faults.add("status", value=503, times=1, **{"method": "POST", **PASSING[step]})
     pushed = client("push", fresh, f"me/step-{step}", tag="v1")
@@ -129,7 +133,9 @@ def test_trouble_at_any_step_that_passes_is_not_noticed(step: str, server: HubSe
 
 
 @pytest.mark.parametrize("lost", ["cut", "reset", "hang"])
-def test_a_commit_whose_answer_is_lost_is_recognised(lost: str, server: HubServer, client: HubClient, small: Path) -> None:
+def test_a_commit_whose_answer_is_lost_is_recognised(
+    lost: str, server: HubServer, client: HubClient, small: Path
+) -> None:
     """The Hub has done its part when the connection breaks; with `hang` it has not, and is asked again."""
     server.faults.add(lost, "/commit/main", method="POST", times=1)
     pushed = client("push", small, f"me/lost-{lost}", tag="v1")
@@ -139,7 +145,9 @@ def test_a_commit_whose_answer_is_lost_is_recognised(lost: str, server: HubServe
 
 
 @pytest.mark.parametrize("step", ["put", "commit"])
-def test_trouble_that_stays_leaves_the_old_state(step: str, server: HubServer, client: HubClient, folder: Path, tmp_path: Path) -> None:
+def test_trouble_that_stays_leaves_the_old_state(
+    step: str, server: HubServer, client: HubClient, folder: Path, tmp_path: Path
+) -> None:
     """The same call later does the rest, and sends nothing that is there."""
     fresh = make_folder(tmp_path / "fresh", seed=500 + server.xet + 10 * (step == "put"))
     old = client("push", folder, f"me/stays-{step}")["commit"]

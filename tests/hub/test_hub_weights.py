@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hub_fixtures import NAME, flip_byte, write_manifest
 
-from lgd_timm import hub, weights
+from lgd_timm import hub
 from lgd_timm.errors import WeightsError
-from lgd_timm.weights import REQUIRED_FILES
+from lgd_timm.hub import weights
+from lgd_timm.hub.weights import REQUIRED_FILES
 
 
 def test_the_shipped_manifest_reads() -> None:

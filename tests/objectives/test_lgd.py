@@ -84,10 +84,16 @@ def plain_update(teacher, text, bank, seen, *, momentum=0.9, threshold=0.0) -> t
 
 
 def test_reference_preset_repeats_the_released_codes_steps():
-    golden = {key: torch.from_numpy(value) for key, value in np.load(Path(__file__).parents[1] / "data/lgd_reference_steps.npz").items()}
+    golden = {
+        key: torch.from_numpy(value)
+        for key, value in np.load(Path(__file__).parents[1] / "data/lgd_reference_steps.npz").items()
+    }
     student_temperature, teacher_temperature, momentum = golden["params"].tolist()
     lgd = LGD(
-        golden["text_bank"], student_temperature=student_temperature, teacher_temperature=teacher_temperature, momentum=momentum
+        golden["text_bank"],
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        momentum=momentum,
     ).train()
     lgd.visual_bank.copy_(golden["visual_bank_init"])
     assert len(golden["loss"]) == 6
@@ -97,14 +103,18 @@ def test_reference_preset_repeats_the_released_codes_steps():
         result["loss"].backward()
         lgd.update(teacher)
         for key in ("loss", "loss_text", "loss_visual"):
-            torch.testing.assert_close(result[key].double(), golden[key][step], rtol=0, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                result[key].double(), golden[key][step], rtol=0, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+            )
         torch.testing.assert_close(student.grad, golden["student_raw_grad"][step], rtol=0, atol=1e-5)
         torch.testing.assert_close(lgd.visual_bank, golden["visual_bank_after"][step], rtol=0, atol=1e-5)
         assert torch.equal(lgd.seen, golden["seen_after"][step].bool())
 
 
 def test_presets_are_the_released_script_the_papers_equations_and_these_sharper():
-    assert PRESETS["reference"] == LGDConfig(0.5, 0.2, 0.01, momentum=0.999, positive=True, renormalize=False, update="after")
+    assert PRESETS["reference"] == LGDConfig(
+        0.5, 0.2, 0.01, momentum=0.999, positive=True, renormalize=False, update="after"
+    )
     assert LGD.configure("paper", positive=True) == PRESETS["reference"]
     assert LGD.configure("paper", momentum=0.5).momentum == 0.5
     assert LGD.configure("paper", student_temperature=0.05) == PRESETS["sharp"]
@@ -173,7 +183,11 @@ def test_alpha_weighs_the_two_losses():
         ({"student_temperature": 0.5, "teacher_temperature": 0.3}, (0.5, 0.3), (0.5, 0.3)),
         ({"visual_student_temperature": 0.4}, (0.2, SOFT), (0.4, SOFT)),
         ({"visual_teacher_temperature": 0.7}, (0.2, SOFT), (0.2, 0.7)),
-        ({"visual_student_temperature": 0.9, "visual_teacher_temperature": 0.6, "teacher_temperature": 0.3}, (0.2, 0.3), (0.9, 0.6)),
+        (
+            {"visual_student_temperature": 0.9, "visual_teacher_temperature": 0.6, "teacher_temperature": 0.3},
+            (0.2, 0.3),
+            (0.9, 0.6),
+        ),
     ],
 )
 @pytest.mark.parametrize("positive", [True, False])
@@ -183,7 +197,9 @@ def test_each_bank_has_its_own_temperatures(switches, text, visual, positive):
     expected = plain_loss(student, teacher, text_bank(), student_temperature=text[0], teacher_temperature=text[1])
     assert result["loss_text"].item() == pytest.approx(expected, abs=1e-5)
     options = {"student_temperature": visual[0], "teacher_temperature": visual[1], "positive": positive}
-    assert result["loss_visual"].item() == pytest.approx(plain_loss(student, teacher, lgd.visual_bank, **options), abs=1e-5)
+    assert result["loss_visual"].item() == pytest.approx(
+        plain_loss(student, teacher, lgd.visual_bank, **options), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("assignment", ["hard", "soft"])
@@ -225,7 +241,10 @@ def test_unseen_names_are_masked(positive, temperature):
 @pytest.mark.parametrize("positive", [True, False])
 def test_before_anything_is_seen_the_mask_leaves_all_rows(positive):
     student, teacher = batch()
-    masked, free = (objective(mask_unseen=mask, positive=positive, teacher_temperature=0.01)(student, teacher) for mask in (True, False))
+    masked, free = (
+        objective(mask_unseen=mask, positive=positive, teacher_temperature=0.01)(student, teacher)
+        for mask in (True, False)
+    )
     assert masked["loss"].isfinite()
     assert torch.equal(masked["loss"], free["loss"])
     assert gradient(masked["loss"], student).isfinite().all()
@@ -238,8 +257,12 @@ def test_update_after_uses_the_old_bank_and_update_before_the_new_one():
     before(*batch(0))
     old = after.visual_bank.clone()
     new, _ = plain_update(teacher, text_bank(), old.numpy(), after.seen.numpy())
-    assert after(student, teacher)["loss_visual"].item() == pytest.approx(plain_loss(student, teacher, old, positive=True), abs=1e-5)
-    assert before(student, teacher)["loss_visual"].item() == pytest.approx(plain_loss(student, teacher, new, positive=True), abs=1e-5)
+    assert after(student, teacher)["loss_visual"].item() == pytest.approx(
+        plain_loss(student, teacher, old, positive=True), abs=1e-5
+    )
+    assert before(student, teacher)["loss_visual"].item() == pytest.approx(
+        plain_loss(student, teacher, new, positive=True), abs=1e-5
+    )
     assert torch.equal(after.visual_bank, old)
     after.update(teacher)
     before.update(teacher)  # done already: a second step would move the bank twice
@@ -554,7 +577,8 @@ def operations(names: int, switches: dict) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "switches", [{}, {"mask_unseen": True, "renormalize": True}, {"assignment": "soft"}, {"threshold": 0.5}, {"update": "before"}]
+    "switches",
+    [{}, {"mask_unseen": True, "renormalize": True}, {"assignment": "soft"}, {"threshold": 0.5}, {"update": "before"}],
 )
 def test_a_step_copies_nothing_to_the_host_and_loops_over_nothing(switches):
     few, many = operations(5, switches), operations(500, switches)
@@ -565,7 +589,12 @@ def test_a_step_copies_nothing_to_the_host_and_loops_over_nothing(switches):
 
 @pytest.mark.parametrize(
     "switches",
-    [{}, {"mask_unseen": True, "threshold": 0.3, "renormalize": True}, {"assignment": "soft"}, {"assignment": "soft", "update": "before"}],
+    [
+        {},
+        {"mask_unseen": True, "threshold": 0.3, "renormalize": True},
+        {"assignment": "soft"},
+        {"assignment": "soft", "update": "before"},
+    ],
 )
 def test_no_value_is_read_on_the_host(switches):
     """Fake tensors have none: whatever asks for one, or for a shape that hangs on one, raises."""
@@ -582,7 +611,9 @@ def test_no_value_is_read_on_the_host(switches):
     assert fake.grad.shape == student.shape
 
 
-@pytest.mark.parametrize("switches", [{}, {"mask_unseen": True, "threshold": 0.3, "renormalize": True, "positive": False}])
+@pytest.mark.parametrize(
+    "switches", [{}, {"mask_unseen": True, "threshold": 0.3, "renormalize": True, "positive": False}]
+)
 def test_compiled_whole_it_gives_the_same_numbers(switches):
     torch.compiler.reset()
     plain, compiled = objective(**switches), objective(**switches)
@@ -614,7 +645,9 @@ def train_on_rank(rank: int, world: int, folder: str) -> None:
         lgd = objective(**switches)
         for step in range(4):
             student, teacher = batch(step)
-            mine = slice(0, 6) if rank == 0 else slice(6, None)  # shares of unequal size, and names that only one rank has
+            mine = (
+                slice(0, 6) if rank == 0 else slice(6, None)
+            )  # shares of unequal size, and names that only one rank has
             lgd(student[mine], teacher[mine])
             lgd.update(teacher[mine])
         banks[case] = (lgd.visual_bank, lgd.seen)

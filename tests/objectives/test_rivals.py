@@ -13,8 +13,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from lgd_timm.errors import LGDError, RecipeError
-from lgd_timm.objectives import CLIPKD, LGD, OBJECTIVES, SEED, Logits, Objective, Regression, Supervised, create_objective, objective_config
-from lgd_timm.objectives.table import check_objective
+from lgd_timm.objectives import (
+    CLIPKD,
+    LGD,
+    OBJECTIVES,
+    SEED,
+    Logits,
+    Objective,
+    Regression,
+    Supervised,
+    create_objective,
+    objective_config,
+)
+from lgd_timm.objectives.registry import check_objective
 
 DIM, NAMES, BATCH = 12, 5, 8
 
@@ -83,7 +94,9 @@ def test_the_state_makes_the_same_objective_again(kind: str) -> None:
         objective.update(teacher)
     again.load_state_dict(objective.state_dict())
     student, teacher = batch(7)
-    assert torch.equal(again(student, target_of(again, teacher))["loss"], objective(student, target_of(objective, teacher))["loss"])
+    assert torch.equal(
+        again(student, target_of(again, teacher))["loss"], objective(student, target_of(objective, teacher))["loss"]
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OBJECTIVES if kind != "supervised"])
@@ -98,7 +111,9 @@ def test_embeddings_that_do_not_fit_are_refused(kind: str, shape: tuple[int, int
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_every_preset_can_be_built_and_reads_as_a_classifier(kind: str) -> None:
     for preset in OBJECTIVES[kind].presets:
-        assert create_objective(bank(), kind=kind, preset=preset).config == objective_config({"kind": kind, "preset": preset})
+        assert create_objective(bank(), kind=kind, preset=preset).config == objective_config(
+            {"kind": kind, "preset": preset}
+        )
         assert objective_config({"kind": kind, "preset": preset}).student_temperature > 0
 
 
@@ -122,7 +137,9 @@ def test_regression_is_the_squared_distance_of_unit_rows() -> None:
 
 def test_logits_are_lgd_without_the_visual_bank() -> None:
     student, teacher = batch()
-    torch.testing.assert_close(Logits(bank())(student, teacher)["loss"], LGD(bank(), alpha=0.0)(student, teacher)["loss"])
+    torch.testing.assert_close(
+        Logits(bank())(student, teacher)["loss"], LGD(bank(), alpha=0.0)(student, teacher)["loss"]
+    )
 
 
 # clip_kd
@@ -155,7 +172,10 @@ def plain_seed(student: Tensor, teacher: Tensor, queue: Tensor, *, ts: float, tt
     s, t = normalize(student), normalize(teacher)
     p, q = t @ queue.T / tt, s @ queue.T / ts
     if positive:
-        p, q = torch.cat([(t * t).sum(1, keepdim=True) / tt, p], 1), torch.cat([(s * t).sum(1, keepdim=True) / ts, q], 1)
+        p, q = (
+            torch.cat([(t * t).sum(1, keepdim=True) / tt, p], 1),
+            torch.cat([(s * t).sum(1, keepdim=True) / ts, q], 1),
+        )
     return -(p.softmax(1) * q.log_softmax(1)).sum(1).mean()
 
 
@@ -174,7 +194,9 @@ def test_lightly_trains_form_has_the_batch_in_the_queue_and_one_temperature() ->
     student, teacher = batch()
     queue = objective.queue.clone()
     queue[:BATCH] = normalize(teacher)
-    torch.testing.assert_close(objective(student, teacher)["loss"], plain_seed(student, teacher, queue, ts=0.07, tt=0.07, positive=False))
+    torch.testing.assert_close(
+        objective(student, teacher)["loss"], plain_seed(student, teacher, queue, ts=0.07, tt=0.07, positive=False)
+    )
     objective.update(teacher)
     assert torch.equal(objective.queue, queue), "the batch enters once"
 

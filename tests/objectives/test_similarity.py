@@ -61,7 +61,12 @@ def test_the_simple_form_is_least_where_the_distributions_are_equal():
 @pytest.mark.parametrize("teacher_temperature", [0.1, 0.01])
 def test_value_and_gradient_are_those_of_the_simple_form(rows, positive, keep, teacher_temperature):
     student, teacher, bank = triple()
-    options: dict[str, Any] = {**TEMPERATURES, "teacher_temperature": teacher_temperature, "positive": positive, "keep": keep}
+    options: dict[str, Any] = {
+        **TEMPERATURES,
+        "teacher_temperature": teacher_temperature,
+        "positive": positive,
+        "keep": keep,
+    }
     result = similarity_loss(student, teacher, bank, rows=rows, **options)
     expected = simple(student, teacher, bank, **options)
     assert result.loss.dtype == torch.float32
@@ -79,7 +84,7 @@ def test_value_and_gradient_are_those_of_the_simple_form(rows, positive, keep, t
 
 def test_gradient_is_that_of_finite_differences():
     student, teacher, bank = (x.detach().double() for x in triple(3))
-    loss = lambda s: similarity_loss(s, teacher, bank, **TEMPERATURES, positive=True, rows=2).loss  # noqa: E731
+    loss = lambda s: similarity_loss(s, teacher, bank, **TEMPERATURES, positive=True, rows=2).loss
     assert torch.autograd.gradcheck(loss, student.requires_grad_())
 
 
@@ -150,7 +155,9 @@ def test_nothing_is_larger_than_a_chunk(monkeypatch, positive):
     monkeypatch.setattr(similarity, "CHUNK", 4000)
     student, teacher, bank = draw(64, 4, seed=1).requires_grad_(), draw(64, 4, seed=2), draw(900, 4, seed=3)
     with Record() as record:
-        loss = similarity_loss(student, teacher, bank, **TEMPERATURES, positive=positive, keep=torch.ones(900, dtype=torch.bool)).loss
+        loss = similarity_loss(
+            student, teacher, bank, **TEMPERATURES, positive=positive, keep=torch.ones(900, dtype=torch.bool)
+        ).loss
         loss.backward()
     assert record.largest <= 4 * (900 + positive)
     torch.testing.assert_close(loss, simple(student, teacher, bank, **TEMPERATURES, positive=positive))
@@ -158,7 +165,14 @@ def test_nothing_is_larger_than_a_chunk(monkeypatch, positive):
 
 def test_chunks_cover_every_row_once(monkeypatch):
     monkeypatch.setattr(similarity, "CHUNK", 100)
-    for batch, names, rows in ((10, 7, None), (10, 30, None), (10, 1000, None), (10, 7, 4), (100, 9, None), (1, 1, None)):
+    for batch, names, rows in (
+        (10, 7, None),
+        (10, 30, None),
+        (10, 1000, None),
+        (10, 7, 4),
+        (100, 9, None),
+        (1, 1, None),
+    ):
         parts = chunks(batch, names, rows=rows)
         assert [i for part in parts for i in range(batch)[part]] == list(range(batch))
         assert all(len(range(batch)[part]) <= (rows or max(1, 100 // names)) for part in parts)

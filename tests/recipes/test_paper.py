@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from lgd_timm.cli import build_parser, main, parse_overrides
-from lgd_timm.recipe import read_recipe, recipe_from_dict
-from lgd_timm.run import build
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.subset import write_subset
-from lgd_timm.students import STUDENTS
+from lgd_timm.cli.main import build_parser, main, parse_overrides
+from lgd_timm.config.reader import read_recipe, recipe_from_dict
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.subset import write_subset
+from lgd_timm.students.entrypoints import STUDENTS
+from lgd_timm.training.build import build
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "recipes" / "paper"
@@ -69,7 +69,12 @@ def rows(script: Callable[[str], ModuleType]) -> dict[str, Any]:
 def test_every_recipe_has_the_released_settings(path: Path) -> None:
     recipe = read_recipe(path)
     optimizer, schedule = recipe.optimizer, recipe.schedule
-    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay, optimizer.weight_decay_all) == ("momentum", 0.9, 1e-4, True)
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay, optimizer.weight_decay_all) == (
+        "momentum",
+        0.9,
+        1e-4,
+        True,
+    )
     assert (recipe.data.batch_size, optimizer.lr, optimizer.lr_base, optimizer.lr_base_size) == (2048, None, 0.03, 256)
     assert (schedule.name, schedule.warmup_epochs, schedule.warmup_lr, schedule.per_step) == ("cosine", 5, 0.03, False)
     assert recipe.views == Views(size=224, augmentation="mocov2", interpolation="bilinear", count=200)
@@ -77,7 +82,12 @@ def test_every_recipe_has_the_released_settings(path: Path) -> None:
     assert recipe.student.mean == (0.48145466, 0.4578275, 0.40821073)
     assert recipe.student.std == (0.26862954, 0.26130258, 0.27577711)
     if recipe.objective.get("kind", "lgd") == "seed":
-        assert recipe.objective == {"kind": "seed", "queue_size": 65536, "student_temperature": 0.2, "teacher_temperature": 1e-4}
+        assert recipe.objective == {
+            "kind": "seed",
+            "queue_size": 65536,
+            "student_temperature": 0.2,
+            "teacher_temperature": 1e-4,
+        }
     else:
         assert recipe.objective == {"preset": "reference"}  # tau 0.2 and 0.01, momentum 0.999: tests/objectives
 
@@ -105,7 +115,9 @@ def test_the_page_holds_the_estimates_tables(script: Callable[[str], ModuleType]
         assert "\n".join(table) in page
 
 
-def test_the_estimates_are_the_arithmetic_that_the_page_says(script: Callable[[str], ModuleType], rows: dict[str, Any]) -> None:
+def test_the_estimates_are_the_arithmetic_that_the_page_says(
+    script: Callable[[str], ModuleType], rows: dict[str, Any]
+) -> None:
     estimate, row = script("estimate"), rows["lgd_resnet18_in1k_200"]
     views = 1_281_167 * 200
     assert estimate.bare(row) == pytest.approx(views / 3482 / 3600)
@@ -130,7 +142,9 @@ def test_a_row_is_distilled_and_evaluated_as_the_table_says(row: str, rows: dict
         True,
         f"output/paper/{row}/run",
     )
-    recipe = read_recipe(ROOT / options.recipe, overrides={**parse_overrides(rest), "vocabulary.source": options.vocabulary})
+    recipe = read_recipe(
+        ROOT / options.recipe, overrides={**parse_overrides(rest), "vocabulary.source": options.vocabulary}
+    )
     names = {"in1k": "open_clip:imagenet-disambiguated", "ct256": "data/ct256/names.txt"}
     assert (recipe.student.model, recipe.schedule.epochs) == (f"lgd_{facts.student}", facts.epochs)
     assert recipe.student.drop_rate == (0.2 if facts.student == "mobilenetv2" else 0.0)
@@ -139,18 +153,29 @@ def test_a_row_is_distilled_and_evaluated_as_the_table_says(row: str, rows: dict
     assert str(facts.epochs) in row
     parsed = [build_parser().parse_args(of_lgd_timm(words)) for words in evaluations]
     assert all(options.model == f"output/paper/{row}/run/published" and options.json for options in parsed)
-    asked = [(options.what, options.data, getattr(options, "vocabulary", None), getattr(options, "subset", None)) for options in parsed]
-    expected = [("zero-shot", f"data/{labels}", names[labels], None) for labels in ("in1k", "ct256") if f"zs_{labels}" in facts.paper]
+    asked = [
+        (options.what, options.data, getattr(options, "vocabulary", None), getattr(options, "subset", None))
+        for options in parsed
+    ]
+    expected = [
+        ("zero-shot", f"data/{labels}", names[labels], None)
+        for labels in ("in1k", "ct256")
+        if f"zs_{labels}" in facts.paper
+    ]
     if "lp_100" in facts.paper:
         subsets = ["data/in1k/subset_13.json", "data/in1k/subset_128.json", None]
-        expected += [("linear-probe", "data/in1k", None, subset) for subset in subsets] + [("linear-probe", "data/ct256", None, None)]
+        expected += [("linear-probe", "data/in1k", None, subset) for subset in subsets] + [
+            ("linear-probe", "data/ct256", None, None)
+        ]
         assert {(options.protocol, options.sgd_batch_size) for options in parsed[-4:]} == {("sgd", 2048)}
     assert asked == expected
 
 
 def test_an_unknown_row_is_one_line_that_names_the_known_ones() -> None:
     for row in ("lgd_resnet50_in1k_90", "lgd_.*", "row", ""):
-        result = subprocess.run(["bash", PAPER / "run.sh", row, "--dry-run"], check=False, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(
+            ["bash", PAPER / "run.sh", row, "--dry-run"], check=False, capture_output=True, text=True, timeout=60
+        )
         assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
         assert all(known in result.stderr for known in TABLE)
 
@@ -178,7 +203,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
         shutil.copytree(shard_folder, root / name)
         (root / name / "names.txt").write_text("blue\ngreen\nred\n")
         for per_class, called in ((2, 13), (8, 128)):
-            write_subset(open_shards(root / name, split="train"), root / name / f"subset_{called}.json", per_class=per_class)
+            write_subset(
+                open_shards(root / name, split="train"), root / name / f"subset_{called}.json", per_class=per_class
+            )
     return root
 
 
@@ -247,12 +274,19 @@ def test_a_rows_commands_run_from_shards_to_the_last_number(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_script_runs_a_row_and_goes_on_where_it_was(data: Path, tiny_clip: Path, rows: dict[str, Any], tmp_path: Path) -> None:
+def test_the_script_runs_a_row_and_goes_on_where_it_was(
+    data: Path, tiny_clip: Path, rows: dict[str, Any], tmp_path: Path
+) -> None:
     row = "lgd_resnet18_in1k_200"
     words, environment = small(data, tiny_clip)
     out = Path(environment["OUT"]) / row
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings: dict[str, Any] = {"env": {**os.environ, **environment, "PATH": path}, "capture_output": True, "text": True, "cwd": tmp_path}
+    settings: dict[str, Any] = {
+        "env": {**os.environ, **environment, "PATH": path},
+        "capture_output": True,
+        "text": True,
+        "cwd": tmp_path,
+    }
     subprocess.run(["bash", PAPER / "run.sh", row, *words], check=True, **settings)
     check_results(out, rows[row])
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from lgd_timm.evaluate.splits import positions, read_subset
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import ShardDataset
-from lgd_timm.shards.subset import keys_by_class
-from lgd_timm.vocabulary import load_vocabulary
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.subset import keys_by_class, positions, read_subset
+from lgd_timm.data.vocabulary import load_vocabulary
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 
@@ -101,7 +100,9 @@ def test_caltech256s_split_is_the_seeds(
         assert prepare_caltech256.main([str(caltech), str(tmp_path / str(seed)), "--seed", str(seed)]) == 0
     assert open_shards(tmp_path / "0", split="val").fingerprint == open_shards(ct256, split="val").fingerprint
     splits[1] = keys_by_class(open_shards(tmp_path / "1", split="val"))
-    assert 150 < sum(a != b for a, b in zip(splits[0].values(), splits[1].values(), strict=True)) < 230  # 3 of 4 classes: 192
+    assert (
+        150 < sum(a != b for a, b in zip(splits[0].values(), splits[1].values(), strict=True)) < 230
+    )  # 3 of 4 classes: 192
 
 
 def test_what_is_not_caltech256_is_one_line_that_says_where_it_is(
@@ -172,7 +173,13 @@ def test_a_flat_folder_and_the_devkit_give_the_same_labels(
     imagenet: Path, in1k: Path, tmp_path: Path, prepare_imagenet: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_imagenet, "SUBSETS", ())
-    words = [str(imagenet / "train"), str(imagenet / "flat"), str(tmp_path / "in1k"), "--devkit", str(imagenet / "devkit")]
+    words = [
+        str(imagenet / "train"),
+        str(imagenet / "flat"),
+        str(tmp_path / "in1k"),
+        "--devkit",
+        str(imagenet / "devkit"),
+    ]
     assert prepare_imagenet.main(words) == 0
     assert open_shards(tmp_path / "in1k", split="val").sha256 == open_shards(in1k, split="val").sha256
 

@@ -59,7 +59,9 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.kill()
         self._process.wait()
         os.close(self._write)
@@ -68,7 +70,12 @@ class Browser:
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """Call a method of the protocol and wait for its result."""
         self._count += 1
-        call = {"id": self._count, "method": method, "params": params, **({"sessionId": self._session} if self._session else {})}
+        call = {
+            "id": self._count,
+            "method": method,
+            "params": params,
+            **({"sessionId": self._session} if self._session else {}),
+        }
         os.write(self._write, json.dumps(call).encode() + b"\0")
         while True:
             message = self._next()
@@ -93,19 +100,25 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """The whole page, however long."""
-        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"])
+        )
 
     @property
     def requests(self) -> list[str]:
         """Every URL that was asked for since `open`, pictures inside of the page left out."""
-        urls = [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        urls = [
+            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in urls if not url.startswith("data:")]
 
     @property
     def complaints(self) -> list[dict[str, Any]]:
         """What the console and the log would show."""
         return [
-            e["params"] for e in self.events if e["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+            e["params"]
+            for e in self.events
+            if e["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         ]
 
     def _next(self) -> dict[str, Any]:

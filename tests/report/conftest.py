@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from reported import Make, copy_run, nasty_run, own_cache
 
-from lgd_timm.report import report
+from lgd_timm.evaluate.report import report
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from lgd_timm.lgd_file import write_lgd
-from lgd_timm.publish import load
-from lgd_timm.recipe import read_recipe, recipe_from_dict
+from lgd_timm.config.reader import read_recipe, recipe_from_dict
+from lgd_timm.publish.folder import load
+from lgd_timm.publish.lgd_safetensors import write_lgd
 
 NASTY = ("<script>alert(1)</script>", "a \"b\" & 'c'", "$x^$ {{ 7 * 7 }} y")
 Make = Callable[..., Path]
@@ -30,7 +30,14 @@ def own_cache(factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def copy_run(
-    run: Path, folder: Path, name: str, *, top1: float | None = None, metrics: dict[str, Any] | None = None, seed: int = 0, **changes: Any
+    run: Path,
+    folder: Path,
+    name: str,
+    *,
+    top1: float | None = None,
+    metrics: dict[str, Any] | None = None,
+    seed: int = 0,
+    **changes: Any,
 ) -> Path:
     """A run with another seed, score, metrics, or parts of its recipe."""
     out = Path(shutil.copytree(run, folder / name))

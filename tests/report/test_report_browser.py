@@ -12,10 +12,11 @@ import pytest
 from browser import Browser, find_chromium
 from reported import copy_run, nasty_run, own_cache
 
-from lgd_timm.report import report
+from lgd_timm.evaluate.report import report
 
 pytestmark = pytest.mark.skipif(
-    find_chromium() is None, reason="no chromium here, so the page is not opened in a browser. tests/run.sh installs it where it may."
+    find_chromium() is None,
+    reason="no chromium here, so the page is not opened in a browser. tests/run.sh installs it where it may.",
 )
 
 HEADINGS = [
@@ -47,14 +48,18 @@ def page(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_page_opens_whole_and_asks_for_nothing_else(browser: Browser, page: str) -> None:
     browser.open(page)
-    pictures = browser.evaluate("[...document.images].map(image => [image.complete, image.naturalWidth, image.naturalHeight, image.alt])")
+    pictures = browser.evaluate(
+        "[...document.images].map(image => [image.complete, image.naturalWidth, image.naturalHeight, image.alt])"
+    )
     assert len(pictures) > 20
     assert all(complete and width > 0 and height > 0 and alt for complete, width, height, alt in pictures)
     assert browser.evaluate("[...document.querySelectorAll('h2')].map(heading => heading.innerText)") == HEADINGS
     assert browser.requests == [page]
     assert browser.complaints == []
     assert browser.evaluate("document.scripts.length") == 0
-    assert browser.evaluate("[...document.querySelectorAll('nav a')].every(link => document.querySelector(link.getAttribute('href')))")
+    assert browser.evaluate(
+        "[...document.querySelectorAll('nav a')].every(link => document.querySelector(link.getAttribute('href')))"
+    )
 
 
 @pytest.mark.parametrize("width", [400, 1200])

@@ -13,7 +13,7 @@ import pytest
 from reported import Make
 
 from lgd_timm.errors import LGDError, RecipeError, WeightsError
-from lgd_timm.report.collect import Spread, group_trials, read_trial, read_trials
+from lgd_timm.evaluate.report.collect import Spread, group_trials, read_trial, read_trials
 
 # ---------------------------------------------------------------------------------------------------------------- reading
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from reported import Make
 
-from lgd_timm.lgd_file import read_lgd, write_lgd
-from lgd_timm.publish import load
-from lgd_timm.report import details
-from lgd_timm.report.collect import group_trials, read_trials
-from lgd_timm.report.details import Shown, confusion_matrix, diagonal_ranks, look
-from lgd_timm.report.encode import Encoded
-from lgd_timm.report.gallery import FRAME, GAP, SMALL
+from lgd_timm.evaluate.report import details
+from lgd_timm.evaluate.report.collect import group_trials, read_trials
+from lgd_timm.evaluate.report.details import Shown, confusion_matrix, diagonal_ranks, look
+from lgd_timm.evaluate.report.encode import Encoded
+from lgd_timm.evaluate.report.gallery import FRAME, GAP, SMALL
+from lgd_timm.publish.folder import load
+from lgd_timm.publish.lgd_safetensors import read_lgd, write_lgd
 
 
 @pytest.fixture
@@ -60,14 +60,20 @@ def test_confusion_shows_student_and_teacher(shown: list[Shown]) -> None:
     encoded = encoded_of(shown)
     assert encoded.labels is not None
     accuracy = 100 * (encoded.answers == encoded.labels).float().mean()
-    assert [re.match(r"Confusion matrix of the (\w+)", picture.alt)[1] for picture in block.pictures] == ["student", "teacher"]  # type: ignore[index]
+    assert [re.match(r"Confusion matrix of the (\w+)", picture.alt)[1] for picture in block.pictures] == [
+        "student",
+        "teacher",
+    ]  # type: ignore[index]
     assert f"{accuracy:.1f} % right" in block.pictures[0].alt
     assert sorted(block.files) == ["4-confusion-1-student.png", "4-confusion-1-teacher.png"]
 
 
 def test_the_most_frequent_confusion_is_told() -> None:
     table = torch.tensor([[8, 2, 0], [0, 1, 3], [0, 0, 4]])
-    assert details._worst(table, ("a", "b", "c")) == "The most frequent confusion: 75 % of the images of b are taken for c."
+    assert (
+        details._worst(table, ("a", "b", "c"))
+        == "The most frequent confusion: 75 % of the images of b are taken for c."
+    )
     assert details._worst(torch.eye(3, dtype=torch.int64), ("a", "b", "c")) == "Every image got its own name."
     assert details._best_first(table).tolist() == [2, 0, 1]
 
@@ -79,7 +85,12 @@ def test_more_names_than_can_be_read_are_an_excerpt_of_the_least_known(shown: li
     answers = torch.where(right.repeat(3), labels, (labels + 1) % names)
     bank = torch.eye(names)
     many = replace(
-        encoded_of(shown), names=tuple(f"n{i}" for i in range(names)), bank=bank, student=bank[answers], teacher=None, labels=labels
+        encoded_of(shown),
+        names=tuple(f"n{i}" for i in range(names)),
+        bank=bank,
+        student=bank[answers],
+        teacher=None,
+        labels=labels,
     )
     (block,) = details.confusion([replace(shown[0], encoded=many)]).blocks
     assert "Of 120 names, the 50 that it knows least are shown." in block.sentence
@@ -94,7 +105,10 @@ def test_banks_tell_the_ranks_and_grey_what_was_not_seen(shown: list[Shown], nas
     seen = banks.seen.nonzero()[:, 0].tolist()  # type: ignore[union-attr]
     first = sum(int(cosines[i].argmax()) == i for i in seen)
     (block,) = details.banks(shown).blocks
-    assert f"For {first} of the {len(seen)} names that were seen, its own text is the nearest of 3; the mean rank is" in block.sentence
+    assert (
+        f"For {first} of the {len(seen)} names that were seen, its own text is the nearest of 3; the mean rank is"
+        in block.sentence
+    )
     (greyed,) = details.banks(look(group_trials(read_trials([nasty])[0]), data=None, split=None)).blocks
     assert "of the 2 names that were seen" in greyed.sentence
     assert greyed.sentence.endswith("Grey: 1 to which the teacher assigned no image.")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import Batch, ShardDataset
+from lgd_timm.data.stored_embeddings import find_stored
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError
-from lgd_timm.publish import load
-from lgd_timm.report.encode import Encoded, encode
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.read import Batch, ShardDataset
-from lgd_timm.shards.stored import find_stored
-from lgd_timm.shards.write import write_shards
+from lgd_timm.evaluate.report.encode import Encoded, encode
+from lgd_timm.publish.folder import load
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def whole(folder: Path) -> Batch:
     return dataset.__getitems__([(i, 0) for i in range(len(dataset))])
 
 
-def test_embeddings_are_those_of_a_plain_computation(encoded: Encoded, published_folder: Path, taught_folder: Path) -> None:
+def test_embeddings_are_those_of_a_plain_computation(
+    encoded: Encoded, published_folder: Path, taught_folder: Path
+) -> None:
     published, images = load(published_folder), whole(taught_folder)
     with torch.no_grad():
         rows = normalize(published.student(images.images), dim=1)
@@ -41,7 +43,9 @@ def test_embeddings_are_those_of_a_plain_computation(encoded: Encoded, published
     assert accuracy == pytest.approx(published.metrics["zero_shot"]["top1"], abs=1e-3)
 
 
-def test_the_teachers_rows_are_those_that_it_stored(encoded: Encoded, published_folder: Path, taught_folder: Path) -> None:
+def test_the_teachers_rows_are_those_that_it_stored(
+    encoded: Encoded, published_folder: Path, taught_folder: Path
+) -> None:
     shards = open_shards(taught_folder, split="val")
     metrics = load(published_folder).metrics
     stored = find_stored(shards, views=None, teacher=metrics["teacher"]["fingerprint"])
@@ -52,10 +56,14 @@ def test_the_teachers_rows_are_those_that_it_stored(encoded: Encoded, published_
     answers = encoded.teachers_answers
     assert answers is not None
     assert encoded.labels is not None
-    assert 100 * (answers == encoded.labels).float().mean().item() == pytest.approx(metrics["teacher_zero_shot"]["top1"], abs=1e-3)
+    assert 100 * (answers == encoded.labels).float().mean().item() == pytest.approx(
+        metrics["teacher_zero_shot"]["top1"], abs=1e-3
+    )
 
 
-def test_pictures_are_those_that_were_encoded_also_behind_bad_ones(published_folder: Path, taught_folder: Path, tmp_path: Path) -> None:
+def test_pictures_are_those_that_were_encoded_also_behind_bad_ones(
+    published_folder: Path, taught_folder: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(taught_folder, tmp_path / "copy"))
     tar = copy / open_shards(copy, split="val").filenames[0]
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0", 1))  # the beginning of the first JPEG
@@ -87,6 +95,8 @@ def test_labels_of_other_classes_do_not_count(published_folder: Path, image_fold
 
 
 @pytest.mark.parametrize(("split", "message"), [("test", "has no split 'test'"), ("", "has no split ''")])
-def test_images_that_are_not_there_are_an_error(published_folder: Path, taught_folder: Path, split: str, message: str) -> None:
+def test_images_that_are_not_there_are_an_error(
+    published_folder: Path, taught_folder: Path, split: str, message: str
+) -> None:
     with pytest.raises(LGDError, match=message):
         encode(published_folder, data=taught_folder, split=split)

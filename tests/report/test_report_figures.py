@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lgd_timm.curve import GREY, ORANGE
 from lgd_timm.errors import MissingExtra
-from lgd_timm.report import figures
-from lgd_timm.report.collect import Spread
-from lgd_timm.report.figures import Bar, Line
+from lgd_timm.evaluate.report import figures
+from lgd_timm.evaluate.report.collect import Spread
+from lgd_timm.evaluate.report.figures import Bar, Line
+from lgd_timm.publish.training_curve import GREY, ORANGE
 
 RED, GREEN = "#ff0000", "#00ff00"
 

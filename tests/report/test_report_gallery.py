@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lgd_timm.report import gallery
-from lgd_timm.report.gallery import FRAME, GAP, LARGE, RIGHT, SMALL, Tile
+from lgd_timm.evaluate.report import gallery
+from lgd_timm.evaluate.report.gallery import FRAME, GAP, LARGE, RIGHT, SMALL, Tile
 
 
 def picture(size: int) -> torch.Tensor:

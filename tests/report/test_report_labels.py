@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgd_timm.report.labels import label_groups, objective_name
+from lgd_timm.evaluate.report.labels import label_groups, objective_name
 
 BASE: dict[str, Any] = {
     "name": "x",
@@ -22,7 +22,10 @@ BASE: dict[str, Any] = {
 
 
 def changed(**parts: dict[str, Any] | Any) -> dict[str, Any]:
-    return {**BASE, **{key: {**BASE[key], **value} if isinstance(value, dict) else value for key, value in parts.items()}}
+    return {
+        **BASE,
+        **{key: {**BASE[key], **value} if isinstance(value, dict) else value for key, value in parts.items()},
+    }
 
 
 def labels(*groups: dict[str, Any]) -> list[str]:
@@ -57,23 +60,41 @@ def test_a_label_says_what_differs_first(other: dict[str, Any], expected: list[s
 def test_a_label_takes_as_much_as_it_needs() -> None:
     two = {"student": {"model": "lgd_mobilenetv2"}}
     paper, reference = changed(**two), changed(**two, objective={"preset": "reference"})
-    assert labels(BASE, paper, reference) == ["lgd_resnet18, paper", "lgd_mobilenetv2, paper", "lgd_mobilenetv2, reference"]
+    assert labels(BASE, paper, reference) == [
+        "lgd_resnet18, paper",
+        "lgd_mobilenetv2, paper",
+        "lgd_mobilenetv2, reference",
+    ]
 
 
 def test_what_can_not_be_told_apart_in_words_is_numbered() -> None:
-    assert labels(BASE, changed(data={"shards": "/elsewhere/cifar10"})) == ["lgd_resnet18, lgd (paper) #1", "lgd_resnet18, lgd (paper) #2"]
+    assert labels(BASE, changed(data={"shards": "/elsewhere/cifar10"})) == [
+        "lgd_resnet18, lgd (paper) #1",
+        "lgd_resnet18, lgd (paper) #2",
+    ]
 
 
 def test_all_that_differs_is_told() -> None:
-    ours, theirs = (differs for _, differs in label_groups([BASE, changed(student={"model": "lgd_mobilenetv2"}, schedule={"epochs": 9})]))
+    ours, theirs = (
+        differs
+        for _, differs in label_groups([BASE, changed(student={"model": "lgd_mobilenetv2"}, schedule={"epochs": 9})])
+    )
     assert ours == {"student.model": "lgd_resnet18", "schedule.epochs": "8"}
     assert theirs == {"student.model": "lgd_mobilenetv2", "schedule.epochs": "9"}
 
 
-values = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=60), st.lists(st.text(max_size=5), max_size=5))
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(max_size=60), st.lists(st.text(max_size=5), max_size=5)
+)
 
 
-@given(st.lists(st.fixed_dictionaries({"name": st.text(), "data.shards": values, "a": st.dictionaries(st.text(max_size=3), values)})))
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"name": st.text(), "data.shards": values, "a": st.dictionaries(st.text(max_size=3), values)}
+        )
+    )
+)
 def test_labels_are_never_alike_nor_empty(parts: list[dict[str, Any]]) -> None:
     groups = [{**changed(name=part["name"], data={"shards": part["data.shards"]}), "more": part["a"]} for part in parts]
     found = labels(*groups)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from reported import Make
 
-from lgd_timm import cli
-from lgd_timm.report import overview
-from lgd_timm.report.collect import Group, group_trials, read_trials
+from lgd_timm.cli import main as cli
+from lgd_timm.evaluate.report import overview
+from lgd_timm.evaluate.report.collect import Group, group_trials, read_trials
 
 
 def groups_of(*paths: Path) -> list[Group]:
@@ -26,10 +26,16 @@ def cells(groups: list[Group]) -> list[dict[str, str]]:
 
 
 def test_the_table_has_what_was_measured_and_dashes_else(make: Make) -> None:
-    scores = {"knn": {"top1": 71.25}, "linear_probe": {"top1": 80.0}, "training": {"images": 50000, "epochs": 8, "seconds": 150.0}}
+    scores = {
+        "knn": {"top1": 71.25},
+        "linear_probe": {"top1": 80.0},
+        "training": {"images": 50000, "epochs": 8, "seconds": 150.0},
+    }
     groups = groups_of(make("a", top1=40.0, metrics=scores), make("b", seed=1, top1=43.0))
     (row,) = cells(groups)
-    assert {key: row[key] for key in ("n", "Zero-shot", "k-NN", "Linear probe 100 %", "Linear probe 10 %", "ECE", "Chance")} == {
+    assert {
+        key: row[key] for key in ("n", "Zero-shot", "k-NN", "Linear probe 100 %", "Linear probe 10 %", "ECE", "Chance")
+    } == {
         "n": "2",
         "Zero-shot": "41.5\u00a0±\u00a02.1",
         "k-NN": "71.2",
@@ -44,7 +50,10 @@ def test_the_message_names_the_best_beside_teacher_and_chance(make: Make) -> Non
     told = {"teacher_zero_shot": {"top1": 67.0}}
     reference = {"objective": {"preset": "reference"}}
     groups = groups_of(make("a", top1=40.0, metrics=told), make("b", top1=50.0, metrics=told, **reference))
-    assert overview.lead(groups) == "Best of 2 settings: reference, 50.0 % zero-shot top-1 over 1 run (its teacher 67.0 %, chance 33.3 %)."
+    assert (
+        overview.lead(groups)
+        == "Best of 2 settings: reference, 50.0 % zero-shot top-1 over 1 run (its teacher 67.0 %, chance 33.3 %)."
+    )
     assert "as one of them is a single run" in overview.bars(groups).sentence
 
 
@@ -54,7 +63,9 @@ def test_a_gap_is_judged_by_the_spread(make: Make, gap: float, verdict: str) -> 
     paths = [make(f"p{i}", seed=i, top1=40.0 + 2 * i) for i in range(2)]
     paths += [make(f"r{i}", seed=i, top1=40.0 + gap + 2 * i, **reference) for i in range(2)]
     sentence = overview.bars(groups_of(*paths)).sentence
-    assert sentence.startswith(f"Zero-shot, reference is {gap:.1f} points above paper: {verdict} their standard deviations together (2.8)")
+    assert sentence.startswith(
+        f"Zero-shot, reference is {gap:.1f} points above paper: {verdict} their standard deviations together (2.8)"
+    )
 
 
 def test_nothing_measured_is_said(make: Make) -> None:
@@ -65,7 +76,9 @@ def test_nothing_measured_is_said(make: Make) -> None:
 
 def test_several_runs_of_one_seed_are_no_spread_over_seeds(make: Make) -> None:
     section = overview.headline(groups_of(make("a", seed=3), make("b", seed=3)))
-    assert section.notes == ("test_resnet, lgd (paper): several runs have seed 3, so their spread is not one over seeds.",)
+    assert section.notes == (
+        "test_resnet, lgd (paper): several runs have seed 3, so their spread is not one over seeds.",
+    )
 
 
 def test_curves_are_means_over_seeds_at_common_steps(make: Make) -> None:
@@ -101,10 +114,22 @@ def test_a_published_folder_has_no_curve_and_it_is_said(published_folder: Path, 
 def test_commands_are_those_of_the_command_line(make: Make) -> None:
     """Every command on the page parses, options and all."""
     scores = {key: {"top1": 50.0, "protocol": "ridge"} for key in ("linear_probe", "linear_probe_10", "linear_probe_1")}
-    groups = groups_of(make("with space", metrics={**scores, "knn": {"top1": 50.0, "k": 10}, "calibration": {"ece": 3.0}}))
-    sections = [overview.headline(groups), overview.bars(groups), overview.curves(groups), overview.made(groups, command="lgd-timm list")]
+    groups = groups_of(
+        make("with space", metrics={**scores, "knn": {"top1": 50.0, "k": 10}, "calibration": {"ece": 3.0}})
+    )
+    sections = [
+        overview.headline(groups),
+        overview.bars(groups),
+        overview.curves(groups),
+        overview.made(groups, command="lgd-timm list"),
+    ]
     commands = {command for section in sections for _, command in section.commands}
-    assert {words[2] for words in map(str.split, commands) if words[1] == "evaluate"} == {"zero-shot", "knn", "linear-probe", "calibration"}
+    assert {words[2] for words in map(str.split, commands) if words[1] == "evaluate"} == {
+        "zero-shot",
+        "knn",
+        "linear-probe",
+        "calibration",
+    }
     assert sum("--fraction 0.1 " in command and "--protocol ridge" in command for command in commands) == 1
     assert sum("--k 10" in command for command in commands) == 1
     for command in commands:

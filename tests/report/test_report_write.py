@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from reported import NASTY, Make
 
-from lgd_timm import cli
+from lgd_timm.cli import main as cli
 from lgd_timm.errors import LGDError
-from lgd_timm.report import report
+from lgd_timm.evaluate.report import report
 
 KEYS = ["headline", "bars", "curves", "confusion", "banks", "nearest", "mistakes", "made"]
 
@@ -65,7 +65,9 @@ def test_the_pictures_beside_the_page_are_those_in_it(run_page: Path) -> None:
     images = Page(run_page).all("img")
     assert all(image["alt"] and image["width"] and image["height"] for image in images)
     inside = {base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,")) for image in images}
-    figures = [path for path in run_page.parent.glob("*.png") if path.name[0] in "2345"]  # galleries are sheets of what is in the page
+    figures = [
+        path for path in run_page.parent.glob("*.png") if path.name[0] in "2345"
+    ]  # galleries are sheets of what is in the page
     assert len(figures) == 6
     assert {path.read_bytes() for path in figures} <= inside
 
@@ -179,7 +181,9 @@ def test_a_folder_of_others_is_refused(run_folder: Path, tmp_path: Path, content
 
 
 @pytest.mark.usefixtures("no_matplotlib")
-def test_the_command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report", str(run_folder)]) == 0
     assert capsys.readouterr().out == "report: output/report/index.html\n"

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from lgd_timm.data.index import ShardSet, open_shards
+from lgd_timm.data.tar import OPEN_FILES, IndexedTar, _handle
 from lgd_timm.errors import ShardError
-from lgd_timm.shards.index import OPEN_FILES, IndexedTar, ShardSet, _handle, open_shards
 
 
 def write_tar(path: Path, *files: tuple[str, bytes]) -> Path:
@@ -91,7 +92,9 @@ def test_processes_that_share_a_tar_do_not_disturb_each_other(tmp_path: Path) ->
     def read_all() -> bool:
         return all(tar.read(str(i), "cls") == bytes([i]) * 3000 for _ in range(200) for i in range(20))
 
-    children = [multiprocessing.get_context("fork").Process(target=lambda: sys.exit(0 if read_all() else 1)) for _ in range(2)]
+    children = [
+        multiprocessing.get_context("fork").Process(target=lambda: sys.exit(0 if read_all() else 1)) for _ in range(2)
+    ]
     for child in children:
         child.start()
     assert read_all()
@@ -133,7 +136,13 @@ def test_wherever_a_tar_is_cut_whole_samples_stay_and_the_damage_is_said(tmp_pat
     ends = {key: max(offset + size for offset, size in fields.values()) for key, fields in whole.samples.items()}
     data = whole.path.read_bytes()
     content = -(-max(ends.values()) // 512) * 512
-    for cut in {*range(0, content + 1024, 128), *ends.values(), *(end - 1 for end in ends.values()), content + 511, content + 512}:
+    for cut in {
+        *range(0, content + 1024, 128),
+        *ends.values(),
+        *(end - 1 for end in ends.values()),
+        content + 511,
+        content + 512,
+    }:
         path = tmp_path / "cut.tar"
         path.write_bytes(data[:cut])
         tar = IndexedTar(path)
@@ -205,7 +214,9 @@ def test_a_missing_shard_is_named(shard_folder: Path, tmp_path: Path) -> None:
 def test_a_folder_without_index_is_not_finished(tmp_path: Path, exists: bool) -> None:
     if exists:
         (tmp_path / "x").mkdir()
-    with pytest.raises(ShardError, match=r"holds no _info\.json, so it is not a finished shard folder.*lgd-timm shards"):
+    with pytest.raises(
+        ShardError, match=r"holds no _info\.json, so it is not a finished shard folder.*lgd-timm shards"
+    ):
         open_shards(tmp_path / "x", split="train")
 
 
@@ -218,7 +229,14 @@ def test_a_malformed_index_is_said(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    [None, [], {}, {"filenames": ["a.tar"]}, {"filenames": ["a.tar"], "shard_lengths": []}, {"filenames": [], "shard_lengths": []}],
+    [
+        None,
+        [],
+        {},
+        {"filenames": ["a.tar"]},
+        {"filenames": ["a.tar"], "shard_lengths": []},
+        {"filenames": [], "shard_lengths": []},
+    ],
 )
 def test_a_malformed_split_is_said(tmp_path: Path, entry: object) -> None:
     (tmp_path / "a.tar").write_bytes(b"")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lgd_timm.config.recipe import DataRecipe
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import Batch, ShardDataset
+from lgd_timm.data.in_memory import in_memory
 from lgd_timm.errors import RecipeError, ShardError
-from lgd_timm.recipe import DataRecipe
-from lgd_timm.shards import Views, open_shards
-from lgd_timm.shards.memory import in_memory
-from lgd_timm.shards.read import Batch, ShardDataset
 
 VIEWS = Views(size=16, augmentation="mocov2", count=2)
 ITEMS = [(5, 0), (40, 1), (5, 1), (5, 0)]
@@ -20,7 +20,9 @@ ITEMS = [(5, 0), (40, 1), (5, 1), (5, 0)]
 
 def same(one: Batch, other: Batch) -> bool:
     return (
-        torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels) and (one.keys, one.bad) == (other.keys, other.bad)
+        torch.equal(one.images, other.images)
+        and torch.equal(one.labels, other.labels)
+        and (one.keys, one.bad) == (other.keys, other.bad)
     )
 
 
@@ -32,7 +34,9 @@ def test_they_are_those_that_would_be_rendered(shard_folder: Path) -> None:
         assert same(kept.__getitems__(ITEMS), plain.__getitems__(ITEMS))
 
 
-def test_each_is_rendered_once_for_all_datasets_of_equal_content(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_is_rendered_once_for_all_datasets_of_equal_content(
+    shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rendered = []
     render = Views.shape
     monkeypatch.setattr(Views, "shape", lambda self, *rest: rendered.append(self) or render(self, *rest))
@@ -41,7 +45,9 @@ def test_each_is_rendered_once_for_all_datasets_of_equal_content(shard_folder: P
         in_memory(ShardDataset(open_shards(shard_folder, split="train"), views=views)).__getitems__(ITEMS)
     assert len(rendered) == 3
     in_memory(
-        ShardDataset(open_shards(shard_folder, split="train"), views=Views(size=17, augmentation="mocov2", count=2, seed=1))
+        ShardDataset(
+            open_shards(shard_folder, split="train"), views=Views(size=17, augmentation="mocov2", count=2, seed=1)
+        )
     ).__getitems__(ITEMS)
     assert len(rendered) == 6, "other views are other pixels"
 

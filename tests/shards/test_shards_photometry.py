@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from lgd_timm.shards.photometry import JITTERS, Colours, recolour
+from lgd_timm.data.color import JITTERS, ColorOps, apply_color
 
-TORCHVISION = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue)
+TORCHVISION = (
+    functional.adjust_brightness,
+    functional.adjust_contrast,
+    functional.adjust_saturation,
+    functional.adjust_hue,
+)
 AMOUNTS = (1.35, 0.7, 0.6, -0.08)
 
 
@@ -20,7 +25,7 @@ def images(count: int, size: int = 20) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8))
 
 
-def by_torchvision(image: Tensor, colours: Colours) -> Tensor:
+def by_torchvision(image: Tensor, colours: ColorOps) -> Tensor:
     """[3, H, W]; the same operations on floats, one after the other."""
     pixels = image.float() / 255
     for kind, amount in colours.jitter:
@@ -39,21 +44,21 @@ def difference(a: Tensor, b: Tensor) -> int:
 
 ORDERS = [tuple((kind, AMOUNTS[kind]) for kind in order) for order in itertools.permutations(range(len(JITTERS)))]
 MANY = [
-    Colours(order, grey=i % 5 == 0, sigma=(0.0, 0.1, 0.7, 1.9)[i % 4])
+    ColorOps(order, grey=i % 5 == 0, sigma=(0.0, 0.1, 0.7, 1.9)[i % 4])
     for i, order in enumerate([(), *ORDERS, *((jitter,) for jitter in ORDERS[0])])
 ]
 
 
 @pytest.mark.parametrize("colours", MANY, ids=str)
-def test_one_image_comes_out_as_from_torchvision(colours: Colours) -> None:
+def test_one_image_comes_out_as_from_torchvision(colours: ColorOps) -> None:
     image = images(1)[0]
-    assert difference(recolour(image[None], [colours])[0], by_torchvision(image, colours)) <= 1
+    assert difference(apply_color(image[None], [colours])[0], by_torchvision(image, colours)) <= 1
 
 
 def test_a_batch_is_its_images_to_one_255th() -> None:
     batch = images(len(MANY))
-    together = recolour(batch, MANY)
-    alone = torch.cat([recolour(batch[i : i + 1], [colours]) for i, colours in enumerate(MANY)])
+    together = apply_color(batch, MANY)
+    alone = torch.cat([apply_color(batch[i : i + 1], [colours]) for i, colours in enumerate(MANY)])
     assert difference(together, alone) <= 1
     assert (together != alone).float().mean() < 1e-3
     assert together.dtype == torch.uint8
@@ -62,9 +67,9 @@ def test_a_batch_is_its_images_to_one_255th() -> None:
 
 def test_an_image_to_which_nothing_happens_keeps_its_bits() -> None:
     batch = images(4)
-    assert torch.equal(recolour(batch, [Colours()] * 4), batch)
+    assert torch.equal(apply_color(batch, [ColorOps()] * 4), batch)
     before = batch.clone()
-    mixed = recolour(batch, [Colours(), Colours(grey=True), Colours(), Colours(ORDERS[0])])
+    mixed = apply_color(batch, [ColorOps(), ColorOps(grey=True), ColorOps(), ColorOps(ORDERS[0])])
     assert torch.equal(mixed[::2], batch[::2])
     assert not torch.equal(mixed[1], batch[1])
     assert torch.equal(batch, before)
@@ -73,8 +78,8 @@ def test_an_image_to_which_nothing_happens_keeps_its_bits() -> None:
 @pytest.mark.parametrize("turn", [0.0, 0.1, 0.5, -0.5, 1 / 3])
 def test_turns_of_the_hue_close_the_circle(turn: float) -> None:
     image = images(1)
-    turned = recolour(image, [Colours(((3, turn),))])
-    back = recolour(turned, [Colours(((3, -turn),))])
+    turned = apply_color(image, [ColorOps(((3, turn),))])
+    back = apply_color(turned, [ColorOps(((3, -turn),))])
     assert difference(back, image) <= 3  # rounded twice, where saturation is low
     if turn == 0:
         assert difference(turned, image) == 0
@@ -84,23 +89,25 @@ def test_turns_of_the_hue_close_the_circle(turn: float) -> None:
 
 def test_grey_pixels_have_no_hue() -> None:
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    assert torch.equal(recolour(grey, [Colours(((3, 0.3),))]), grey)
+    assert torch.equal(apply_color(grey, [ColorOps(((3, 0.3),))]), grey)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_small_images_can_be_blurred(size: int) -> None:
     image = images(2, size)
     plain = torch.full_like(image, 77)
-    assert torch.equal(recolour(plain, [Colours(sigma=2.0)] * 2), plain)
-    assert recolour(image, [Colours(sigma=2.0), Colours(sigma=0.2)]).shape == image.shape
+    assert torch.equal(apply_color(plain, [ColorOps(sigma=2.0)] * 2), plain)
+    assert apply_color(image, [ColorOps(sigma=2.0), ColorOps(sigma=0.2)]).shape == image.shape
 
 
 def test_blur_keeps_the_mean_and_spreads_a_point_by_sigma() -> None:
     point = torch.zeros(2, 3, 41, 41, dtype=torch.uint8)
     point[:, :, 20, 20] = 255
     for sigma in (0.8, 1.5):
-        spread = recolour(point, [Colours(sigma=sigma), Colours(sigma=0.1)]).double()
+        spread = apply_color(point, [ColorOps(sigma=sigma), ColorOps(sigma=0.1)]).double()
         offset = torch.arange(41) - 20.0
         weights = spread[0, 0] / spread[0, 0].sum()
-        assert float((weights.sum(1) * offset**2).sum() ** 0.5) == pytest.approx(sigma, rel=0.12)  # cut at three sigmas, rounded
+        assert float((weights.sum(1) * offset**2).sum() ** 0.5) == pytest.approx(
+            sigma, rel=0.12
+        )  # cut at three sigmas, rounded
         assert torch.equal(spread[1], point[1].double())

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lgd_timm.data.decode import EncodedImage
+from lgd_timm.data.views import Views
 from lgd_timm.errors import ShardError
-from lgd_timm.shards.picture import Picture
-from lgd_timm.shards.views import Views
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 TWO = Image.new("RGB", (20, 10), RED)
@@ -37,15 +37,19 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def whole(data: bytes, least: int | None = None) -> Tensor:
-    picture = Picture(data)
+    picture = EncodedImage(data)
     return picture.crop((0, 0, picture.height, picture.width), least=least)
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
     """Smooth blobs with some noise: what JPEG is made for."""
     draw = np.random.default_rng(seed)
-    coarse = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    return Image.fromarray(np.clip(np.asarray(coarse).astype(int) + draw.integers(-9, 10, (height, width, 3)), 0, 255).astype(np.uint8))
+    coarse = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    return Image.fromarray(
+        np.clip(np.asarray(coarse).astype(int) + draw.integers(-9, 10, (height, width, 3)), 0, 255).astype(np.uint8)
+    )
 
 
 def by_pillow(data: bytes, reduce: int = 1) -> Tensor:
@@ -69,13 +73,13 @@ def test_a_jpeg_has_pillows_pixels_whole_and_reduced(height: int, width: int, op
 def test_without_the_fast_decoder_the_pixels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [encode(photograph(97, 131), "JPEG", exif=exif(turn)) for turn in (1, 6)]
     boxes: list[tuple[tuple[int, int, int, int], int | None]] = [((3, 5, 60, 70), None), ((1, 9, 80, 80), 20)]
-    fast = [Picture(data).crop(box, least=least).clone() for data in files for box, least in boxes]
+    fast = [EncodedImage(data).crop(box, least=least).clone() for data in files for box, least in boxes]
 
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("not today")
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
-    slow = [Picture(data).crop(box, least=least) for data in files for box, least in boxes]
+    slow = [EncodedImage(data).crop(box, least=least) for data in files for box, least in boxes]
     assert all(torch.equal(a, b) for a, b in zip(fast, slow, strict=True))
 
 
@@ -83,32 +87,44 @@ def test_without_the_fast_decoder_the_pixels_are_the_same(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_a_crop_is_the_part_of_the_upright_picture(kind: str, turn: int) -> None:
     data = encode(photograph(40, 56), kind, exif=exif(turn))
-    picture = Picture(data)
+    picture = EncodedImage(data)
     upright = by_pillow(data)
     assert (picture.height, picture.width) == tuple(upright.shape[1:])
     for top, left, height, width in ((0, 0, 40, 40), (7, 3, 20, 11), (0, 39, 1, 1)):
-        assert torch.equal(picture.crop((top, left, height, width)), upright[:, top : top + height, left : left + width])
+        assert torch.equal(
+            picture.crop((top, left, height, width)), upright[:, top : top + height, left : left + width]
+        )
 
 
 def test_no_more_is_decoded_than_a_view_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict] = []
     decode = simplejpeg.decode_jpeg
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, **options: asked.append(options) or decode(data, **options))
-    picture = Picture(encode(photograph(400, 600), "JPEG"))
+    monkeypatch.setattr(
+        simplejpeg, "decode_jpeg", lambda data, **options: asked.append(options) or decode(data, **options)
+    )
+    picture = EncodedImage(encode(photograph(400, 600), "JPEG"))
     sizes = [picture.crop((0, 0, 400, 600), least=least).shape[1:] for least in (None, 400, 201, 200, 100, 99, 50, 3)]
-    assert [tuple(size) for size in sizes] == [(400, 600)] * 3 + [(200, 300), (100, 150), (100, 150), (50, 75), (50, 75)]
+    assert [tuple(size) for size in sizes] == [(400, 600)] * 3 + [
+        (200, 300),
+        (100, 150),
+        (100, 150),
+        (50, 75),
+        (50, 75),
+    ]
     assert len(asked) == 4  # each scale once
     assert picture.crop((0, 0, 100, 600), least=100).shape[1:] == (100, 600)  # the shorter side decides
-    assert Picture(encode(photograph(400, 600), "PNG")).crop((0, 0, 400, 600), least=10).shape[1:] == (400, 600)
+    assert EncodedImage(encode(photograph(400, 600), "PNG")).crop((0, 0, 400, 600), least=10).shape[1:] == (400, 600)
 
 
 def test_a_reduced_crop_shows_the_same_part() -> None:
     data = encode(photograph(401, 603), "JPEG", quality=95)
-    picture = Picture(data)
+    picture = EncodedImage(data)
     for box in ((0, 0, 401, 603), (101, 203, 299, 307), (33, 7, 256, 512)):
         large, small = picture.crop(box), picture.crop(box, least=min(box[2:]) // 2)
         assert all(side // 2 <= got <= side // 2 + 1 for side, got in zip(box[2:], small.shape[1:], strict=True))
-        shrunk = torch.nn.functional.interpolate(large[None].float(), size=tuple(small.shape[1:]), mode="bilinear", antialias=True)[0]
+        shrunk = torch.nn.functional.interpolate(
+            large[None].float(), size=tuple(small.shape[1:]), mode="bilinear", antialias=True
+        )[0]
         assert (shrunk - small).abs().mean() < 4
 
 
@@ -116,17 +132,21 @@ def test_views_of_large_photographs_hardly_change_with_reduced_decoding() -> Non
     data = encode(photograph(700, 900), "JPEG", quality=95)
     views = Views(size=96, augmentation="light")
     for index in range(6):
-        picture = Picture(data)
+        picture = EncodedImage(data)
         view = views.draw("a", index, height=picture.height, width=picture.width)
-        exact = torch.nn.functional.interpolate(picture.crop(view.box)[None], size=(96, 96), mode="bicubic", antialias=True)[0]
+        exact = torch.nn.functional.interpolate(
+            picture.crop(view.box)[None], size=(96, 96), mode="bicubic", antialias=True
+        )[0]
         exact = exact.flip(-1) if view.flip else exact
         assert (views.shape(picture, view).int() - exact.int()).abs().float().mean() < 3
 
 
 def test_evaluation_decodes_in_full() -> None:
     data = encode(photograph(400, 600), "JPEG")
-    picture = Picture(data)
-    expected = torch.nn.functional.interpolate(by_pillow(data)[None, :, :, 100:500], size=(64, 64), mode="bicubic", antialias=True)[0]
+    picture = EncodedImage(data)
+    expected = torch.nn.functional.interpolate(
+        by_pillow(data)[None, :, :, 100:500], size=(64, 64), mode="bicubic", antialias=True
+    )[0]
     assert torch.equal(Views(size=64, augmentation="none").render(picture, "a", 0), expected)
 
 
@@ -134,7 +154,7 @@ def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(photograph(100, 100), "JPEG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ShardError, match="DecompressionBomb"):
-        Picture(data)
+        EncodedImage(data)
 
 
 def test_a_header_that_promises_20000_pixels_a_side_is_refused_before_any_is_decoded() -> None:
@@ -148,7 +168,7 @@ def test_a_header_that_promises_20000_pixels_a_side_is_refused_before_any_is_dec
     for data in (png, jpeg):
         tracemalloc.start()
         with pytest.raises(ShardError, match="DecompressionBomb"):
-            Picture(bytes(data))
+            EncodedImage(bytes(data))
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
         tracemalloc.stop()
 
@@ -177,7 +197,8 @@ def test_an_unknown_orientation_is_none(value: int) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(
-    ("orientation", "first", "axis"), [(1, RED, 2), (2, BLUE, 2), (3, BLUE, 2), (5, RED, 1), (6, RED, 1), (7, BLUE, 1), (8, BLUE, 1)]
+    ("orientation", "first", "axis"),
+    [(1, RED, 2), (2, BLUE, 2), (3, BLUE, 2), (5, RED, 1), (6, RED, 1), (7, BLUE, 1), (8, BLUE, 1)],
 )
 def test_photos_stand_upright(kind: str, orientation: int, first: tuple[int, ...], axis: int) -> None:
     pixels = whole(encode(TWO, kind, exif=exif(orientation), **({"quality": 100} if kind != "PNG" else {})))
@@ -194,7 +215,9 @@ def palette(image: Image.Image) -> bytes:
     return encode(image.quantize(8), "PNG", transparency=bytes([0, 128, 255]))
 
 
-COLOURS = Image.fromarray(np.stack(np.meshgrid(np.arange(0, 256, 16), np.arange(0, 256, 16), [128]), -1)[:, :, 0].astype(np.uint8))
+COLOURS = Image.fromarray(
+    np.stack(np.meshgrid(np.arange(0, 256, 16), np.arange(0, 256, 16), [128]), -1)[:, :, 0].astype(np.uint8)
+)
 KINDS: dict[str, tuple[Callable[[Image.Image], bytes], Image.Image, int]] = {
     "jpeg": (lambda image: encode(image, "JPEG", quality=98, subsampling=0), COLOURS, 6),
     "png": (lambda image: encode(image, "PNG"), COLOURS, 0),
@@ -218,5 +241,5 @@ def test_images_of_any_kind_become_rgb(kind: str) -> None:
     assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 16, 16))
     difference = pixels.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
     assert difference.abs().float().mean() <= tolerance
-    view = Views(size=8, augmentation="mocov2").render(Picture(data), "key", 0)
+    view = Views(size=8, augmentation="mocov2").render(EncodedImage(data), "key", 0)
     assert (view.dtype, view.shape) == (torch.uint8, (3, 8, 8))

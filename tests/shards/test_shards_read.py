@@ -14,19 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
+from lgd_timm.data.dataset import BadSamples, Batch, ShardDataset
+from lgd_timm.data.decode import EncodedImage
+from lgd_timm.data.index import ShardSet, open_shards
+from lgd_timm.data.loader import loader, on_device
+from lgd_timm.data.samplers import EpochSampler, SequentialSampler
+from lgd_timm.data.stored_embeddings import StoredEmbeddings
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.data.views import Views
 from lgd_timm.errors import ShardError
-from lgd_timm.shards.index import IndexedTar, ShardSet, open_shards
-from lgd_timm.shards.picture import Picture
-from lgd_timm.shards.read import BadSamples, Batch, EpochPlan, InOrder, ShardDataset, loader, on_device
-from lgd_timm.shards.stored import StoredEmbeddings
-from lgd_timm.shards.views import Views
 
 LENGTHS = (7, 5, 9, 11, 1)  # 33: one batch of 8 is left over, and one sample
 VIEWS = Views(size=16, augmentation="light", count=3)
 
 
 def walk(**options: int) -> list[list[tuple[int, int]]]:
-    return list(EpochPlan(LENGTHS, **{"batch_size": 8, "stop": 12, "views": 3, "seed": 5, **options}))
+    return list(EpochSampler(LENGTHS, **{"batch_size": 8, "stop": 12, "views": 3, "seed": 5, **options}))
 
 
 def positions(batches: list[list[tuple[int, int]]]) -> list[int]:
@@ -73,7 +76,7 @@ def change(shards: ShardSet, shard: int, place: int, field: str | None, data: by
 
 
 def test_each_epoch_is_a_permutation_of_its_own() -> None:
-    plan = EpochPlan(LENGTHS, batch_size=8, window=2)
+    plan = EpochSampler(LENGTHS, batch_size=8, window=2)
     orders = [plan.order(epoch).tolist() for epoch in range(5)]
     assert all(sorted(order) == list(range(33)) for order in orders)
     assert len({tuple(order) for order in orders}) == 5
@@ -81,7 +84,7 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
 
 
 def test_seeds_give_other_orders() -> None:
-    assert len({tuple(EpochPlan(LENGTHS, batch_size=8, seed=seed).order(0).tolist()) for seed in range(5)}) == 5
+    assert len({tuple(EpochSampler(LENGTHS, batch_size=8, seed=seed).order(0).tolist()) for seed in range(5)}) == 5
 
 
 def test_an_epoch_shows_no_sample_twice() -> None:
@@ -93,7 +96,7 @@ def test_an_epoch_shows_no_sample_twice() -> None:
 
 
 def test_windows_keep_reads_near_each_other() -> None:
-    shards = np.repeat(np.arange(len(LENGTHS)), LENGTHS)[EpochPlan(LENGTHS, batch_size=8, window=2).order(0)]
+    shards = np.repeat(np.arange(len(LENGTHS)), LENGTHS)[EpochSampler(LENGTHS, batch_size=8, window=2).order(0)]
     spans = [np.flatnonzero(shards == shard)[[0, -1]] for shard in range(len(LENGTHS))]
     open_at_once = [sum(first <= place <= last for first, last in spans) for place in range(len(shards))]
     assert max(open_at_once) == 2
@@ -108,7 +111,7 @@ def test_ranks_share_the_batches_of_one_process(world_size: int) -> None:
 @pytest.mark.parametrize("start", [1, 4, 7, 12])
 def test_a_restart_goes_on_where_it_was(start: int) -> None:
     assert walk(start=start) == walk()[start:]
-    assert len(EpochPlan(LENGTHS, batch_size=8, start=start, stop=12)) == 12 - start
+    assert len(EpochSampler(LENGTHS, batch_size=8, start=start, stop=12)) == 12 - start
 
 
 def test_the_view_is_the_epoch_modulo_views() -> None:
@@ -117,16 +120,20 @@ def test_the_view_is_the_epoch_modulo_views() -> None:
 
 
 def test_too_few_samples_for_one_global_batch() -> None:
-    with pytest.raises(ShardError, match=r"33 samples are too few for one global batch of 17 x 2 ranks.*data\.batch_size"):
-        EpochPlan(LENGTHS, batch_size=17, world_size=2)
-    assert EpochPlan(LENGTHS, batch_size=33).steps_per_epoch == 1
+    with pytest.raises(
+        ShardError, match=r"33 samples are too few for one global batch of 17 x 2 ranks.*data\.batch_size"
+    ):
+        EpochSampler(LENGTHS, batch_size=17, world_size=2)
+    assert EpochSampler(LENGTHS, batch_size=33).steps_per_epoch == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 100])
 def test_in_order_gives_every_sample_once_with_all_its_views(batch_size: int) -> None:
-    sampler = InOrder(range(3, 13), batch_size, views=2)
+    sampler = SequentialSampler(range(3, 13), batch_size, views=2)
     batches = list(sampler)
-    assert [item for batch in batches for item in batch] == [(position, view) for position in range(3, 13) for view in range(2)]
+    assert [item for batch in batches for item in batch] == [
+        (position, view) for position in range(3, 13) for view in range(2)
+    ]
     assert len(batches) == len(sampler)
     assert max(len(batch) for batch in batches) == 2 * min(batch_size, 10)
 
@@ -136,7 +143,7 @@ def test_in_order_gives_every_sample_once_with_all_its_views(batch_size: int) ->
 
 def test_batches_hold_the_views_labels_and_keys_of_their_samples(train_shards: ShardSet) -> None:
     read = []
-    for batch in loader(ShardDataset(train_shards, views=VIEWS), InOrder(range(48), 10)):
+    for batch in loader(ShardDataset(train_shards, views=VIEWS), SequentialSampler(range(48), 10)):
         assert (batch.bad, batch.embeddings) == ((), None)
         read += list(zip(batch.keys, batch.images, batch.labels.tolist(), strict=True))
     expected = []
@@ -144,7 +151,7 @@ def test_batches_hold_the_views_labels_and_keys_of_their_samples(train_shards: S
         tar = IndexedTar(train_shards.path(shard))
         for key in tar.keys:
             field = next(field for field in tar.samples[key] if field != "cls")
-            image = VIEWS.render(Picture(tar.read(key, field)), key, 0)
+            image = VIEWS.render(EncodedImage(tar.read(key, field)), key, 0)
             expected.append((key, image, train_shards.class_names.index(key.partition("_-")[0])))
     assert [(key, label) for key, _, label in read] == [(key, label) for key, _, label in expected]
     assert all(torch.equal(a[1], b[1]) for a, b in zip(read, expected, strict=True))
@@ -152,7 +159,7 @@ def test_batches_hold_the_views_labels_and_keys_of_their_samples(train_shards: S
 
 
 def test_workers_change_nothing(train_shards: ShardSet) -> None:
-    plan = EpochPlan(train_shards.lengths, batch_size=16, views=3, start=1, stop=7)
+    plan = EpochSampler(train_shards.lengths, batch_size=16, views=3, start=1, stop=7)
     alone, helped = (list(loader(ShardDataset(train_shards, views=VIEWS), plan, workers=workers)) for workers in (0, 2))
     assert len(alone) == 6
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
@@ -169,7 +176,7 @@ def test_a_used_dataset_can_be_pickled(train_shards: ShardSet) -> None:
 
 
 def test_samples_without_label_have_minus_one(tmp_path: Path, image_folder: Path) -> None:
-    from lgd_timm.shards.write import write_shards
+    from lgd_timm.data.writer import write_shards
 
     shards = write_shards(image_folder, tmp_path / "out", labels=False)
     assert ShardDataset(shards, views=VIEWS).__getitems__([(0, 0), (1, 0)]).labels.tolist() == [-1, -1]
@@ -182,7 +189,11 @@ def test_embeddings_are_those_of_the_sample_and_the_view(train_shards: ShardSet)
 
     batch = ShardDataset(train_shards, views=VIEWS, stored=Known(Path(), {})).__getitems__([(20, 1), (0, 2), (47, 0)])
     assert batch.embeddings.dtype == torch.float16
-    assert batch.embeddings.tolist() == [[1, len(batch.keys[0]), 1], [0, len(batch.keys[1]), 2], [2, len(batch.keys[2]), 0]]
+    assert batch.embeddings.tolist() == [
+        [1, len(batch.keys[0]), 1],
+        [0, len(batch.keys[1]), 2],
+        [2, len(batch.keys[2]), 0],
+    ]
     moved = batch.to(torch.device("cpu"))
     assert torch.equal(moved.embeddings, batch.embeddings)
     assert moved.keys == batch.keys
@@ -195,9 +206,10 @@ MOCO = Views(size=24, augmentation="mocov2", count=3)
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_colours_changed_on_the_device_are_the_workers_to_one_255th(train_shards: ShardSet, workers: int) -> None:
-    plan = InOrder(range(48), 8, views=3)
+    plan = SequentialSampler(range(48), 8, views=3)
     mine, left = (
-        list(loader(ShardDataset(train_shards, views=MOCO, photometry=place), plan, workers=workers)) for place in ("worker", "device")
+        list(loader(ShardDataset(train_shards, views=MOCO, photometry=place), plan, workers=workers))
+        for place in ("worker", "device")
     )
     assert all(not batch.colours for batch in mine)
     assert any(not torch.equal(a.images, b.images) for a, b in zip(mine, left, strict=True))
@@ -207,15 +219,17 @@ def test_colours_changed_on_the_device_are_the_workers_to_one_255th(train_shards
         assert not batch.colours
 
 
-def test_views_of_one_sample_that_stand_together_share_its_decoding(train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_of_one_sample_that_stand_together_share_its_decoding(
+    train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = []
 
-    class Counted(Picture):
+    class Counted(EncodedImage):
         def __init__(self, data: bytes) -> None:
             opened.append(data)
             super().__init__(data)
 
-    monkeypatch.setattr("lgd_timm.shards.read.Picture", Counted)
+    monkeypatch.setattr("lgd_timm.data.dataset.EncodedImage", Counted)
     dataset = ShardDataset(train_shards, views=MOCO)
     together = dataset.__getitems__([(5, 0), (5, 1), (5, 2), (6, 0)])
     assert len(opened) == 2
@@ -254,7 +268,10 @@ def test_a_bad_sample_is_named_and_left_out(copied: ShardSet, case: str) -> None
 
 def test_bad_samples_come_through_workers(copied: ShardSet) -> None:
     key = change(copied, 0, 3, None, b"")
-    alone, helped = (list(loader(ShardDataset(copied, views=VIEWS), InOrder(range(48), 12), workers=workers)) for workers in (0, 2))
+    alone, helped = (
+        list(loader(ShardDataset(copied, views=VIEWS), SequentialSampler(range(48), 12), workers=workers))
+        for workers in (0, 2)
+    )
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
     assert [name for batch in helped for name, _ in batch.bad] == [f"{copied.filenames[0]}/{key}"]
 
@@ -279,7 +296,7 @@ def test_a_truncated_tar_costs_only_what_it_lost(copied: ShardSet) -> None:
     image_field = next(field for field in tar.samples[tar.keys[10]] if field != "cls")
     with copied.path(1).open("r+b") as file:
         file.truncate(tar.samples[tar.keys[10]][image_field][0] + 7)
-    batches = list(loader(ShardDataset(copied, views=VIEWS), InOrder(range(48), 16)))
+    batches = list(loader(ShardDataset(copied, views=VIEWS), SequentialSampler(range(48), 16)))
     assert [len(batch.keys) for batch in batches] == [16, 10, 16]
     assert batches[1].keys == list(tar.keys[:10])
     assert [name for name, _ in batches[1].bad] == [f"{copied.filenames[1]}/sample {i}" for i in range(10, 16)]
@@ -297,7 +314,8 @@ def test_a_shard_that_went_away_is_said(copied: ShardSet) -> None:
 def test_a_batch_of_bad_samples_only_is_an_error(copied: ShardSet) -> None:
     keys = [change(copied, 0, place, None, b"x") for place in (0, 1)]
     with pytest.raises(
-        ShardError, match=rf"All 2 samples of a batch are bad, first {copied.filenames[0]}/{keys[0]}: .*1 bytes that are no image"
+        ShardError,
+        match=rf"All 2 samples of a batch are bad, first {copied.filenames[0]}/{keys[0]}: .*1 bytes that are no image",
     ):
         ShardDataset(copied, views=VIEWS).__getitems__([(0, 0), (1, 0)])
     batch = ShardDataset(copied, views=VIEWS, allow_empty=True).__getitems__([(0, 0), (1, 0)])
@@ -309,7 +327,9 @@ def test_bad_samples_are_counted_once_and_named_once() -> None:
     bad = BadSamples(0.02, size=100)
     assert bad.add([("a", "x"), ("a", "x"), ("b", "y")]) == ["skipped a: x", "skipped b: y"]
     assert bad.add([("a", "x"), ("b", "z")]) == []
-    with pytest.raises(ShardError, match=r"3 of 100 samples can't be read; data\.max_bad = 0\.02 allows 2\. First: a: x; b: y; c: z"):
+    with pytest.raises(
+        ShardError, match=r"3 of 100 samples can't be read; data\.max_bad = 0\.02 allows 2\. First: a: x; b: y; c: z"
+    ):
         bad.add([("c", "z")])
 
 

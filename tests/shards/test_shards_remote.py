@@ -27,21 +27,26 @@ from huggingface_hub import constants
 from small_disk import small_disk
 from tiny_teacher import Tiny
 
-from lgd_timm import cli
+from lgd_timm.cli import main as cli
+from lgd_timm.config.reader import recipe_from_dict
+from lgd_timm.config.recipe import TeachRecipe
+from lgd_timm.config.sandbox import relative
+from lgd_timm.data import open_shards
+from lgd_timm.data import shard_cache as remote
+from lgd_timm.data import storage as transport
+from lgd_timm.data.dataset import BadSamples, Batch, ShardDataset
+from lgd_timm.data.in_memory import in_memory
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.loader import loader
+from lgd_timm.data.paths import RemotePath, resolve_path
+from lgd_timm.data.samplers import SequentialSampler
+from lgd_timm.data.stored_embeddings import find_stored, open_stored
+from lgd_timm.data.views import Views
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import CacheError, MissingExtra, RecipeError, ShardError, TeacherError
-from lgd_timm.files import sha256_of
-from lgd_timm.places import Address, place
-from lgd_timm.reach import relative
-from lgd_timm.recipe import TeachRecipe, recipe_from_dict
-from lgd_timm.shards import open_shards, remote, transport
-from lgd_timm.shards.index import ShardSet
-from lgd_timm.shards.memory import in_memory
-from lgd_timm.shards.read import BadSamples, Batch, InOrder, ShardDataset, loader
-from lgd_timm.shards.stored import find_stored, open_stored
-from lgd_timm.shards.teach import teach, teach_recipe
-from lgd_timm.shards.views import Views
-from lgd_timm.shards.write import write_shards
 from lgd_timm.teachers import OpenCLIP
+from lgd_timm.training.teach import teach, teach_recipe
+from lgd_timm.utils.files import sha256_of
 
 VIEWS = Views(size=16, augmentation="light", count=3)
 FIRST, SECOND, THIRD = (f"colours-train-0000{number}.tar" for number in range(3))
@@ -85,11 +90,20 @@ def opened(server: FolderServer, *, split: str = "train") -> ShardSet:
 
 
 def read_all(shards: ShardSet, *, workers: int = 0) -> list[Batch]:
-    return list(loader(ShardDataset(shards, views=VIEWS, allow_empty=True), InOrder(range(len(shards)), 16), workers=workers))
+    return list(
+        loader(
+            ShardDataset(shards, views=VIEWS, allow_empty=True),
+            SequentialSampler(range(len(shards)), 16),
+            workers=workers,
+        )
+    )
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
-    return all(a.keys == b.keys and a.bad == b.bad and torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+    return all(
+        a.keys == b.keys and a.bad == b.bad and torch.equal(a.images, b.images)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def kept(cache: Path) -> set[str]:
@@ -128,7 +142,7 @@ def assert_right(cache: Path) -> None:
     ids=str,
 )
 def test_an_address_is_that_of_a_folder_and_nothing_else(text: str | Path, reason: str) -> None:
-    for use in (place, lambda text: open_shards(text, split="train"), open_stored):
+    for use in (resolve_path, lambda text: open_shards(text, split="train"), open_stored):
         with pytest.raises(ShardError, match=reason) as caught:
             use(text)
         assert "SECRET" not in str(caught.value)
@@ -136,12 +150,12 @@ def test_an_address_is_that_of_a_folder_and_nothing_else(text: str | Path, reaso
 
 @pytest.mark.parametrize("path", ["data/x", "/data/x", "C:/x", "pipe:curl x", "a:b//c", "https:", "hf:x"])
 def test_all_else_is_a_path(path: str) -> None:
-    assert place(path) == Path(path)
+    assert resolve_path(path) == Path(path)
 
 
 def test_an_address_keeps_its_slashes() -> None:
-    address = place("HTTPS://Host:1/a//b/")
-    assert isinstance(address, Address)
+    address = resolve_path("HTTPS://Host:1/a//b/")
+    assert isinstance(address, RemotePath)
     assert str(address / "_info.json") == "https://Host:1/a//b/_info.json"
     assert (address.scheme, address.server, address.resolve()) == ("https", "https://Host:1", address)
     assert pickle.loads(pickle.dumps(address)) == address
@@ -150,7 +164,10 @@ def test_an_address_keeps_its_slashes() -> None:
 
 
 def test_an_address_nobody_knows(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"nonsense://x/_info\.json can't be read .*nonsense.* Use https://, hf://, s3:// or what fsspec"):
+    with pytest.raises(
+        ShardError,
+        match=r"nonsense://x/_info\.json can't be read .*nonsense.* Use https://, hf://, s3:// or what fsspec",
+    ):
         open_shards("nonsense://x", split="train")
 
 
@@ -176,7 +193,11 @@ def test_they_are_those_of_the_folder_and_come_once(
     workers: int, server: FolderServer, shard_folder: Path, train_shards: ShardSet, cache: Path, tmp_path: Path
 ) -> None:
     shards = opened(server)
-    assert (len(shards), shards.class_names, shards.fingerprint) == (48, train_shards.class_names, train_shards.fingerprint)
+    assert (len(shards), shards.class_names, shards.fingerprint) == (
+        48,
+        train_shards.class_names,
+        train_shards.fingerprint,
+    )
     assert kept(cache) == set(), "a shard came before it was asked for"
     expected = read_all(train_shards)
     for _ in range(2):
@@ -240,7 +261,9 @@ def test_nothing_is_used_unverified(sums: list[str] | None, server: FolderServer
         if sums is None:
             del info["splits"]["train"]["sha256"]
         (folder / "_info.json").write_text(json.dumps(info))
-        with pytest.raises(ShardError, match=rf"{server.url}/unsummed/_info\.json has no sha256 sums .*Download the folder"):
+        with pytest.raises(
+            ShardError, match=rf"{server.url}/unsummed/_info\.json has no sha256 sums .*Download the folder"
+        ):
             open_shards(f"{server.url}/unsummed", split="train")
         assert sums == ["0" * 64] or len(open_shards(folder, split="val")) == 12
     finally:
@@ -312,7 +335,9 @@ def test_a_shard_that_cant_be_had_makes_bad_samples(
     assert dataset.__getitems__(items).bad == first.bad
     assert server.asked(SECOND) == asked, "each batch waits for the server anew"
     assert [name for name, _ in first.bad] == [f"{SECOND}/sample {place}" for place in range(16)]
-    assert all(said.startswith(f"ShardError: {server.url}/colours/{SECOND} ") and reason in said for _, said in first.bad)
+    assert all(
+        said.startswith(f"ShardError: {server.url}/colours/{SECOND} ") and reason in said for _, said in first.bad
+    )
     assert len(first.keys) == 8, "the other shards are read"
     assert_right(cache)
     # which of them is data.max_bad's to say
@@ -334,7 +359,9 @@ def test_a_server_that_is_down_is_waited_for_once(server: FolderServer) -> None:
     assert [server.asked(name) for name in (FIRST, SECOND, THIRD)] == [3, 1, 1]
 
 
-def test_processes_that_wait_for_one_that_fails_fail_with_it(server: FolderServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_wait_for_one_that_fails_fail_with_it(
+    server: FolderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote, "_pauses", lambda: iter((0.3, 0.3)))
     server.faults.add("status", FIRST, value=503)
 
@@ -398,12 +425,16 @@ def test_a_full_disk_is_one_clear_error(server: FolderServer, tmp_path: Path, mo
         monkeypatch.setenv("LGD_TIMM_CACHE", str(disk))
         dataset = ShardDataset(opened(server), views=VIEWS, allow_empty=True)
         for _ in range(2):
-            with pytest.raises(CacheError, match=r"can't be written: the disk is full. Free some space, or set LGD_TIMM_CACHE"):
+            with pytest.raises(
+                CacheError, match=r"can't be written: the disk is full. Free some space, or set LGD_TIMM_CACHE"
+            ):
                 dataset.__getitems__([(0, 0), (20, 0)])
         assert kept(disk / "shards") == set()
 
 
-def test_a_cache_that_cant_be_written_is_no_bad_sample(server: FolderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cant_be_written_is_no_bad_sample(
+    server: FolderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "file"))
     with pytest.raises(CacheError, match=r"can't be written: .*set LGD_TIMM_CACHE to a folder on another disk"):
@@ -415,7 +446,16 @@ def test_workers_say_it_in_one_line_too(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "file"))
-    command = ["evaluate", "knn", "test_resnet", "--random-weights", "--image-size", "32", "--data", f"{server.url}/colours"]
+    command = [
+        "evaluate",
+        "knn",
+        "test_resnet",
+        "--random-weights",
+        "--image-size",
+        "32",
+        "--data",
+        f"{server.url}/colours",
+    ]
     assert cli.main([*command, "--workers", "1", "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"lgd-timm: error: {tmp_path}/file/shards/")
@@ -423,7 +463,9 @@ def test_workers_say_it_in_one_line_too(
     assert said.count("\n") == 1
 
 
-def test_what_is_kept_in_memory_is_no_outage(server: FolderServer, train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_in_memory_is_no_outage(
+    server: FolderServer, train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.faults.add("status", SECOND, value=404)
     dataset = in_memory(ShardDataset(opened(server), views=VIEWS))
     items = [(position, 0) for position in range(12, 20)]
@@ -443,7 +485,12 @@ def test_no_query_is_ever_shown(server: FolderServer, caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO, logger="lgd_timm")
     assert read_all(open_shards(f"{server.url}/away/colours", split="val"))[0].bad == ()
     assert any(request.path.startswith("/signed/") and request.query for request in server.log)
-    for fault in ({"kind": "status", "value": 403}, {"kind": "status", "value": 503}, {"kind": "cut"}, {"kind": "hang"}):
+    for fault in (
+        {"kind": "status", "value": 403},
+        {"kind": "status", "value": 503},
+        {"kind": "cut"},
+        {"kind": "hang"},
+    ):
         server.faults.clear()
         server.faults.add(pattern="^/signed/.*_info", **fault)
         with pytest.raises(ShardError, match=f"{server.url}/away/colours/_info.json can't be had") as caught:
@@ -459,7 +506,9 @@ def test_no_query_is_ever_shown(server: FolderServer, caplog: pytest.LogCaptureF
 def _hub(server: FolderServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is the Hub."""
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
 
 
@@ -471,7 +520,9 @@ def on_hub(_hub: None, shard_folder: Path) -> Iterator[str]:
     shutil.rmtree(shard_folder.parent / "datasets")
 
 
-def test_the_hub_is_asked_with_the_token_and_others_without(server: FolderServer, on_hub: str, train_shards: ShardSet) -> None:
+def test_the_hub_is_asked_with_the_token_and_others_without(
+    server: FolderServer, on_hub: str, train_shards: ShardSet
+) -> None:
     expected = read_all(train_shards)
     assert same(read_all(open_shards(on_hub, split="train")), expected)
     read_all(open_shards(f"{server.url}/away/colours", split="val"))
@@ -479,7 +530,9 @@ def test_the_hub_is_asked_with_the_token_and_others_without(server: FolderServer
     assert tokens == {(True, "hf_mine"), (False, None)}
 
 
-@pytest.mark.parametrize("address", ["hf://me", "hf://datasets/me", "hf://datasets/me/x@", "hf://datasets/me/x@v1@v2/y"])
+@pytest.mark.parametrize(
+    "address", ["hf://me", "hf://datasets/me", "hf://datasets/me/x@", "hf://datasets/me/x@v1@v2/y"]
+)
 @pytest.mark.usefixtures("_hub")
 def test_an_address_on_the_hub_names_a_repository(address: str) -> None:
     with pytest.raises(ShardError, match=r"names no file on the Hub. Write hf://datasets/ORG/NAME/FOLDER"):
@@ -569,7 +622,12 @@ def faulty(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ids=["none", "error", "short", "flip", "stall"],
 )
 def test_what_fsspec_reads_is_read_as_well(
-    fault: Callable[[bytes], bytes] | None, times: int, faulty: str, train_shards: ShardSet, cache: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[bytes], bytes] | None,
+    times: int,
+    faulty: str,
+    train_shards: ShardSet,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Faulty, "fault", staticmethod(fault) if fault else None)
     monkeypatch.setattr(Faulty, "times", times)
@@ -602,7 +660,9 @@ def test_what_it_cant_read_is_bad(
     assert [len(batch.bad) for batch in batches] == [0, 16, 0]
     assert all(reason in said for _, said in batches[1].bad), batches[1].bad[0]
     assert_right(cache)
-    with pytest.raises(ShardError, match=r"faulty://none/_info\.json can't be had: FileNotFoundError: .*Check the address"):
+    with pytest.raises(
+        ShardError, match=r"faulty://none/_info\.json can't be had: FileNotFoundError: .*Check the address"
+    ):
         open_shards("faulty://none", split="train")
 
 
@@ -613,12 +673,16 @@ def taught_by_tiny(shards: ShardSet, out: Path | None) -> Any:
     return teach(Tiny(), shards, spec={"kind": "tiny"}, text_fingerprint="t", views=VIEWS, batch_size=12, out=out)
 
 
-def test_teaching_reads_an_address_and_writes_to_a_folder(server: FolderServer, train_shards: ShardSet, tmp_path: Path) -> None:
+def test_teaching_reads_an_address_and_writes_to_a_folder(
+    server: FolderServer, train_shards: ShardSet, tmp_path: Path
+) -> None:
     with pytest.raises(TeacherError, match=rf"{server.url}/colours is an address.*--out FOLDER"):
         taught_by_tiny(opened(server), None)
     with pytest.raises(TeacherError, match="--out FOLDER"):  # and not that there is no such teacher
         teach_recipe(TeachRecipe(OpenCLIP("local-dir:nowhere"), VIEWS, f"{server.url}/colours"))
-    far, near = (taught_by_tiny(shards, tmp_path / where) for where, shards in (("far", opened(server)), ("near", train_shards)))
+    far, near = (
+        taught_by_tiny(shards, tmp_path / where) for where, shards in (("far", opened(server)), ("near", train_shards))
+    )
     for name in train_shards.filenames:
         assert (far.root / name).read_bytes() == (near.root / name).read_bytes()
     far.check(train_shards, VIEWS)
@@ -641,7 +705,9 @@ def test_embeddings_at_an_address_are_those_of_the_folder(
         assert torch.equal(far_batch.embeddings, near_batch.embeddings)
         assert same([far_batch], [near_batch])
         assert_right(cache)
-        np.testing.assert_array_equal(far.rows(FIRST, far.tar(FIRST).keys[0]), near.rows(FIRST, near.tar(FIRST).keys[0]))
+        np.testing.assert_array_equal(
+            far.rows(FIRST, far.tar(FIRST).keys[0]), near.rows(FIRST, near.tar(FIRST).keys[0])
+        )
         assert server.asked(FIRST) == 2, "the shard and its embeddings, once"
         server.faults.add("status", f"/tiny/{THIRD}", value=404)
         fresh = ShardDataset(shards, views=VIEWS, stored=open_stored(f"{server.url}/tiny"))
@@ -658,17 +724,35 @@ def test_embeddings_at_an_address_are_those_of_the_folder(
 
 
 def test_evaluation_reads_an_address(
-    server: FolderServer, shard_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FolderServer,
+    shard_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def knn(data: str) -> Any:
-        command = ["evaluate", "knn", "test_resnet", "--random-weights", "--image-size", "32", "--k", "5", "--data", data]
+        command = [
+            "evaluate",
+            "knn",
+            "test_resnet",
+            "--random-weights",
+            "--image-size",
+            "32",
+            "--k",
+            "5",
+            "--data",
+            data,
+        ]
         status = cli.main([*command, "--device", "cpu", "--json"])
         said = capsys.readouterr()
         return json.loads(said.out) if status == 0 else said.err
 
     far = f"{server.url}/colours"
     server.faults.add("status", SECOND, value=404)
-    assert f"16 of 48 samples can't be read; data.max_bad = 0.001 allows 0. First: {SECOND}/sample 0: ShardError: {far}" in knn(far)
+    assert (
+        f"16 of 48 samples can't be read; data.max_bad = 0.001 allows 0. First: {SECOND}/sample 0: ShardError: {far}"
+        in knn(far)
+    )
     server.faults.clear()
     monkeypatch.setattr(remote, "AGAIN_AFTER", 0)
     assert knn(far) == knn(str(shard_folder))
@@ -689,8 +773,8 @@ def test_features_with_an_outage_are_not_kept(server: FolderServer, monkeypatch:
 
 
 def test_a_run_on_addresses_is_the_run_on_folders(taught_folder: Path, published_folder: Path, tmp_path: Path) -> None:
-    from lgd_timm.distill import distill
-    from lgd_timm.recipe import read_recipe
+    from lgd_timm.config.reader import read_recipe
+    from lgd_timm.training.distill import distill
 
     data = read_recipe(published_folder.parent / "recipe.yaml").to_dict()
     with FolderServer(taught_folder.parent, tmp_path / "scratch") as server:
@@ -701,8 +785,13 @@ def test_a_run_on_addresses_is_the_run_on_folders(taught_folder: Path, published
         again = read_recipe(published / "recipe.yaml")
         assert (again.data.shards, again.teacher.embeddings) == (data["data"]["shards"], data["teacher"]["embeddings"])
         with pytest.raises(
-            RecipeError, match=r"^data\.shards = 'http://.*' is an address.*--data\.shards PATH, or this address if you trust"
+            RecipeError,
+            match=r"^data\.shards = 'http://.*' is an address.*--data\.shards PATH, or this address if you trust",
         ):
             read_recipe(published)
-        own = {"data.shards": data["data"]["shards"], "teacher.embeddings": "mine", "teacher.taught_by.model": "local-dir:mine"}
+        own = {
+            "data.shards": data["data"]["shards"],
+            "teacher.embeddings": "mine",
+            "teacher.taught_by.model": "local-dir:mine",
+        }
         assert read_recipe(published, overrides=own).data.shards == data["data"]["shards"]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lgd_timm.data.sidecar import npy_header, pack, unpack
+from lgd_timm.data.stored_embeddings import StoredEmbeddings
+from lgd_timm.data.views import Views
 from lgd_timm.errors import ShardError
-from lgd_timm.shards.sidecar import npy_header, pack, unpack
-from lgd_timm.shards.stored import StoredEmbeddings
-from lgd_timm.shards.views import Views
 
 VIEWS = Views(size=16, count=3)
 
@@ -37,7 +37,9 @@ def store(root: Path, files: dict[str, bytes], *, dtype: str = "float16", embed_
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    return StoredEmbeddings(root, {"embed_dim": embed_dim, "dtype": dtype, "views": asdict(VIEWS), "views_fingerprint": VIEWS.fingerprint})
+    return StoredEmbeddings(
+        root, {"embed_dim": embed_dim, "dtype": dtype, "views": asdict(VIEWS), "views_fingerprint": VIEWS.fingerprint}
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
@@ -75,12 +77,16 @@ def version_2(array: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("header", [npy, version_2], ids=["ours", "another"])
-def test_a_row_that_is_not_finite_is_refused_and_its_neighbours_are_read(tmp_path: Path, value: float, header: Callable) -> None:
+def test_a_row_that_is_not_finite_is_refused_and_its_neighbours_are_read(
+    tmp_path: Path, value: float, header: Callable
+) -> None:
     rows = unit(3, 5).astype(np.float16)
     rows[1, 4] = value
     stored = store(tmp_path, {"k.npy": header(rows)})
     np.testing.assert_array_equal([stored.read("a.tar", "k", view) for view in (0, 2)], rows[[0, 2]])
-    with pytest.raises(ShardError, match=r"stored embedding of 'k' in .*a\.tar is not finite\. Remove this tar and teach again"):
+    with pytest.raises(
+        ShardError, match=r"stored embedding of 'k' in .*a\.tar is not finite\. Remove this tar and teach again"
+    ):
         stored.read("a.tar", "k", 1)
 
 

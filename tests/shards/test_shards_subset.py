@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lgd_timm.cli import main
+from lgd_timm.cli.main import main
+from lgd_timm.data import open_shards
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.subset import draw, draw_subset, keys_by_class
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import ShardError
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.index import ShardSet
-from lgd_timm.shards.subset import draw, draw_subset, keys_by_class
-from lgd_timm.shards.write import write_shards
 
 KEYS = [f"class/{i:04d}" for i in range(1000)]
 
@@ -53,7 +53,9 @@ def test_keys_by_class_are_those_of_the_folders(train_shards: ShardSet) -> None:
         assert sorted(classes[label]) == [f"{name}_-{i:03d}" for i in range(16)]
 
 
-def test_a_subset_does_not_depend_on_how_the_shards_were_cut(train_shards: ShardSet, image_folder: Path, tmp_path: Path) -> None:
+def test_a_subset_does_not_depend_on_how_the_shards_were_cut(
+    train_shards: ShardSet, image_folder: Path, tmp_path: Path
+) -> None:
     other = write_shards(image_folder, tmp_path / "other", samples_per_shard=5, seed=3)
     subset = draw_subset(train_shards, per_class=4)
     assert subset == draw_subset(other, per_class=4)

@@ -25,19 +25,22 @@ import webdataset
 from tiny_teacher import Tiny
 from tqdm import tqdm
 
-from lgd_timm import files
+from lgd_timm.config.recipe import TeachRecipe
+from lgd_timm.data import sidecar
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.decode import EncodedImage
+from lgd_timm.data.index import ShardSet, open_shards
+from lgd_timm.data.loader import loader
+from lgd_timm.data.samplers import SequentialSampler
+from lgd_timm.data.sidecar import RECORD
+from lgd_timm.data.stored_embeddings import StoredEmbeddings, find_stored, open_stored
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.data.views import Views
 from lgd_timm.errors import ShardError, TeacherError
-from lgd_timm.recipe import TeachRecipe
-from lgd_timm.shards import sidecar
-from lgd_timm.shards import teach as teaching
-from lgd_timm.shards.index import IndexedTar, ShardSet, open_shards
-from lgd_timm.shards.picture import Picture
-from lgd_timm.shards.read import InOrder, ShardDataset, loader
-from lgd_timm.shards.sidecar import RECORD
-from lgd_timm.shards.stored import StoredEmbeddings, find_stored, open_stored
-from lgd_timm.shards.teach import teach, teach_recipe
-from lgd_timm.shards.views import Views
 from lgd_timm.teachers import ImageTeacher, OpenCLIP, spec_from_dict
+from lgd_timm.training import teach as teaching
+from lgd_timm.training.teach import teach, teach_recipe
+from lgd_timm.utils import files
 
 VIEWS = Views(size=16, augmentation="light", count=3)
 
@@ -54,18 +57,20 @@ def shards(shard_folder: Path, tmp_path: Path) -> ShardSet:
 
 def run(shards: ShardSet, teacher: ImageTeacher | None = None, **options: object) -> StoredEmbeddings:
     return teach(
-        teacher or Tiny(), shards, **{"spec": {"kind": "tiny"}, "text_fingerprint": "t", "views": VIEWS, "batch_size": 12, **options}
+        teacher or Tiny(),
+        shards,
+        **{"spec": {"kind": "tiny"}, "text_fingerprint": "t", "views": VIEWS, "batch_size": 12, **options},
     )
 
 
-def images_of(shards: ShardSet) -> list[tuple[str, str, Picture]]:
+def images_of(shards: ShardSet) -> list[tuple[str, str, EncodedImage]]:
     """(file name, key, picture) of every readable sample."""
     found = []
     for shard, filename in enumerate(shards.filenames):
         tar = IndexedTar(shards.path(shard))
         for key, fields in tar.samples.items():
             field = next(field for field in fields if field != "cls")
-            found.append((filename, key, Picture(tar.read(key, field))))
+            found.append((filename, key, EncodedImage(tar.read(key, field))))
     return found
 
 
@@ -110,7 +115,7 @@ def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
 
 
-def says(teacher: ImageTeacher, views: Views, image: Picture, key: str, index: int) -> np.ndarray:
+def says(teacher: ImageTeacher, views: Views, image: EncodedImage, key: str, index: int) -> np.ndarray:
     embedding = teacher(views.render(image, key, index)[None])[0]
     return (embedding / embedding.norm()).numpy()
 
@@ -130,7 +135,7 @@ def test_what_is_stored_is_what_the_teacher_says_of_the_view(shards: ShardSet, b
 
 def test_the_batch_brings_the_embedding_of_its_own_pixels(shards: ShardSet) -> None:
     dataset = ShardDataset(shards, views=VIEWS, stored=run(shards))
-    for batch in loader(dataset, InOrder(range(48), 4, views=3), workers=1):
+    for batch in loader(dataset, SequentialSampler(range(48), 4, views=3), workers=1):
         again = torch.nn.functional.normalize(Tiny()(batch.images), dim=1)
         torch.testing.assert_close(batch.embeddings.float(), again, atol=1e-3, rtol=0)
 
@@ -145,7 +150,9 @@ def test_sidecars_hold_the_same_keys_and_teaching_again_gives_the_same_bytes(sha
 
 
 def test_views_do_not_depend_on_how_many_there_are(shards: ShardSet, tmp_path: Path) -> None:
-    few, many = (run(shards, out=tmp_path / str(k), views=Views(size=16, augmentation="light", count=k)) for k in (1, 3))
+    few, many = (
+        run(shards, out=tmp_path / str(k), views=Views(size=16, augmentation="light", count=k)) for k in (1, 3)
+    )
     for filename, key, _ in images_of(shards):
         np.testing.assert_allclose(few.read(filename, key, 0), many.read(filename, key, 0), atol=1e-3)
 
@@ -186,7 +193,9 @@ def test_a_sidecar_that_is_not_whole_is_taught_again(shards: ShardSet, damage: s
 
 
 @pytest.mark.parametrize("end", ["gz", "bz2", "xz"])
-def test_the_end_of_a_temporary_name_does_not_matter(shards: ShardSet, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+def test_the_end_of_a_temporary_name_does_not_matter(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     make = tempfile.mkstemp
     monkeypatch.setattr(files.tempfile, "mkstemp", lambda **options: make(suffix=end, **options))
     stored = run(shards)
@@ -204,7 +213,9 @@ def test_the_end_of_a_temporary_name_does_not_matter(shards: ShardSet, monkeypat
         ({"text_fingerprint": "u"}, "text_fingerprint"),
     ],
 )
-def test_embeddings_of_another_origin_do_not_mix(shards: ShardSet, tmp_path: Path, options: dict, differing: str) -> None:
+def test_embeddings_of_another_origin_do_not_mix(
+    shards: ShardSet, tmp_path: Path, options: dict, differing: str
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(shards, Tiny(fail_at=6), out=out)
@@ -254,14 +265,18 @@ def test_two_splits_share_a_folder(shards: ShardSet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [12, 1])  # 1: the bad sample is a batch of its own
-def test_a_bad_image_is_left_out_and_counted(shards: ShardSet, tmp_path: Path, batch_size: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_image_is_left_out_and_counted(
+    shards: ShardSet, tmp_path: Path, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     key = spoil(shards, 1, 5)
     with pytest.raises(ShardError, match=rf"1 of 48 samples can't be read.*{shards.filenames[1]}/{key}"):
         run(shards, out=tmp_path / "none", max_bad=0.0, batch_size=batch_size)
     assert hidden(tmp_path / "none") == []
     with caplog.at_level(logging.WARNING):
         stored = run(shards, out=tmp_path / "some", max_bad=0.03, batch_size=batch_size)
-    assert len([record for record in caplog.records if f"skipped {shards.filenames[1]}/{key}" in record.getMessage()]) == 1
+    assert (
+        len([record for record in caplog.records if f"skipped {shards.filenames[1]}/{key}" in record.getMessage()]) == 1
+    )
     assert [len(IndexedTar(stored.root / name).keys) for name in shards.filenames] == [16, 15, 16]
     info = json.loads((stored.root / "_info.json").read_text())["splits"]["train"]
     assert (info["num_samples"], info["shard_lengths"]) == (47, [16, 15, 16])
@@ -280,7 +295,9 @@ def test_a_sample_without_embedding_is_a_bad_sample(shards: ShardSet, shard_fold
     assert "no stored embedding" in reason
 
 
-def test_what_was_left_out_is_known_to_the_next_run(shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_left_out_is_known_to_the_next_run(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     keys = [spoil(shards, shard, 5) for shard in (0, 2)]
     names = [f"{shards.filenames[shard]}/{key}" for shard, key in zip((0, 2), keys, strict=True)]
     with pytest.raises(KeyboardInterrupt):
@@ -310,7 +327,9 @@ def test_the_record_is_no_sample(shards: ShardSet) -> None:
             assert tar.getnames()[-1] == RECORD
         assert all(set(fields) == {"npy"} for fields in IndexedTar(path).samples.values())
         read = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode())
-        assert [(sample["__key__"], sample["npy"].shape) for sample in read] == [(key, (3, 5)) for key in IndexedTar(path).keys]
+        assert [(sample["__key__"], sample["npy"].shape) for sample in read] == [
+            (key, (3, 5)) for key in IndexedTar(path).keys
+        ]
 
 
 def test_sidecars_of_before_stay_as_they_are(shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
@@ -346,7 +365,10 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(shards: ShardSet, tmp_pat
     out = tmp_path / "out"
     assert in_another_process(lambda: run(shards, Tiny(fail_at=7, fail=kill), out=out)) == -signal.SIGKILL
     assert len(hidden(out)) == 1  # nobody could clear up
-    assert sorted(path.name for path in out.iterdir() if path.name not in hidden(out)) == ["_teacher.json", shards.filenames[0]]
+    assert sorted(path.name for path in out.iterdir() if path.name not in hidden(out)) == [
+        "_teacher.json",
+        shards.filenames[0],
+    ]
     (out / ".mine").touch()
     teacher = Tiny()
     stored = run(shards, teacher, out=out)
@@ -386,7 +408,9 @@ def test_a_shard_without_a_good_image_has_an_empty_sidecar(shards: ShardSet, tmp
 def test_a_shard_that_is_empty(shards: ShardSet, tmp_path: Path) -> None:
     with tarfile.open(shards.root / "empty.tar", "w"):
         pass
-    shards = replace(shards, filenames=("empty.tar", *shards.filenames), lengths=(0, *shards.lengths), sha256=("e", *shards.sha256))
+    shards = replace(
+        shards, filenames=("empty.tar", *shards.filenames), lengths=(0, *shards.lengths), sha256=("e", *shards.sha256)
+    )
     stored = run(shards, out=tmp_path / "out")
     assert entry(stored)["shard_lengths"] == [0, 16, 16, 16]
     assert stored.read(shards.filenames[1], IndexedTar(shards.path(1)).keys[0], 0).shape == (5,)
@@ -396,7 +420,9 @@ def test_a_sidecar_that_lost_samples_on_the_way_is_not_called_finished(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = sidecar.SidecarWriter.add
-    monkeypatch.setattr(sidecar.SidecarWriter, "add", lambda self, keys, rows, bad: add(self, keys[:-3], rows[:-3], bad=bad))
+    monkeypatch.setattr(
+        sidecar.SidecarWriter, "add", lambda self, keys, rows, bad: add(self, keys[:-3], rows[:-3], bad=bad)
+    )
     with pytest.raises(ShardError, match=rf"{shards.filenames[0]} .*does not hold the 16 samples.*start again"):
         run(shards, out=tmp_path / "out")
     assert not (tmp_path / "out" / "_info.json").exists()
@@ -413,9 +439,11 @@ def test_no_forward_is_of_more_images_than_the_batch_size(shards: ShardSet, tmp_
         np.testing.assert_allclose(many.read(filename, key, 2), one.read(filename, key, 2), atol=1e-3)
 
 
-def test_a_compiled_teacher_sees_one_batch_size(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_teacher_sees_one_batch_size(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[ImageTeacher] = []
-    monkeypatch.setattr(Tiny, "compile_encoder", lambda teacher: compiled.append(teacher))  # noqa: PLW0108 (it binds)
+    monkeypatch.setattr(Tiny, "compile_encoder", lambda teacher: compiled.append(teacher))
     spoil(shards, 0, 3)
     teacher = Tiny()
     stored = run(shards, teacher, batch_size=22, compile=True, max_bad=0.1, out=tmp_path / "c")
@@ -429,7 +457,9 @@ def test_a_compiled_teacher_sees_one_batch_size(shards: ShardSet, tmp_path: Path
 
 def test_one_loader_walks_all_shards(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     walks = []
-    monkeypatch.setattr(teaching, "loader", lambda *args, **options: walks.append(loader(*args, **options)) or walks[-1])
+    monkeypatch.setattr(
+        teaching, "loader", lambda *args, **options: walks.append(loader(*args, **options)) or walks[-1]
+    )
     run(shards, workers=1)
     assert [len(walk) for walk in walks] == [12]
 
@@ -485,8 +515,10 @@ def test_more_or_other_views_than_stored_are_refused(shards: ShardSet) -> None:
 
 def test_views_of_another_version_are_refused(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = run(shards)
-    monkeypatch.setattr("lgd_timm.shards.views.VERSION", "another")
-    with pytest.raises(TeacherError, match=r"was taught with another version of the views \(.*other pixels now.*teach again"):
+    monkeypatch.setattr("lgd_timm.data.views.VERSION", "another")
+    with pytest.raises(
+        TeacherError, match=r"was taught with another version of the views \(.*other pixels now.*teach again"
+    ):
         stored.check(shards, VIEWS)
     with pytest.raises(TeacherError, match=r"holds Views\("):
         stored.check(shards, replace(VIEWS, seed=1))
@@ -588,7 +620,9 @@ def test_teach_recipe(shards: ShardSet, tiny_clip: Path) -> None:
     teacher = spec.image()
     for filename, key, image in images_of(val):
         for index in range(2):
-            np.testing.assert_allclose(stored.read(filename, key, index), says(teacher, views, image, key, index), atol=1e-3)
+            np.testing.assert_allclose(
+                stored.read(filename, key, index), says(teacher, views, image, key, index), atol=1e-3
+            )
     assert find_stored(val, views=views, teacher=teacher.fingerprint).root == stored.root
     assert spec_from_dict(stored.facts["teacher"]) == spec
     assert stored.facts["text_fingerprint"] == spec.text().fingerprint
@@ -599,17 +633,31 @@ def test_teach_recipe(shards: ShardSet, tiny_clip: Path) -> None:
 def recipe(shards: ShardSet, tiny_clip: Path, tmp_path: Path) -> TeachRecipe:
     """The tiny CLIP on the three train shards; written as a file, too."""
     views = Views(size=32, augmentation="light", count=2)
-    recipe = TeachRecipe(OpenCLIP(f"local-dir:{tiny_clip}"), views, str(shards.root), device="cpu", batch_size=8, max_bad=0.05)
+    recipe = TeachRecipe(
+        OpenCLIP(f"local-dir:{tiny_clip}"), views, str(shards.root), device="cpu", batch_size=8, max_bad=0.05
+    )
     (tmp_path / "teach.yaml").write_text(recipe.to_yaml())
     return recipe
 
 
 def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    ranks = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lgd_timm.cli", "teach")
+    ranks = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "lgd_timm.cli",
+        "teach",
+    )
     return subprocess.run([*ranks, *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_two_processes_share_the_shards_out_and_give_the_same_bytes(recipe: TeachRecipe, shards: ShardSet, tmp_path: Path) -> None:
+def test_two_processes_share_the_shards_out_and_give_the_same_bytes(
+    recipe: TeachRecipe, shards: ShardSet, tmp_path: Path
+) -> None:
     key = spoil(shards, 1, 5)  # that is in rank 1's part
     alone = teach_recipe(replace(recipe, dtype="int8"), out=tmp_path / "alone")
     done = torchrun(tmp_path / "teach.yaml", "--dtype", "int8", "--out", tmp_path / "both")

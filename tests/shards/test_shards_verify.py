@@ -16,13 +16,13 @@ import pytest
 from folder_server import FolderServer
 from tiny_teacher import Tiny
 
-from lgd_timm import cli
-from lgd_timm.files import sha256_of
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.check import check_shards
-from lgd_timm.shards.index import IndexedTar
-from lgd_timm.shards.teach import teach
-from lgd_timm.shards.views import Views
+from lgd_timm.cli import main as cli
+from lgd_timm.data import open_shards
+from lgd_timm.data.tar import IndexedTar
+from lgd_timm.data.verify_shards import check_shards
+from lgd_timm.data.views import Views
+from lgd_timm.training.teach import teach
+from lgd_timm.utils.files import sha256_of
 
 FIRST, SECOND = "colours-train-00000.tar", "colours-train-00001.tar"
 
@@ -62,7 +62,9 @@ def rewrite(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
 
 def resum(path: Path) -> None:
     """Let the indexes say that this is what they mean."""
-    edit_info(path.parent, lambda entry: entry["sha256"].__setitem__(entry["filenames"].index(path.name), sha256_of(path)))
+    edit_info(
+        path.parent, lambda entry: entry["sha256"].__setitem__(entry["filenames"].index(path.name), sha256_of(path))
+    )
     if (path.parent / "tiny").is_dir():
         taught = json.loads((path.parent / "_info.json").read_text())["splits"]["train"]["sha256"]
         edit_info(path.parent / "tiny", lambda entry: entry.update(taught=taught))
@@ -156,24 +158,54 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda folder: edit_info(folder, lambda entry: entry.update(shard_lengths=[16, 17, 16])),
         [rf"{SECOND}: holds 16 samples, its index says 17\. Copy it again"],
     ),
-    "no bytes of an image": (empty_image, [rf"{FIRST}/.*: 4 bytes that are no image\. Write the shards anew without it"]),
+    "no bytes of an image": (
+        empty_image,
+        [rf"{FIRST}/.*: 4 bytes that are no image\. Write the shards anew without it"],
+    ),
     "no image": (no_image, [rf"{FIRST}/.*: no image among its fields \(cls\)"]),
     "no number for a label": (lambda folder: strange_label(folder, b"cat"), [rf"{FIRST}/.*: invalid literal.*cat"]),
-    "no class of that number": (lambda folder: strange_label(folder, b"3"), [rf"{FIRST}/.*: label 3, where there are 3 classes"]),
-    "the same keys": (twice, [rf"{SECOND}/.*: {FIRST} has that key too, and it names one sample\. Write the shards anew"] * 16),
+    "no class of that number": (
+        lambda folder: strange_label(folder, b"3"),
+        [rf"{FIRST}/.*: label 3, where there are 3 classes"],
+    ),
+    "the same keys": (
+        twice,
+        [rf"{SECOND}/.*: {FIRST} has that key too, and it names one sample\. Write the shards anew"] * 16,
+    ),
     "no embeddings file": (lambda folder: (folder / "tiny" / SECOND).unlink(), [rf"tiny/{SECOND}: can't be read"]),
     "an embedding that is missing": (
         lambda folder: embedding(folder, None),
-        [rf"tiny/{FIRST}: holds 15 samples, its index says 16\. Remove it and run", rf"tiny/{FIRST}: has other keys.*, 1 differ, first "],
+        [
+            rf"tiny/{FIRST}: holds 15 samples, its index says 16\. Remove it and run",
+            rf"tiny/{FIRST}: has other keys.*, 1 differ, first ",
+        ],
     ),
-    "another shape": (lambda folder: embedding(folder, npy(unit()[:1])), [rf"tiny/{FIRST}/.*has shape \(1, 5\), expected \(2, 5\)"]),
-    "another type": (lambda folder: embedding(folder, npy(unit("float32"))), [rf"tiny/{FIRST}/.*type float32, expected float16"]),
+    "another shape": (
+        lambda folder: embedding(folder, npy(unit()[:1])),
+        [rf"tiny/{FIRST}/.*has shape \(1, 5\), expected \(2, 5\)"],
+    ),
+    "another type": (
+        lambda folder: embedding(folder, npy(unit("float32"))),
+        [rf"tiny/{FIRST}/.*type float32, expected float16"],
+    ),
     "no array": (lambda folder: embedding(folder, b"x" * 99), [rf"tiny/{FIRST}/.*can't be read"]),
-    "nan": (lambda folder: embedding(folder, npy(unit() * np.float16(np.nan))), ["not finite in 2 of 2 views. Remove it and run"]),
-    "long rows": (lambda folder: embedding(folder, npy(unit() * np.float16(1.5))), ["no unit row in 2 of 2 views, one has length 1.5"]),
+    "nan": (
+        lambda folder: embedding(folder, npy(unit() * np.float16(np.nan))),
+        ["not finite in 2 of 2 views. Remove it and run"],
+    ),
+    "long rows": (
+        lambda folder: embedding(folder, npy(unit() * np.float16(1.5))),
+        ["no unit row in 2 of 2 views, one has length 1.5"],
+    ),
     "zeros": (lambda folder: embedding(folder, npy(0 * unit())), ["no unit row in 2 of 2 views, one has length 0"]),
-    "embeddings of others": (of_others, ["tiny: was made from other shards of 'train' than these. Remove it and run lgd-timm teach"]),
-    "embeddings that are not finished": (lambda folder: (folder / "tiny" / "_info.json").unlink(), ["tiny holds no finished teacher emb"]),
+    "embeddings of others": (
+        of_others,
+        ["tiny: was made from other shards of 'train' than these. Remove it and run lgd-timm teach"],
+    ),
+    "embeddings that are not finished": (
+        lambda folder: (folder / "tiny" / "_info.json").unlink(),
+        ["tiny holds no finished teacher emb"],
+    ),
 }
 
 
@@ -201,7 +233,9 @@ def test_int8_rows_of_zeros_are_seen(folder: Path) -> None:
     stored(folder, "small", dtype="int8")
     assert check_shards(folder).problems == []
     key = first_key(folder / FIRST)
-    rewrite(folder / "small" / FIRST, lambda name, data: npy(np.zeros((2, 5), np.int8)) if name == f"{key}.npy" else data)
+    rewrite(
+        folder / "small" / FIRST, lambda name, data: npy(np.zeros((2, 5), np.int8)) if name == f"{key}.npy" else data
+    )
     (problem,) = check_shards(folder).problems
     assert "not finite in 2 of 2 views" in problem
 
@@ -210,7 +244,11 @@ def test_a_sample_that_teaching_left_out_is_no_problem(folder: Path) -> None:
     shutil.rmtree(folder / "tiny")
     empty_image(folder)
     shards = open_shards(folder, split="train")
-    options: dict[str, Any] = {"spec": {"kind": "tiny"}, "text_fingerprint": "t", "views": Views(size=16, augmentation="light")}
+    options: dict[str, Any] = {
+        "spec": {"kind": "tiny"},
+        "text_fingerprint": "t",
+        "views": Views(size=16, augmentation="light"),
+    }
     teach(Tiny(), shards, out=folder / "tiny", max_bad=0.1, **options)
     (problem,) = check_shards(folder).problems
     assert "4 bytes that are no image" in problem

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from lgd_timm.data.decode import EncodedImage
+from lgd_timm.data.views import AUGMENTATIONS, Augmentation, Views, crop_box, generator
 from lgd_timm.errors import RecipeError
-from lgd_timm.shards.picture import Picture
-from lgd_timm.shards.views import AUGMENTATIONS, Augmentation, Views, crop_box, generator
 
 MOCO = Views(size=16, augmentation="mocov2")
 
@@ -42,7 +42,7 @@ def render(views: Views, image: Tensor, key: str, index: int) -> Tensor:
     """A view of these very pixels, by way of a lossless file."""
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
-    return views.render(Picture(file.getvalue()), key, index)
+    return views.render(EncodedImage(file.getvalue()), key, index)
 
 
 def gradient(size: int) -> Tensor:
@@ -73,8 +73,8 @@ def test_views_are_the_same_in_another_process() -> None:
     code = """if True:
         import hashlib, io, numpy as np, torch
         from PIL import Image
-        from lgd_timm.shards.picture import Picture
-        from lgd_timm.shards.views import Views
+        from lgd_timm.data.decode import Picture
+        from lgd_timm.data.views import Views
         torch.set_num_threads(2)
         file = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 24, 24), dtype=np.uint8).transpose(1, 2, 0)).save(file, "PNG")
@@ -102,7 +102,11 @@ def test_the_draws_never_change() -> None:
 def test_the_pixels_never_change() -> None:
     """Coarsely: what another version of torchvision may round otherwise still passes, another order of operations does not."""
     coarse = [
-        torch.nn.functional.adaptive_avg_pool2d(render(Views(size=16), gradient(32), key, 0).float(), 2).round().int().flatten().tolist()
+        torch.nn.functional.adaptive_avg_pool2d(render(Views(size=16), gradient(32), key, 0).float(), 2)
+        .round()
+        .int()
+        .flatten()
+        .tolist()
         for key in ("a", "b", "c", "d")
     ]
     assert (torch.tensor(coarse) - torch.tensor(PIXELS)).abs().max() <= 3
@@ -142,7 +146,10 @@ def test_light_keeps_colours_and_mocov2_does_not() -> None:
 def test_the_blur_smooths_noise_by_sigmas_of_the_views_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AUGMENTATIONS, "flip", Augmentation(blur=1.0))
     image = picture(112, 112)
-    spreads = [float(render(Views(size=112, augmentation="flip"), image, "a", i).float().std() / image.float().std()) for i in range(20)]
+    spreads = [
+        float(render(Views(size=112, augmentation="flip"), image, "a", i).float().std() / image.float().std())
+        for i in range(20)
+    ]
     assert 0.45 < np.median(spreads) < 0.85  # 0.64 at sigma 0.5, the middle of 0.1 to 2 pixels of 224
     assert max(spreads) - min(spreads) > 0.2
 
@@ -199,7 +206,10 @@ def test_the_fingerprint_names_all_but_the_count(monkeypatch: pytest.MonkeyPatch
     assert views.fingerprint == dataclasses.replace(views, count=9).fingerprint
     changes = [{"size": 33}, {"augmentation": "light"}, {"seed": 2}, {"interpolation": "bilinear"}, {"crop": 0.9}]
     names = {views.fingerprint, *(dataclasses.replace(views, **change).fingerprint for change in changes)}
-    assert {field.name for field in dataclasses.fields(views)} == {"count", *(key for change in changes for key in change)}
+    assert {field.name for field in dataclasses.fields(views)} == {
+        "count",
+        *(key for change in changes for key in change),
+    }
     assert len(names) == 6
     monkeypatch.setitem(AUGMENTATIONS, "flip", Augmentation(flip=0.4))
     assert views.fingerprint not in names
@@ -207,7 +217,8 @@ def test_the_fingerprint_names_all_but_the_count(monkeypatch: pytest.MonkeyPatch
 
 def test_interpolation_is_used() -> None:
     bicubic, bilinear = (
-        render(Views(size=16, augmentation="none", interpolation=name), picture(), "a", 0) for name in ("bicubic", "bilinear")
+        render(Views(size=16, augmentation="none", interpolation=name), picture(), "a", 0)
+        for name in ("bicubic", "bilinear")
     )
     assert not torch.equal(bicubic, bilinear)
 
@@ -219,8 +230,14 @@ def test_interpolation_is_used() -> None:
         ({"size": 0}, r"views\.size \(0\) and views\.count \(1\) must be at least 1"),
         ({"count": 0}, r"views\.size \(224\) and views\.count \(0\) must be at least 1"),
         ({"interpolation": "nearest"}, r"views\.interpolation 'nearest' is unknown; choose bilinear or bicubic"),
-        ({"augmentation": "none", "crop": 0.0}, r"views\.crop \(0\.0\) is the share of the short side that is kept: 0\.1 to 1"),
-        ({"augmentation": "none", "crop": 1.1}, r"views\.crop \(1\.1\) is the share of the short side that is kept: 0\.1 to 1"),
+        (
+            {"augmentation": "none", "crop": 0.0},
+            r"views\.crop \(0\.0\) is the share of the short side that is kept: 0\.1 to 1",
+        ),
+        (
+            {"augmentation": "none", "crop": 1.1},
+            r"views\.crop \(1\.1\) is the share of the short side that is kept: 0\.1 to 1",
+        ),
         (
             {"augmentation": "light", "crop": 0.9},
             r"views\.crop \(0\.9\) is for the centre's crop; views\.augmentation 'light' draws its own",

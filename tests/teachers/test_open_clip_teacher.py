@@ -48,7 +48,9 @@ def picture(size: int) -> torch.Tensor:
 
 def smooth_picture(size: int) -> torch.Tensor:
     y, x = np.mgrid[0:size, 0:size] / size
-    return torch.from_numpy(np.stack([40 + 150 * y, 200 - 150 * x, 60 + 60 * (x + y)], axis=-1).round().astype(np.uint8))
+    return torch.from_numpy(
+        np.stack([40 + 150 * y, 200 - 150 * x, 60 + 60 * (x + y)], axis=-1).round().astype(np.uint8)
+    )
 
 
 def theirs(tiny_clip, image: torch.Tensor) -> torch.Tensor:
@@ -144,9 +146,7 @@ def test_the_image_fingerprint_names_the_preprocessing(spec, tiny_clip, tmp_path
 
 
 def test_fingerprints_are_the_same_in_another_process(spec):
-    code = (
-        f"from lgd_timm.teachers import OpenCLIP; spec = OpenCLIP({spec.model!r}); print(spec.image().fingerprint, spec.text().fingerprint)"
-    )
+    code = f"from lgd_timm.teachers import OpenCLIP; spec = OpenCLIP({spec.model!r}); print(spec.image().fingerprint, spec.text().fingerprint)"
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert answer.split() == [spec.image().fingerprint, spec.text().fingerprint]
 

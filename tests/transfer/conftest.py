@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from dots import DotsTask
 
-from lgd_timm.transfer import runs
+from lgd_timm.transfer import run as runs
 
 
 @pytest.fixture

@@ -97,7 +97,14 @@ def as_lvis(coco: Dict) -> Dict:
         image |= {"neg_category_ids": sorted(set(IDS.values()) - held), "not_exhaustive_category_ids": []}
     annotations = [{key: value for key, value in entry.items() if key != "iscrowd"} for entry in coco["annotations"]]
     categories = [
-        {"id": entry["id"], "name": entry["name"], "frequency": "rcf"[place], "synset": f"{entry['name']}.n.01", "synonyms": [], "def": ""}
+        {
+            "id": entry["id"],
+            "name": entry["name"],
+            "frequency": "rcf"[place],
+            "synset": f"{entry['name']}.n.01",
+            "synonyms": [],
+            "def": "",
+        }
         | {"image_count": 1, "instance_count": 1}
         for place, entry in enumerate(coco["categories"])
     ]

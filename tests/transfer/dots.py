@@ -14,12 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lgd_timm.checkpoint import all_checkpoints
-from lgd_timm.shards.ranks import Ranks
-from lgd_timm.transfer import loop, runs
-from lgd_timm.transfer.backbone import Backbone, Pyramid, find_backbone
+from lgd_timm.transfer import loop
+from lgd_timm.transfer import run as runs
+from lgd_timm.transfer.backbone import Pyramid, PyramidBackbone, find_backbone
 from lgd_timm.transfer.job import Item, Job
 from lgd_timm.transfer.recipe import BackboneRecipe, TransferOptimizer, TransferRecipe, TransferRun, TransferSchedule
+from lgd_timm.utils.checkpoint import all_checkpoints
+from lgd_timm.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 
@@ -64,7 +65,7 @@ class Dots:
 class DotsModel(nn.Module):
     """Brightness, by regression, with dropout and a buffer that moves: all that a resumed run has to get right."""
 
-    def __init__(self, backbone: Backbone, *, dropout: float) -> None:
+    def __init__(self, backbone: PyramidBackbone, *, dropout: float) -> None:
         super().__init__()
         self.pyramid = Pyramid(backbone, levels=[1], frozen_norms=False)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.pyramid.channels[0], 1))
@@ -85,7 +86,7 @@ class DotsTask:
         self.scores: Iterator[float] = iter(range(1, 1000))
         self.changes: dict[str, Any] = {}  # of the job
 
-    def create(self, recipe: DotsRecipe, *, backbone: Backbone, classes: Any) -> DotsModel:
+    def create(self, recipe: DotsRecipe, *, backbone: PyramidBackbone, classes: Any) -> DotsModel:
         return DotsModel(backbone, dropout=recipe.head["dropout"])
 
     def prepare(self, recipe: DotsRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
@@ -102,7 +103,9 @@ class DotsTask:
         made |= {"recipe": recipe, "model": model, "backbone": model.pyramid, "source": source, "collate": DotsBatch.of}
         return Job(**{**made, "out": out, "device": device, "ranks": ranks, **self.changes})
 
-    def draw(self, model: nn.Module, picture: Image.Image, *, classes: Any, recipe: Any, device: torch.device) -> Image.Image:
+    def draw(
+        self, model: nn.Module, picture: Image.Image, *, classes: Any, recipe: Any, device: torch.device
+    ) -> Image.Image:
         assert not model.training
         return picture.transpose(Image.Transpose.ROTATE_180)
 

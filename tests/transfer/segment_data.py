@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lgd_timm.transfer.segment import SegmentRecipe
-from lgd_timm.typed import build
+from lgd_timm.utils.schema import build
 
 Label = npt.NDArray[np.uint8]
 
@@ -44,7 +44,9 @@ def save(picture: Path, label: Path, values: Label, *, numbers: Label | None = N
     Image.fromarray(values if numbers is None else numbers[values]).save(label)
 
 
-def make_folder(root: Path, *, count: int = 6, height: int = 48, width: int = 64, split: str = "", seed: int = 0) -> Path:
+def make_folder(
+    root: Path, *, count: int = 6, height: int = 48, width: int = 64, split: str = "", seed: int = 0
+) -> Path:
     draw = np.random.default_rng(seed)
     for n in range(count):
         save(root / "images" / split / f"{n}.png", root / "labels" / split / f"{n}.png", blocks(draw, height, width))
@@ -64,7 +66,9 @@ def make_cityscapes(root: Path) -> Path:
             save(picture, label, blocks(draw, 32, 64), numbers=np.array([7, 26, 9], dtype=np.uint8))
             for other in ("color", "instanceIds"):
                 (folder / f"{stem}_gtFine_{other}.png").write_bytes(label.read_bytes())
-            objects = [{"label": name, "polygon": [[0, 0], [1, 0], [1, 1]]} for name in ("road", "car", "cargroup", "parking")]
+            objects = [
+                {"label": name, "polygon": [[0, 0], [1, 0], [1, 1]]} for name in ("road", "car", "cargroup", "parking")
+            ]
             polygons = {"imgHeight": 32, "imgWidth": 64, "objects": objects}
             (folder / f"{stem}_gtFine_polygons.json").write_text(json.dumps(polygons))
     return root
@@ -77,7 +81,12 @@ def make_ade20k(root: Path) -> Path:
         for n in range(1, 4):
             stem = f"ADE_{name}_{n:08d}"
             label = root / "annotations" / split / f"{stem}.png"
-            save(root / "images" / split / f"{stem}.jpg", label, blocks(draw, 48, 64), numbers=np.array([0, 2, 4], dtype=np.uint8))
+            save(
+                root / "images" / split / f"{stem}.jpg",
+                label,
+                blocks(draw, 48, 64),
+                numbers=np.array([0, 2, 4], dtype=np.uint8),
+            )
     (root / "objectInfo150.txt").write_text(OBJECT_INFO)
     (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
     return root

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.transfer.detect.annotations import Annotations, read_annotations
-from lgd_timm.transfer.detect.pictures import Batch, Pictures, repeated
+from lgd_timm.transfer.detect.dataset import Batch, Pictures, repeated
 from lgd_timm.transfer.detect.recipe import DetectData
 
 CLASSES = ("green", "blue", "red")  # by rising category id
@@ -63,11 +63,14 @@ def test_boxes_and_masks_survive_a_resize_and_a_flip_exactly(tmp_path: Path) -> 
         _, shown, after = doubled[index, 0]
         assert shown.shape == (3, 2 * SIZE[1], 2 * SIZE[0])
         assert after["boxes"].tolist() == [
-            [2 * (SIZE[0] - right), 2 * top, 2 * (SIZE[0] - left), 2 * bottom] for left, top, right, bottom in before["boxes"].tolist()
+            [2 * (SIZE[0] - right), 2 * top, 2 * (SIZE[0] - left), 2 * bottom]
+            for left, top, right, bottom in before["boxes"].tolist()
         ]
         assert torch.equal(after["masks"], before["masks"].flip(-1).repeat_interleave(2, -1).repeat_interleave(2, -2))
         assert torch.equal(after["labels"], before["labels"])
-        assert not any(isinstance(part, torch.Tensor) and type(part) is not torch.Tensor for part in (shown, *after.values()))
+        assert not any(
+            isinstance(part, torch.Tensor) and type(part) is not torch.Tensor for part in (shown, *after.values())
+        )
         assert image.dtype == shown.dtype == torch.uint8
 
 
@@ -172,7 +175,10 @@ def put(value: Any, *path: Any) -> Change:
 
 WRONG: dict[str, tuple[Change, str]] = {
     "a list": (lambda _: [1], "holds a list"),
-    "a caption file": (put([{"id": 1, "image_id": 1, "caption": "x"}], "annotations"), r"without category_id, bbox, annotations\[0\]"),
+    "a caption file": (
+        put([{"id": 1, "image_id": 1, "caption": "x"}], "annotations"),
+        r"without category_id, bbox, annotations\[0\]",
+    ),
     "image info": (drop("annotations"), "has no list of annotations"),
     "no boxes": (put([], "annotations"), "has no list of annotations"),
     "no categories": (drop("categories"), "has no list of categories"),
@@ -227,7 +233,10 @@ def test_pictures_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(LGDError, match=r"images lacks 1 of the 6 pictures that .* names, such as 000000000002\.png"):
         read(tmp_path)
     write_lvis(tmp_path)
-    with pytest.raises(LGDError, match=r"lacks 6 of the 6 pictures .* such as val2017/000000000001\.png. Give the folder in which these"):
+    with pytest.raises(
+        LGDError,
+        match=r"lacks 6 of the 6 pictures .* such as val2017/000000000001\.png. Give the folder in which these",
+    ):
         read_annotations(tmp_path / "lvis.json", folder=tmp_path / "val2017", format="lvis", masks=True)
 
 
@@ -281,9 +290,12 @@ def test_settings_that_make_no_sense() -> None:
 def test_the_forms_of_a_mask_agree() -> None:
     """Of the helper: three forms, one mask; or the tests above prove less than they say."""
     box = [10, 5, 20, 30]
-    annotations = Annotations(Path("x"), Path("x"), "coco", (), ({"id": 1, "height": SIZE[1], "width": SIZE[0]},), ([],))
+    annotations = Annotations(
+        Path("x"), Path("x"), "coco", (), ({"id": 1, "height": SIZE[1], "width": SIZE[0]},), ([],)
+    )
     masks = [
-        annotations.mask({"id": 1, "image_id": 1, "segmentation": segmentation(box, form)}, 0) for form in ("polygon", "compressed", "")
+        annotations.mask({"id": 1, "image_id": 1, "segmentation": segmentation(box, form)}, 0)
+        for form in ("polygon", "compressed", "")
     ]
     assert all(np.array_equal(mask, masks[0]) for mask in masks)
     assert masks[0].sum() == 600

@@ -11,14 +11,14 @@ from detect_data import Dict, tiny_recipe, write_coco
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from lgd_timm.errors import LGDError, RecipeError
-from lgd_timm.shards.ranks import Ranks
 from lgd_timm.transfer.backbone import blank_backbone
 from lgd_timm.transfer.detect import create, prepare
+from lgd_timm.transfer.detect.dataset import Batch, Sample
 from lgd_timm.transfer.detect.model import Detector
-from lgd_timm.transfer.detect.pictures import Batch, Sample
 from lgd_timm.transfer.detect.recipe import DetectRecipe
 from lgd_timm.transfer.job import Job
-from lgd_timm.typed import build
+from lgd_timm.utils.distributed import Ranks
+from lgd_timm.utils.schema import build
 
 KINDS = ("mask_rcnn", "faster_rcnn", "retinanet")
 CPU = torch.device("cpu")
@@ -26,7 +26,9 @@ CPU = torch.device("cpu")
 
 def detector(architecture: str = "test_efficientnet", *, levels: list[int], head: Dict, classes: int = 3) -> Detector:
     recipe = build(
-        DetectRecipe, {"name": "x", "backbone": {"levels": levels}, "data": {"train": "", "train_images": ""}, "head": head}, where=""
+        DetectRecipe,
+        {"name": "x", "backbone": {"levels": levels}, "data": {"train": "", "train_images": ""}, "head": head},
+        where="",
     )
     backbone = blank_backbone(architecture, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     return create(recipe, backbone=backbone, classes=[str(number) for number in range(classes)])
@@ -61,7 +63,9 @@ def test_findings_are_within_the_picture_and_count_classes_from_0(tmp_path: Path
     made = job(tmp_path, head={"kind": kind, "score_threshold": 0.0, "detections": 40})
     made.model.eval()
     with torch.no_grad():
-        (found,) = made.model(Batch.of([Sample("x", torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8), {})]).to(CPU))
+        (found,) = made.model(
+            Batch.of([Sample("x", torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8), {})]).to(CPU)
+        )
     assert 0 < len(found["scores"]) <= 40
     assert (found["boxes"][:, 0::2] <= 90).all()
     assert (found["boxes"][:, 1::2] <= 70).all()
@@ -90,7 +94,9 @@ def test_labels_count_from_1_for_heads_with_a_background(tmp_path: Path) -> None
         ("efficientnet_b0", [1, 2, 3, 4], [24, 40, 112, 320], [4, 8, 16, 32]),
     ],
 )
-def test_anchors_follow_the_strides(architecture: str, levels: list[int], channels: list[int], strides: list[int]) -> None:
+def test_anchors_follow_the_strides(
+    architecture: str, levels: list[int], channels: list[int], strides: list[int]
+) -> None:
     rcnn: Any = detector(architecture, levels=levels, head={"kind": "faster_rcnn", "channels": 8}).network
     retina: Any = detector(architecture, levels=levels, head={"kind": "retinanet", "channels": 8}).network
     assert rcnn.backbone.pyramid.channels == channels
@@ -109,7 +115,10 @@ def test_anchors_follow_the_strides(architecture: str, levels: list[int], channe
 def test_at_256_channels_the_heads_are_torchvisions_own() -> None:
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
     ours = detector("resnet18", levels=[1, 2, 3, 4], head={}).network.state_dict()
-    heads = [{name: value.shape for name, value in state.items() if not name.startswith("backbone.")} for state in (theirs, ours)]
+    heads = [
+        {name: value.shape for name, value in state.items() if not name.startswith("backbone.")}
+        for state in (theirs, ours)
+    ]
     assert heads[0] == heads[1]
 
 
@@ -159,7 +168,9 @@ def test_heads_that_make_no_sense() -> None:
             detector(levels=[1], head=head)
     with pytest.raises(RecipeError, match="LVIS counts 300 a picture"):
         build(
-            DetectRecipe, {"name": "x", "data": {"train": "", "train_images": "", "format": "lvis"}, "head": {"detections": 301}}, where=""
+            DetectRecipe,
+            {"name": "x", "data": {"train": "", "train_images": "", "format": "lvis"}, "head": {"detections": 301}},
+            where="",
         )
 
 
@@ -170,4 +181,7 @@ def test_files_of_different_classes(tmp_path: Path) -> None:
     other["categories"][0]["name"] = "purple"
     write(tmp_path / "other" / "instances.json", other)
     with pytest.raises(LGDError, match="different categories"):
-        job(tmp_path, data={"val": str(tmp_path / "other" / "instances.json"), "val_images": str(tmp_path / "other" / "images")})
+        job(
+            tmp_path,
+            data={"val": str(tmp_path / "other" / "instances.json"), "val_images": str(tmp_path / "other" / "images")},
+        )

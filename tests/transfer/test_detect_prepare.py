@@ -62,7 +62,12 @@ def test_coco(script: ModuleType, tmp_path: Path, out: Path) -> None:
         Image.fromarray(colours).save(source / "masks" / f"{number:012d}.png")
         held = [{"id": 7, "category_id": 3 if number == 1 else 90}, {"id": 513, "category_id": 12}]
         segments.append({"file_name": f"{number:012d}.png", "segments_info": held})
-    categories = [{"id": 3, "name": "green"}, {"id": 7, "name": "blue"}, {"id": 12, "name": "red"}, {"id": 90, "name": "sky"}]
+    categories = [
+        {"id": 3, "name": "green"},
+        {"id": 7, "name": "blue"},
+        {"id": 12, "name": "red"},
+        {"id": 90, "name": "sky"},
+    ]
     write(source / "panoptic.json", {"annotations": segments, "categories": categories})
 
     found = prepared(script.prepare_coco, tmp_path, out)

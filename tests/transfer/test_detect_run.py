@@ -15,15 +15,15 @@ from detect_data import Dict, tiny_recipe, write_coco, write_lvis
 from PIL import Image
 from safetensors.torch import load_file
 
-from lgd_timm.checkpoint import all_checkpoints
-from lgd_timm.cli import main
+from lgd_timm.cli.main import main
 from lgd_timm.errors import WeightsError
-from lgd_timm.transfer import runs
+from lgd_timm.transfer import run as runs
 from lgd_timm.transfer.detect import draw
-from lgd_timm.transfer.detect.pictures import Batch
+from lgd_timm.transfer.detect.dataset import Batch
 from lgd_timm.transfer.detect.recipe import DetectRecipe
 from lgd_timm.transfer.recipe import read_transfer
-from lgd_timm.typed import build
+from lgd_timm.utils.checkpoint import all_checkpoints
+from lgd_timm.utils.schema import build
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "transfer"
 
@@ -77,7 +77,9 @@ class Sees(torch.nn.Module):
         masks = torch.zeros(3, 1, *batch.images[0].shape[-2:])
         masks[0, 0, 20:40, 20:40] = 1
         boxes = torch.tensor([[20.0, 20, 40, 40], [50, 50, 70, 70], [5, 60, 15, 75]])
-        return [{"boxes": boxes, "labels": torch.tensor([1, 0, 0]), "scores": torch.tensor([0.9, 0.5, 0.3]), "masks": masks}]
+        return [
+            {"boxes": boxes, "labels": torch.tensor([1, 0, 0]), "scores": torch.tensor([0.9, 0.5, 0.3]), "masks": masks}
+        ]
 
 
 def changed(before: Image.Image, after: Image.Image, x: int, y: int) -> bool:
@@ -105,8 +107,18 @@ def test_recipes_are_what_they_say() -> None:
         assert (recipe.optimizer.backbone_lr, recipe.optimizer.clip_grad) == (0.1, 0.1)
         assert (recipe.schedule.epochs, recipe.schedule.milestones, recipe.schedule.warmup_steps) == (12, [8, 11], 500)
         assert (recipe.head.kind, recipe.head.channels, recipe.data.batch_size) == ("mask_rcnn", 256, 16)
-    assert (coco.data.train_sizes, coco.data.oversample, coco.head.score_threshold, coco.head.detections) == ([800], None, 0.05, 100)
-    assert (lvis.data.format, lvis.data.oversample, lvis.head.score_threshold, lvis.head.detections) == ("lvis", 1e-3, 1e-4, 300)
+    assert (coco.data.train_sizes, coco.data.oversample, coco.head.score_threshold, coco.head.detections) == (
+        [800],
+        None,
+        0.05,
+        100,
+    )
+    assert (lvis.data.format, lvis.data.oversample, lvis.head.score_threshold, lvis.head.detections) == (
+        "lvis",
+        1e-3,
+        1e-4,
+        300,
+    )
     assert (min(lvis.data.train_sizes), max(lvis.data.train_sizes)) == (640, 800)
     read_transfer(DetectRecipe, RECIPES / "detect_samples.yaml")
 
@@ -131,5 +143,6 @@ def test_a_detector_learns_by_heart_what_it_is_shown(tmp_path: Path, kind: str, 
     pictures = runs.predict(tmp_path / "run", tmp_path / "data" / "images", out=tmp_path / "drawn", device="cpu")
     assert len(pictures) == 8
     assert all(
-        (np.asarray(Image.open(path)) != np.asarray(Image.open(tmp_path / "data" / "images" / path.name))).any() for path in pictures
+        (np.asarray(Image.open(path)) != np.asarray(Image.open(tmp_path / "data" / "images" / path.name))).any()
+        for path in pictures
     )

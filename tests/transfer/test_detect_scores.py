@@ -12,10 +12,10 @@ import torch
 from detect_data import IDS, Dict, write, write_coco, write_lvis
 from torch import Tensor, nn
 
-from lgd_timm.shards.ranks import Ranks
 from lgd_timm.transfer.detect.annotations import Annotations, read_annotations
-from lgd_timm.transfer.detect.pictures import Batch
-from lgd_timm.transfer.detect.scores import average_precision, detections, evaluate
+from lgd_timm.transfer.detect.dataset import Batch
+from lgd_timm.transfer.detect.metrics import average_precision, detections, evaluate
+from lgd_timm.utils.distributed import Ranks
 
 COCO = ["box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"]
 LVIS = [f"{sort}_ap{what}" for sort in ("box", "mask") for what in ("", "50", "75", "r", "c", "f")]
@@ -125,13 +125,17 @@ def test_lvis_blames_only_for_what_is_known_to_be_absent(tmp_path: Path) -> None
     assert average_precision(strict, [*right, invented(strict, index, absent)], masks=False)["box_ap"] < 99
     image["neg_category_ids"] = []
     lenient = made(tmp_path, "lvis", lvis)
-    assert average_precision(lenient, [*right, invented(lenient, index, absent)], masks=False)["box_ap"] == pytest.approx(100)
+    assert average_precision(lenient, [*right, invented(lenient, index, absent)], masks=False)[
+        "box_ap"
+    ] == pytest.approx(100)
 
     held = lenient.objects[index][0]["category_id"]
     assert average_precision(lenient, [*right, invented(lenient, index, held)], masks=False)["box_ap"] < 99
     image["not_exhaustive_category_ids"] = [held]
     unfinished = made(tmp_path, "lvis", lvis)
-    assert average_precision(unfinished, [*right, invented(unfinished, index, held)], masks=False)["box_ap"] == pytest.approx(100)
+    assert average_precision(unfinished, [*right, invented(unfinished, index, held)], masks=False)[
+        "box_ap"
+    ] == pytest.approx(100)
 
 
 def test_lvis_scores_by_frequency(tmp_path: Path) -> None:
@@ -148,7 +152,10 @@ class Knowing(nn.Module):
 
     def __init__(self, annotations: Annotations, *, shift: int) -> None:
         super().__init__()
-        self.told = {annotations.file(index).name: seen(annotations, index, shift=shift) for index in range(len(annotations.images))}
+        self.told = {
+            annotations.file(index).name: seen(annotations, index, shift=shift)
+            for index in range(len(annotations.images))
+        }
 
     def forward(self, batch: Batch) -> list[dict[str, Tensor]]:
         assert all(image.dtype == torch.float32 for image in batch.images)
@@ -194,7 +201,12 @@ def test_the_lowest_scores_are_kept_as_entries(annotations: Annotations) -> None
     assert isinstance(entry["segmentation"]["counts"], str)
     assert (
         detections(
-            {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0), "masks": torch.zeros(0, 1, 4, 4)},
+            {
+                "boxes": torch.zeros(0, 4),
+                "labels": torch.zeros(0),
+                "scores": torch.zeros(0),
+                "masks": torch.zeros(0, 1, 4, 4),
+            },
             image_id=1,
             categories=(),
         )

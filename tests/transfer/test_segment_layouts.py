@@ -13,7 +13,7 @@ from PIL import Image
 from segment_data import NAMES, make_ade20k, make_cityscapes, make_folder
 
 from lgd_timm.errors import LGDError, RecipeError
-from lgd_timm.transfer.segment.layouts import LAYOUTS, READ, open_split, read_label
+from lgd_timm.transfer.segment.folders import LAYOUTS, READ, open_split, read_label
 from lgd_timm.transfer.segment.recipe import SegmentData
 
 MAKERS = {"cityscapes": make_cityscapes, "ade20k": make_ade20k, "folder": make_folder}
@@ -100,30 +100,86 @@ def remove(root: Path, pattern: str) -> None:
 
 
 FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
-    ("folder", lambda root: (root / "labels" / "3.png").unlink(), r"3\.png has no labels: .*labels/3\.png is not there"),
+    (
+        "folder",
+        lambda root: (root / "labels" / "3.png").unlink(),
+        r"3\.png has no labels: .*labels/3\.png is not there",
+    ),
     ("folder", lambda root: remove(root / "images", "*.png"), r"holds no pictures of split 'all'"),
     ("folder", lambda root: (root / "classes.txt").unlink(), r"classes\.txt, the names of the classes, can't be read"),
-    ("folder", lambda root: (root / "classes.txt").write_text("\n"), r"classes\.txt, the names of the classes, is empty"),
-    ("folder", lambda root: (root / "classes.txt").write_text("one\n"), r"a list of 1 classes, where 2 to 255 make sense"),
+    (
+        "folder",
+        lambda root: (root / "classes.txt").write_text("\n"),
+        r"classes\.txt, the names of the classes, is empty",
+    ),
+    (
+        "folder",
+        lambda root: (root / "classes.txt").write_text("one\n"),
+        r"a list of 1 classes, where 2 to 255 make sense",
+    ),
     ("folder", lambda root: (root / "classes.txt").write_text("a\nb\na\n"), r"classes\.txt has a name twice"),
-    ("folder", lambda root: (root / "classes.txt").write_text("\n".join(map(str, range(256)))), r"a list of 256 classes"),
-    ("folder", lambda root: rewrite(root / "labels/2.png", lambda i: i.resize((20, 10))), r"64 x 48 pixels and .*2\.png have 20 x 10"),
-    ("folder", lambda root: rewrite(root / "labels/2.png", lambda i: i.convert("RGB")), r"2\.png holds pixels of kind 'RGB'"),
-    ("folder", lambda root: rewrite(root / "labels/5.png", set_number(3)), r"5\.png has the number 3, which is none of the 3 classes'"),
+    (
+        "folder",
+        lambda root: (root / "classes.txt").write_text("\n".join(map(str, range(256)))),
+        r"a list of 256 classes",
+    ),
+    (
+        "folder",
+        lambda root: rewrite(root / "labels/2.png", lambda i: i.resize((20, 10))),
+        r"64 x 48 pixels and .*2\.png have 20 x 10",
+    ),
+    (
+        "folder",
+        lambda root: rewrite(root / "labels/2.png", lambda i: i.convert("RGB")),
+        r"2\.png holds pixels of kind 'RGB'",
+    ),
+    (
+        "folder",
+        lambda root: rewrite(root / "labels/5.png", set_number(3)),
+        r"5\.png has the number 3, which is none of the 3 classes'",
+    ),
     ("folder", lambda root: (root / "labels/4.png").write_bytes(b"no picture"), r"4\.png can't be read as a picture"),
     ("folder", lambda root: (root / "images/4.png").write_bytes(b"no picture"), r"4\.png can't be read as a picture"),
-    ("ade20k", lambda root: first(root, "ADE_train*2.png").unlink(), r"2\.jpg has no labels: .*ADE_train_00000002\.png is not there"),
-    ("ade20k", lambda root: (root / "objectInfo150.txt").unlink(), r"objectInfo150\.txt, the names of the classes, can't be read"),
-    ("ade20k", lambda root: (root / "objectInfo150.txt").write_text("wall\nsky\n"), r"objectInfo150\.txt is no table of classes"),
-    ("ade20k", lambda root: rewrite(first(root, "ADE_train*.png"), set_number(5)), r"has the number 5, which is none of the 4 classes'"),
-    ("cityscapes", lambda root: remove(root / "gtFine", "*labelIds.png"), r"has no labels: .*_gtFine_labelIds\.png is not there"),
-    ("cityscapes", lambda root: rewrite(first(root, "*labelIds.png"), set_number(34)), r"has the number 34, which is none of the 19"),
+    (
+        "ade20k",
+        lambda root: first(root, "ADE_train*2.png").unlink(),
+        r"2\.jpg has no labels: .*ADE_train_00000002\.png is not there",
+    ),
+    (
+        "ade20k",
+        lambda root: (root / "objectInfo150.txt").unlink(),
+        r"objectInfo150\.txt, the names of the classes, can't be read",
+    ),
+    (
+        "ade20k",
+        lambda root: (root / "objectInfo150.txt").write_text("wall\nsky\n"),
+        r"objectInfo150\.txt is no table of classes",
+    ),
+    (
+        "ade20k",
+        lambda root: rewrite(first(root, "ADE_train*.png"), set_number(5)),
+        r"has the number 5, which is none of the 4 classes'",
+    ),
+    (
+        "cityscapes",
+        lambda root: remove(root / "gtFine", "*labelIds.png"),
+        r"has no labels: .*_gtFine_labelIds\.png is not there",
+    ),
+    (
+        "cityscapes",
+        lambda root: rewrite(first(root, "*labelIds.png"), set_number(34)),
+        r"has the number 34, which is none of the 19",
+    ),
     (
         "cityscapes",
         lambda root: first(root, "*polygons.json").write_text(json.dumps({"objects": [{"label": "tractor"}]})),
         r"polygons\.json has names that are not Cityscapes' \(tractor\)",
     ),
-    ("cityscapes", lambda root: first(root, "*polygons.json").write_text("[]"), r"polygons\.json is no polygon file of Cityscapes"),
+    (
+        "cityscapes",
+        lambda root: first(root, "*polygons.json").write_text("[]"),
+        r"polygons\.json is no polygon file of Cityscapes",
+    ),
 ]
 
 

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import lgd_timm  # noqa: F401 - registers the students
 from lgd_timm.errors import LGDError
-from lgd_timm.transfer.backbone import Backbone, find_backbone
+from lgd_timm.transfer.backbone import PyramidBackbone, find_backbone
+from lgd_timm.transfer.segment.dataset import Batch
 from lgd_timm.transfer.segment.model import Segmenter, _classes, create
-from lgd_timm.transfer.segment.pictures import Batch
 
 HEADS: dict[str, dict[str, Any]] = {
     "fpn": {"kind": "fpn", "dropout": 0.0},
@@ -28,7 +28,7 @@ HEADS: dict[str, dict[str, Any]] = {
 CLASSES = ("a", "b", "c")
 
 
-def segmenter(head: str = "fpn", **backbone: Any) -> tuple[Segmenter, Backbone]:
+def segmenter(head: str = "fpn", **backbone: Any) -> tuple[Segmenter, PyramidBackbone]:
     recipe = recipe_of(Path("nowhere"), head=HEADS[head], backbone=backbone)
     source = find_backbone(recipe.backbone)
     torch.manual_seed(0)
@@ -44,7 +44,13 @@ def batch(*, ignored: float = 0.0) -> Batch:
 
 @pytest.mark.parametrize(
     ("name", "stride"),
-    [("lgd_mobilenetv2", 32), ("lgd_resnet18", 32), ("lgd_mobilenetv2", 16), ("lgd_resnet18", 8), ("lgd_efficientnet_b0", 16)],
+    [
+        ("lgd_mobilenetv2", 32),
+        ("lgd_resnet18", 32),
+        ("lgd_mobilenetv2", 16),
+        ("lgd_resnet18", 8),
+        ("lgd_efficientnet_b0", 16),
+    ],
 )
 def test_the_encoder_has_the_backbones_weights(name: str, stride: int) -> None:
     """Its features are timm's own, of the same published weights and dilated alike, to the bit."""
@@ -128,7 +134,9 @@ def test_the_loss_is_the_mean_over_all_pixels_with_ignored_ones_as_zero() -> Non
     some = batch(ignored=0.5)
     kept = some.labels != 255
     with torch.no_grad():
-        per_pixel = F.cross_entropy(model.logits(some.images), some.labels.long().where(kept, torch.zeros(1).long()), reduction="none")
+        per_pixel = F.cross_entropy(
+            model.logits(some.images), some.labels.long().where(kept, torch.zeros(1).long()), reduction="none"
+        )
         assert torch.allclose(model(some)["cross_entropy"], (per_pixel * kept).sum() / kept.numel())
 
 
@@ -163,7 +171,10 @@ def test_batch_statistics_of_the_backbone_are_kept_or_learned(kept: str, changed
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ({"levels": [2, 3, 4]}, r"levels = \[2, 3, 4\], but a segmenter takes strides \[4, 8, 16, 32\]: of this model, \[1, 2, 3, 4\]"),
+        (
+            {"levels": [2, 3, 4]},
+            r"levels = \[2, 3, 4\], but a segmenter takes strides \[4, 8, 16, 32\]: of this model, \[1, 2, 3, 4\]",
+        ),
         ({"model": "test_convnext"}, r"of this model, \[0, 1, 2, 3\]\. Set these"),
         ({"model": "test_vit"}, r"test_vit has features of strides \[16, 16, .*\]; segmenting needs \[4, 8, 16, 32\]"),
     ],
@@ -174,7 +185,9 @@ def test_levels_that_decoders_can_not_take_are_refused(backbone: dict[str, Any],
 
 
 def test_a_backbone_that_can_not_be_dilated_is_refused() -> None:
-    with pytest.raises(LGDError, match=r"head\.kind deeplabv3plus can't be put on fastvit_t8 \(.*output_stride.*\)\. Take another head"):
+    with pytest.raises(
+        LGDError, match=r"head\.kind deeplabv3plus can't be put on fastvit_t8 \(.*output_stride.*\)\. Take another head"
+    ):
         segmenter("deeplabv3plus", model="fastvit_t8", levels=[0, 1, 2, 3])
 
 

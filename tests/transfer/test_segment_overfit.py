@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lgd_timm.transfer.recipe import read_transfer
-from lgd_timm.transfer.runs import transfer
+from lgd_timm.transfer.run import transfer
 from lgd_timm.transfer.segment import SegmentRecipe
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,12 @@ def test_every_head_learns_real_pictures_by_heart(tmp_path: Path, head: str) -> 
     """Scored whole, at the labels' own size, where training saw crops of 128 pixels."""
     if not (ROOT / "data/transfer/pets").is_dir():
         pytest.skip("python recipes/transfer/prepare_samples.py fetches the pictures")
-    overrides = {"head": head, "data.root": str(ROOT / "data/transfer/pets"), "data.short_side": "128", "data.crop": "[128, 128]"}
+    overrides = {
+        "head": head,
+        "data.root": str(ROOT / "data/transfer/pets"),
+        "data.short_side": "128",
+        "data.crop": "[128, 128]",
+    }
     recipe = read_transfer(
         SegmentRecipe,
         ROOT / "recipes/transfer/segment_samples.yaml",

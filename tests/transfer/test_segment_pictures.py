@@ -11,8 +11,8 @@ import torch
 from segment_data import COLOURS, make_folder
 from torch import Tensor
 
-from lgd_timm.transfer.segment.layouts import open_split
-from lgd_timm.transfer.segment.pictures import DrawnPictures, WholePictures, collate
+from lgd_timm.transfer.segment.dataset import DrawnPictures, WholePictures, collate
+from lgd_timm.transfer.segment.folders import open_split
 from lgd_timm.transfer.segment.recipe import SegmentData
 
 FILL = (0.9, 0.8, 0.1)
@@ -38,7 +38,9 @@ def labels_by_colour(image: Tensor) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("fields", [{}, {"short_side": 40}, {"scale": (1.0, 1.0)}, {"scale": (0.3, 0.5)}, {"crop": (96, 160)}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"short_side": 40}, {"scale": (1.0, 1.0)}, {"scale": (0.3, 0.5)}, {"crop": (96, 160)}]
+)
 def test_labels_stay_with_their_pixels_through_scale_crop_and_flip(root: Path, fields: dict[str, Any]) -> None:
     pictures = drawn(root, **fields)
     for index in range(len(pictures)):

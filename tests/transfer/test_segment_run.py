@@ -15,15 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from segment_data import NAMES, make_ade20k, make_cityscapes, make_folder, recipe_of
 
-from lgd_timm.cli import main
+from lgd_timm.cli.main import main
 from lgd_timm.errors import LGDError, MissingExtra, RecipeError, WeightsError
-from lgd_timm.shards.ranks import Ranks
 from lgd_timm.transfer import loop
 from lgd_timm.transfer.recipe import read_transfer
-from lgd_timm.transfer.runs import open_run, predict, transfer
+from lgd_timm.transfer.run import open_run, predict, transfer
 from lgd_timm.transfer.segment import SegmentRecipe, prepare
-from lgd_timm.transfer.segment.drawing import colour
 from lgd_timm.transfer.segment.model import Segmenter
+from lgd_timm.transfer.segment.visualize import colour
+from lgd_timm.utils.distributed import Ranks
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "transfer"
 HEADS = ("fpn", "deeplabv3plus", "unet")
@@ -42,7 +42,9 @@ def test_a_run_leaves_a_model_that_opens_again(root: Path, tmp_path: Path, head:
     assert metrics["steps"] == 6
     iou = json.loads((tmp_path / "run" / "iou.json").read_text())
     assert list(iou) == list(NAMES)
-    assert metrics["scores"]["mIoU"] == pytest.approx(np.mean([value for value in iou.values() if value is not None]), abs=0.01)
+    assert metrics["scores"]["mIoU"] == pytest.approx(
+        np.mean([value for value in iou.values() if value is not None]), abs=0.01
+    )
     run = open_run(tmp_path / "run")
     assert isinstance(run.model, Segmenter)
     assert not run.model.training
@@ -54,7 +56,9 @@ def test_a_run_leaves_a_model_that_opens_again(root: Path, tmp_path: Path, head:
     ("cityscapes", make_cityscapes, ("train", "val")),
     ("ade20k", make_ade20k, ("training", "validation")),
 ])  # fmt: skip
-def test_the_large_data_sets_layouts_go_through(tmp_path: Path, layout: str, make: Any, splits: tuple[str, str]) -> None:
+def test_the_large_data_sets_layouts_go_through(
+    tmp_path: Path, layout: str, make: Any, splits: tuple[str, str]
+) -> None:
     data = {"layout": layout, "train_split": splits[0], "val_split": splits[1], "short_side": 32}
     metrics = transfer("segment", recipe_of(make(tmp_path / "data"), data=data), out=tmp_path / "run")
     assert len(metrics["classes"]) == {"cityscapes": 19, "ade20k": 4}[layout]
@@ -91,7 +95,9 @@ def test_other_data_settings_are_another_run(root: Path, tmp_path: Path, changed
     recipe = recipe_of(root, schedule={"epochs": 1})
     transfer("segment", recipe, out=tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
-    other = replace(recipe, data=replace(recipe.data, **{key: tuple(v) if isinstance(v, list) else v for key, v in changed.items()}))
+    other = replace(
+        recipe, data=replace(recipe.data, **{key: tuple(v) if isinstance(v, list) else v for key, v in changed.items()})
+    )
     with pytest.raises(WeightsError, match=r"was written by another run: .*data"):
         transfer("segment", other, out=tmp_path / "run", resume=True)
 
@@ -99,7 +105,12 @@ def test_other_data_settings_are_another_run(root: Path, tmp_path: Path, changed
 def test_data_that_moved_are_the_same_run(root: Path, tmp_path: Path) -> None:
     recipe = recipe_of(root)
     jobs = [
-        prepare(replace(recipe, data=replace(recipe.data, root=place)), out=tmp_path, device=torch.device("cpu"), ranks=Ranks())
+        prepare(
+            replace(recipe, data=replace(recipe.data, root=place)),
+            out=tmp_path,
+            device=torch.device("cpu"),
+            ranks=Ranks(),
+        )
         for place in (str(root), str(make_folder(tmp_path / "copy")), str(make_folder(tmp_path / "more", count=7)))
     ]
     assert jobs[0].agreed == jobs[1].agreed != jobs[2].agreed
@@ -125,7 +136,9 @@ def test_nothing_is_evaluated_without_a_split_for_it(root: Path, tmp_path: Path)
 
 def test_faults_are_found_before_anything_is_written(root: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="gives a rank one picture, and deeplabv3plus normalises over two or more"):
-        transfer("segment", recipe_of(root, head={"kind": "deeplabv3plus"}, data={"batch_size": 1}), out=tmp_path / "run")
+        transfer(
+            "segment", recipe_of(root, head={"kind": "deeplabv3plus"}, data={"batch_size": 1}), out=tmp_path / "run"
+        )
     with pytest.raises(LGDError, match="images/test is not there"):
         transfer("segment", recipe_of(root, data={"val_split": "test"}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -178,7 +191,9 @@ def test_the_command_line_trains_and_tells(root: Path, tmp_path: Path, capsys: p
 def test_recipes_that_we_ship_are_whole(name: str) -> None:
     recipe = read_transfer(SegmentRecipe, RECIPES / f"{name}.yaml")
     assert recipe.name == name
-    assert read_transfer(SegmentRecipe, RECIPES / f"{name}.yaml", overrides={"head": {"kind": "unet"}}).head.kind == "unet"
+    assert (
+        read_transfer(SegmentRecipe, RECIPES / f"{name}.yaml", overrides={"head": {"kind": "unet"}}).head.kind == "unet"
+    )
 
 
 def test_a_head_that_is_not_known_is_named(root: Path) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from lgd_timm.errors import LGDError
-from lgd_timm.shards.ranks import Ranks
-from lgd_timm.transfer.segment.layouts import open_split
+from lgd_timm.transfer.segment.folders import open_split
+from lgd_timm.transfer.segment.metrics import evaluate, new_metric, scores_of
 from lgd_timm.transfer.segment.recipe import SegmentData
-from lgd_timm.transfer.segment.scores import evaluate, new_metric, scores_of
+from lgd_timm.utils.distributed import Ranks
 
 T = TypeVar("T")
 

@@ -16,13 +16,13 @@ from dots import CPU, Dots, DotsRecipe, DotsTask, assert_equal, log, recipe, run
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lgd_timm.checkpoint import all_checkpoints, best_checkpoint
 from lgd_timm.errors import LGDError, RecipeError, WeightsError
-from lgd_timm.shards.ranks import Ranks
-from lgd_timm.stop import Stopped
 from lgd_timm.transfer import loop
 from lgd_timm.transfer.job import Item
 from lgd_timm.transfer.recipe import BackboneRecipe, read_transfer
+from lgd_timm.utils.checkpoint import all_checkpoints, best_checkpoint
+from lgd_timm.utils.distributed import Ranks
+from lgd_timm.utils.signals import Stopped
 
 FILES = ["checkpoints", "log.jsonl", "metrics.json", "model.safetensors", "recipe.yaml"]  # TensorBoard's beside them
 
@@ -101,7 +101,9 @@ def test_a_notice_saves_and_the_run_goes_on(task: DotsTask, tmp_path: Path, monk
     run(tmp_path / "whole")
     with monkeypatch.context() as patch:
         struck(patch, step=4, strike=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stopped, match=r"stopped by SIGTERM at step 5 of 9, and saved in .*stopped\. Go on with --resume"):
+        with pytest.raises(
+            Stopped, match=r"stopped by SIGTERM at step 5 of 9, and saved in .*stopped\. Go on with --resume"
+        ):
             run(tmp_path / "stopped")
     assert steps(tmp_path / "stopped") == [3, 5]
     assert not (tmp_path / "stopped" / "metrics.json").exists()
@@ -112,7 +114,9 @@ def test_a_notice_saves_and_the_run_goes_on(task: DotsTask, tmp_path: Path, monk
     ]
 
 
-def test_a_run_that_was_killed_before_its_scores_gets_them(task: DotsTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_before_its_scores_gets_them(
+    task: DotsTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed() -> Any:
         raise KeyboardInterrupt
 
@@ -167,7 +171,9 @@ def test_a_step_without_a_finite_gradient_is_left_out(
     monkeypatch.setattr(Dots, "__getitem__", shown)
     run(tmp_path / "run")
     assert caplog.text.count("a gradient is not finite, so it was left out") == 3
-    before, after = (load_file(tmp_path / "run" / "checkpoints" / f"step-0000000{step}" / "model.safetensors") for step in (3, 6))
+    before, after = (
+        load_file(tmp_path / "run" / "checkpoints" / f"step-0000000{step}" / "model.safetensors") for step in (3, 6)
+    )
     assert_equal(before, after)
     assert [line["step"] for line in log(tmp_path / "run") if "loss" in line] == [1, 2, 3, 7, 8, 9]
     with pytest.raises(LGDError, match=r"step 6: a gradient is not finite, like those of the 2 steps before.*dot\d"):
@@ -191,11 +197,16 @@ def test_another_run_is_not_gone_on_with(task: DotsTask, tmp_path: Path) -> None
     with pytest.raises(WeightsError, match="another run: dots differ"):
         run(tmp_path / "run", resume=True)
     task.changes = {}
-    run(tmp_path / "run", resume=True, run={"workers": 1, "log_every": 7, "checkpoint_minutes": 1.0})  # which change nothing
+    run(
+        tmp_path / "run", resume=True, run={"workers": 1, "log_every": 7, "checkpoint_minutes": 1.0}
+    )  # which change nothing
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "a long warm-up": ({"schedule": {"warmup_steps": 9}}, r"warmup_steps = 9 must be below the run's 9 steps \(3 epochs of 3\)"),
+    "a long warm-up": (
+        {"schedule": {"warmup_steps": 9}},
+        r"warmup_steps = 9 must be below the run's 9 steps \(3 epochs of 3\)",
+    ),
     "an optimizer": ({"optimizer": {"name": "adamz"}}, "optimizer.name 'adamz' is unknown to timm"),
     "a model": ({"backbone": {"model": "resnet1"}}, "'resnet1' is no published folder"),
 }

@@ -10,12 +10,12 @@ import pytest
 from dots import DotsRecipe, DotsTask, assert_equal, recipe, run, struck, weights
 from PIL import Image
 
-from lgd_timm.cli import main
+from lgd_timm.cli.main import main
 from lgd_timm.errors import LGDError, WeightsError
 from lgd_timm.evaluate import models
-from lgd_timm.stop import STATUS
-from lgd_timm.transfer import runs
+from lgd_timm.transfer import run as runs
 from lgd_timm.transfer.recipe import read_transfer
+from lgd_timm.utils.signals import STATUS
 
 
 def picture(path: Path, colour: str = "red") -> Path:
@@ -32,7 +32,11 @@ def test_predictions_are_drawn_into_copies(task: DotsTask, tmp_path: Path) -> No
         picture(tmp_path / "pictures" / name)
     (tmp_path / "pictures" / "notes.txt").write_text("none")
     drawn = runs.predict(tmp_path / "run", tmp_path / "pictures", out=tmp_path / "drawn", device="cpu")
-    assert [path.name for path in drawn] == ["C.png", "a.png", "b.png"] == sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert (
+        [path.name for path in drawn]
+        == ["C.png", "a.png", "b.png"]
+        == sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    )
     assert Image.open(tmp_path / "drawn" / "a.png").getpixel((7, 7)) == (0, 0, 255)
     one = runs.predict(tmp_path / "run", tmp_path / "pictures" / "a.png", out=tmp_path / "one", device="cpu")
     assert one == [tmp_path / "one" / "a.png"]
@@ -49,11 +53,20 @@ def test_a_model_comes_back_as_it_was(task: DotsTask, tmp_path: Path) -> None:
 def test_what_is_no_run(task: DotsTask, tmp_path: Path) -> None:
     pictures = picture(tmp_path / "pictures" / "a.png")
     out = tmp_path / "drawn"
-    with pytest.raises(WeightsError, match=r"nowhere lacks metrics.json, model.safetensors, recipe.yaml\. Give the folder of a finished"):
+    with pytest.raises(
+        WeightsError,
+        match=r"nowhere lacks metrics.json, model.safetensors, recipe.yaml\. Give the folder of a finished",
+    ):
         runs.predict(tmp_path / "nowhere", pictures, out=out, device="cpu")
     run(tmp_path / "run")
     metrics = (tmp_path / "run" / "metrics.json").read_text()
-    for broken in ("[1]", "{}", "{", metrics.replace("test_efficientnet", "resnet1"), metrics.replace('"detect"', '"dream"')):
+    for broken in (
+        "[1]",
+        "{}",
+        "{",
+        metrics.replace("test_efficientnet", "resnet1"),
+        metrics.replace('"detect"', '"dream"'),
+    ):
         (tmp_path / "run" / "metrics.json").write_text(broken)
         with pytest.raises(WeightsError, match=r"metrics.json is not what lgd-timm transfer wrote"):
             runs.predict(tmp_path / "run", pictures, out=out, device="cpu")
@@ -106,9 +119,13 @@ def test_a_comparison_says_what_could_not_be_reached(
     assert (read.model, read.pretrained) == ("test_resnet", False)
 
 
-def test_a_comparison_with_stock_weights(task: DotsTask, tmp_path: Path, published_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_with_stock_weights(
+    task: DotsTask, tmp_path: Path, published_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = models.plain_model
-    monkeypatch.setattr(models, "plain_model", lambda name, *, pretrained=True, seed=0: plain(name, pretrained=False, seed=seed))
+    monkeypatch.setattr(
+        models, "plain_model", lambda name, *, pretrained=True, seed=0: plain(name, pretrained=False, seed=seed)
+    )
     given = {"model": str(published_folder), "pretrained": True}
     scores = runs.compare("detect", recipe(backbone=given), out=tmp_path / "all")
     assert {name: value["brightness"] for name, value in scores.items()} == {"lgd": 3, "stock": 6, "scratch": 9}
@@ -124,7 +141,10 @@ def test_the_command_line(task: DotsTask, tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == f"test_efficientnet: brightness 3.00, other 0.00\nrun: {out}\n"
     assert main(["transfer", "detect", str(tmp_path / "dots.yaml"), "--output", out]) == 2
     assert "is not empty" in capsys.readouterr().err
-    assert main(["transfer", "predict", out, str(picture(tmp_path / "a.png")), str(tmp_path / "drawn"), "--device", "cpu"]) == 0
+    assert (
+        main(["transfer", "predict", out, str(picture(tmp_path / "a.png")), str(tmp_path / "drawn"), "--device", "cpu"])
+        == 0
+    )
     assert capsys.readouterr().out == f"{tmp_path / 'drawn'}: 1 pictures\n"
     assert main(["transfer", "detect", str(tmp_path / "dots.yaml"), "--schedule.epoch", "4"]) == 2
     assert "did you mean 'schedule.epochs'" in capsys.readouterr().err

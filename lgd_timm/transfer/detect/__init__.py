@@ -9,9 +9,9 @@ drawing.py      what a model sees, drawn into the picture
 task.py         all of these as one job
 """
 
-from .drawing import draw
 from .model import create
 from .recipe import DetectRecipe as RECIPE
 from .task import prepare
+from .visualize import draw
 
 __all__ = ["RECIPE", "create", "draw", "prepare"]

@@ -24,7 +24,14 @@ LAYOUTS: dict[str, dict[str, dict[str, type]]] = {  # what each entry of a file'
         "categories": {"id": int, "name": str},
     },
     "lvis": {
-        "images": {"id": int, "coco_url": str, "height": int, "width": int, "neg_category_ids": list, "not_exhaustive_category_ids": list},
+        "images": {
+            "id": int,
+            "coco_url": str,
+            "height": int,
+            "width": int,
+            "neg_category_ids": list,
+            "not_exhaustive_category_ids": list,
+        },
         "annotations": BOX,
         "categories": {"id": int, "name": str, "frequency": str},
     },
@@ -70,7 +77,9 @@ class Annotations:
                 raise ValueError("its runs do not fill its size")  # which pycocotools would not see
             mask: np.ndarray = api.annToMask(annotation)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise LGDError(f"{self.path}: annotation {annotation['id']} has no usable segmentation ({error}). Correct it.") from error
+            raise LGDError(
+                f"{self.path}: annotation {annotation['id']} has no usable segmentation ({error}). Correct it."
+            ) from error
         if mask.shape != (image["height"], image["width"]):
             raise LGDError(
                 f"{self.path}: annotation {annotation['id']} has a mask of {mask.shape[::-1]} pixels for a picture of "
@@ -104,7 +113,9 @@ def _name(image: Entry, format: str) -> str:
 
 def _wrong(path: Path, reason: str, format: str) -> LGDError:
     lists = ", ".join(f"{name}: [{{{', '.join(keys)}, ...}}, ...]" for name, keys in LAYOUTS[format].items())
-    return LGDError(f"{path} {reason}. Expected with data.format {format}: JSON {{{lists}}}, boxes as [x, y, width, height] in pixels.")
+    return LGDError(
+        f"{path} {reason}. Expected with data.format {format}: JSON {{{lists}}}, boxes as [x, y, width, height] in pixels."
+    )
 
 
 def _read(path: Path, format: str) -> Mapping[str, list[Entry]]:
@@ -127,7 +138,11 @@ def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) 
         for place, entry in enumerate(content[name]):
             fields = entry if isinstance(entry, dict) else {}
             if missing := [key for key, kind in keys.items() if not isinstance(fields.get(key), kind)]:
-                raise _wrong(path, f"has an entry without {', '.join(missing)}, {name}[{place}]{_other_format(fields, format)}", format)
+                raise _wrong(
+                    path,
+                    f"has an entry without {', '.join(missing)}, {name}[{place}]{_other_format(fields, format)}",
+                    format,
+                )
         ids = {entry["id"] for entry in content[name]}
         if len(ids) != len(content[name]):
             raise _wrong(path, f"gives the same id to several {name}", format)
@@ -139,7 +154,11 @@ def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) 
 
 def _other_format(entry: Entry, format: str) -> str:
     other = "lvis" if format == "coco" else "coco"
-    return f"; it looks like {other}, so set data.format {other}" if LAYOUTS[other]["images"].keys() <= entry.keys() else ""
+    return (
+        f"; it looks like {other}, so set data.format {other}"
+        if LAYOUTS[other]["images"].keys() <= entry.keys()
+        else ""
+    )
 
 
 def _check_objects(path: Path, content: Mapping[str, list[Entry]], format: str, *, masks: bool) -> None:
@@ -153,7 +172,11 @@ def _check_objects(path: Path, content: Mapping[str, list[Entry]], format: str, 
         if not (len(box) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)):
             raise _wrong(path, f"{name} whose bbox is {box!r}", format)
         if masks and not _is_segmentation(annotation.get("segmentation")):
-            raise _wrong(path, f"{name} without segmentation, which is {SEGMENTATION}; boxes alone do for head.kind faster_rcnn", format)
+            raise _wrong(
+                path,
+                f"{name} without segmentation, which is {SEGMENTATION}; boxes alone do for head.kind faster_rcnn",
+                format,
+            )
 
 
 def _is_segmentation(value: Any) -> bool:

@@ -16,8 +16,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from ...errors import LGDError
-from ..backbone import Backbone, Pyramid
-from .pictures import Batch
+from ..backbone import Pyramid, PyramidBackbone
+from .dataset import Batch
 from .recipe import DetectRecipe
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
@@ -33,7 +33,9 @@ class Neck(nn.Module):
         self.out_channels = channels  # a name that torchvision asks for
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = self.fpn(OrderedDict((str(place), part) for place, part in enumerate(self.pyramid(images))))
+        maps: dict[str, Tensor] = self.fpn(
+            OrderedDict((str(place), part) for place, part in enumerate(self.pyramid(images)))
+        )
         return maps
 
 
@@ -54,11 +56,13 @@ class Detector(nn.Module):
     def forward(self, batch: Batch) -> Any:
         """In training losses by name; else, for each picture, boxes [N, 4] in its pixels, labels and scores [N], masks [N, 1, H, W]."""
         if self.training:
-            return self.network(batch.images, [{**target, "labels": target["labels"] + self._first} for target in batch.targets])
+            return self.network(
+                batch.images, [{**target, "labels": target["labels"] + self._first} for target in batch.targets]
+            )
         return [{**found, "labels": found["labels"] - self._first} for found in self.network(batch.images)]
 
 
-def create(recipe: DetectRecipe, *, backbone: Backbone, classes: Sequence[str]) -> Detector:
+def create(recipe: DetectRecipe, *, backbone: PyramidBackbone, classes: Sequence[str]) -> Detector:
     """The whole detector on a backbone. Raises: LGDError for levels that it lacks, or that no feature pyramid can be made of."""
     pyramid = Pyramid(backbone, levels=recipe.backbone.levels, frozen_norms=recipe.backbone.norms == "frozen")
     strides = pyramid.strides
@@ -104,7 +108,9 @@ def _rcnn(recipe: DetectRecipe, pyramid: Pyramid, classes: int, shared: dict[str
 def _retinanet(recipe: DetectRecipe, pyramid: Pyramid, classes: int, shared: dict[str, Any]) -> Detector:
     head, strides = recipe.head, pyramid.strides
     octave = [2 ** (step / 3) for step in range(3)]
-    anchors = tuple(tuple(round(4 * stride * scale) for scale in octave) for stride in (*strides, 2 * strides[-1], 4 * strides[-1]))
+    anchors = tuple(
+        tuple(round(4 * stride * scale) for scale in octave) for stride in (*strides, 2 * strides[-1], 4 * strides[-1])
+    )
     neck = Neck(pyramid, channels=head.channels, coarser=LastLevelP6P7(pyramid.channels[-1], head.channels))
     network = RetinaNet(
         neck,

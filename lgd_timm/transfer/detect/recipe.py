@@ -36,7 +36,9 @@ class DetectData:
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"data.flip = {self.flip} is outside [0, 1].")
         if self.oversample is not None and not 0 < self.oversample <= 1:
-            raise RecipeError(f"data.oversample = {self.oversample} is outside (0, 1]. Leave it out to see all pictures equally often.")
+            raise RecipeError(
+                f"data.oversample = {self.oversample} is outside (0, 1]. Leave it out to see all pictures equally often."
+            )
         if (self.val is None) != (self.val_images is None):
             raise RecipeError("data.val and data.val_images belong together. Give both or none.")
 
@@ -68,7 +70,9 @@ class DetectRecipe(TransferRecipe):
 
     def __post_init__(self) -> None:
         if self.data.format == "lvis" and self.head.detections > LVIS_DETECTIONS:
-            raise RecipeError(f"head.detections = {self.head.detections}, of which LVIS counts {LVIS_DETECTIONS} a picture. Lower it.")
+            raise RecipeError(
+                f"head.detections = {self.head.detections}, of which LVIS counts {LVIS_DETECTIONS} a picture. Lower it."
+            )
 
     @property
     def masks(self) -> bool:

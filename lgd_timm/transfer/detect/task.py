@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from ...errors import LGDError
-from ...files import sha256_of
-from ...shards.ranks import Ranks
+from ...utils.distributed import Ranks
+from ...utils.files import sha256_of
 from ..backbone import find_backbone
 from ..job import Job
 from .annotations import Annotations, read_annotations
+from .dataset import Batch, Pictures
+from .metrics import evaluate
 from .model import create
-from .pictures import Batch, Pictures
 from .recipe import DetectRecipe
-from .scores import evaluate
 
 MACHINE = ("train_images", "val", "val_images", "size")  # fields of the data that do not change what is learned
 
@@ -34,7 +34,11 @@ def prepare(recipe: DetectRecipe, *, out: Path, device: torch.device, ranks: Ran
         torch.manual_seed(recipe.run.seed)
         model = create(recipe, backbone=backbone, classes=train.classes).to(device)
     facts = {key: value for key, value in recipe.to_dict()["data"].items() if key not in MACHINE}
-    scores = partial(evaluate, model, val, masks=recipe.masks, device=device, ranks=ranks, workers=recipe.run.workers) if val else None
+    scores = (
+        partial(evaluate, model, val, masks=recipe.masks, device=device, ranks=ranks, workers=recipe.run.workers)
+        if val
+        else None
+    )
     return Job(
         recipe=recipe,
         model=model,

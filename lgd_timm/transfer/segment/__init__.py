@@ -9,10 +9,10 @@ task.py       all of this as one job
 drawing.py    a picture with what was seen in it
 """
 
-from .drawing import draw
 from .model import create
 from .recipe import SegmentRecipe
 from .task import prepare
+from .visualize import draw
 
 RECIPE = SegmentRecipe
 

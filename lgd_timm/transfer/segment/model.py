@@ -14,14 +14,22 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
 from ...errors import LGDError, require
-from ...safe_weights import BUILD_ERRORS
-from ..backbone import Backbone, freeze_norms
-from .layouts import IGNORED
-from .pictures import Batch
+from ...hub.safe_weights import BUILD_ERRORS
+from ..backbone import PyramidBackbone, freeze_norms
+from .dataset import Batch
+from .folders import IGNORED
 from .recipe import DeepLabV3Plus, Head, SegmentRecipe, UNet
 
-STRIDES = [4, 8, 16, 32]  # of the features that these decoders are made for; a U-Net also takes finer ones where there are some
-ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # by output stride, as arXiv 1706.05587 has them; the library's default is the latter
+STRIDES = [
+    4,
+    8,
+    16,
+    32,
+]  # of the features that these decoders are made for; a U-Net also takes finer ones where there are some
+ATROUS_RATES = {
+    16: (6, 12, 18),
+    8: (12, 24, 36),
+}  # by output stride, as arXiv 1706.05587 has them; the library's default is the latter
 AT_ONCE = 16  # classes that are resized together: all 150 of a large picture would not fit
 
 
@@ -31,7 +39,7 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Any, *, backbone: Backbone, frozen_norms: bool) -> None:
+    def __init__(self, net: Any, *, backbone: PyramidBackbone, frozen_norms: bool) -> None:
         super().__init__()
         self.net, self.frozen_norms = net, frozen_norms
         for name in ("mean", "std"):
@@ -67,11 +75,13 @@ class Segmenter(nn.Module):
         """A whole picture, uint8 [3, H, W] -> class indices [H, W], int64. It is looked at with `short_side` pixels, or as it is."""
         size = image.shape[-2:]
         if short_side is not None:
-            image = transforms.resize(image, [max(1, round(side * short_side / min(size))) for side in size], antialias=True)
+            image = transforms.resize(
+                image, [max(1, round(side * short_side / min(size))) for side in size], antialias=True
+            )
         return _classes(self.logits(image[None]), size=size)[0]
 
 
-def create(recipe: SegmentRecipe, *, backbone: Backbone, classes: Sequence[str]) -> Segmenter:
+def create(recipe: SegmentRecipe, *, backbone: PyramidBackbone, classes: Sequence[str]) -> Segmenter:
     """The head of the recipe on the backbone, whose weights it has. Raises: LGDError for a backbone that does not take it."""
     _check_levels(recipe.backbone.levels, backbone)
     smp = require("segmentation_models_pytorch", extra="segment")
@@ -80,7 +90,9 @@ def create(recipe: SegmentRecipe, *, backbone: Backbone, classes: Sequence[str])
         net = getattr(smp, kind)(f"tu-{backbone.architecture}", encoder_weights=None, classes=len(classes), **options)
     except BUILD_ERRORS as error:
         reason = str(error) or type(error).__name__
-        raise LGDError(f"head.kind {recipe.head.kind} can't be put on {backbone.architecture} ({reason}). Take another head.") from error
+        raise LGDError(
+            f"head.kind {recipe.head.kind} can't be put on {backbone.architecture} ({reason}). Take another head."
+        ) from error
     _fill(net.encoder.model, backbone)
     return Segmenter(net, backbone=backbone, frozen_norms=recipe.backbone.norms == "frozen")
 
@@ -90,29 +102,43 @@ def _smp_model(head: Head) -> tuple[str, dict[str, Any]]:
         return "Unet", {}
     if isinstance(head, DeepLabV3Plus):
         rates, stride = ATROUS_RATES[head.output_stride], head.output_stride
-        return "DeepLabV3Plus", {"encoder_output_stride": stride, "decoder_atrous_rates": rates, "decoder_aspp_dropout": head.dropout}
+        return "DeepLabV3Plus", {
+            "encoder_output_stride": stride,
+            "decoder_atrous_rates": rates,
+            "decoder_aspp_dropout": head.dropout,
+        }
     return "FPN", {"decoder_dropout": head.dropout}
 
 
-def _check_levels(levels: Sequence[int], backbone: Backbone) -> None:
+def _check_levels(levels: Sequence[int], backbone: PyramidBackbone) -> None:
     """These decoders choose their features themselves, so that other levels can't be had."""
     strides = [level["reduction"] for level in getattr(backbone.model, "feature_info", None) or ()]
     if not set(STRIDES) <= set(strides):
-        raise LGDError(f"{backbone.architecture} has features of strides {strides}; segmenting needs {STRIDES}. Take another model.")
+        raise LGDError(
+            f"{backbone.architecture} has features of strides {strides}; segmenting needs {STRIDES}. Take another model."
+        )
     if list(levels) != (needed := [strides.index(stride) for stride in STRIDES]):
-        raise LGDError(f"backbone.levels = {list(levels)}, but a segmenter takes strides {STRIDES}: of this model, {needed}. Set these.")
+        raise LGDError(
+            f"backbone.levels = {list(levels)}, but a segmenter takes strides {STRIDES}: of this model, {needed}. Set these."
+        )
 
 
-def _fill(encoder: nn.Module, backbone: Backbone) -> None:
+def _fill(encoder: nn.Module, backbone: PyramidBackbone) -> None:
     """The backbone's weights for timm's `features_only` model, which lacks what comes after the last features, and may call the parts
     of a sequence `stages_0` where the whole has `stages.0`."""
     parts = {key.partition(".")[0] for key in encoder.state_dict()}
-    given = ((name, tensor) for key, tensor in backbone.model.state_dict().items() for name in (key, key.replace(".", "_", 1)))
+    given = (
+        (name, tensor)
+        for key, tensor in backbone.model.state_dict().items()
+        for name in (key, key.replace(".", "_", 1))
+    )
     try:
         encoder.load_state_dict({name: tensor for name, tensor in given if name.partition(".")[0] in parts})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise LGDError(f"The weights of {backbone.architecture} do not fit its features ({reason}). Take another model.") from error
+        raise LGDError(
+            f"The weights of {backbone.architecture} do not fit its features ({reason}). Take another model."
+        ) from error
 
 
 def _classes(logits: Tensor, *, size: Sequence[int]) -> Tensor:
@@ -121,7 +147,9 @@ def _classes(logits: Tensor, *, size: Sequence[int]) -> Tensor:
         return logits.argmax(1)
     best = found = None
     for first in range(0, logits.shape[1], AT_ONCE):
-        resized = F.interpolate(logits[:, first : first + AT_ONCE], size=list(size), mode="bilinear", align_corners=False)
+        resized = F.interpolate(
+            logits[:, first : first + AT_ONCE], size=list(size), mode="bilinear", align_corners=False
+        )
         values, indices = resized.max(1)
         if best is None or found is None:
             best, found = values, indices

@@ -18,7 +18,9 @@ class SegmentData:
     train_split: str = "train"  # a folder's name; of the plain layout also "all": the pictures that lie in no split
     val_split: str | None = "val"  # None: nothing is evaluated
     batch_size: int = 16  # of all ranks together
-    short_side: int | None = None  # pixels to which pictures are resized, before training's own scale; None: they stay as they are
+    short_side: int | None = (
+        None  # pixels to which pictures are resized, before training's own scale; None: they stay as they are
+    )
     crop: tuple[int, int] = (512, 512)  # height and width, pixels
     scale: tuple[float, float] = (0.5, 2.0)  # least and greatest
     flip: bool = True
@@ -26,9 +28,13 @@ class SegmentData:
 
     def __post_init__(self) -> None:
         if min(self.crop) < 32 or any(side % 32 for side in self.crop):
-            raise RecipeError(f"data.crop = {list(self.crop)}: each must be a multiple of 32, the stride of the coarsest features.")
+            raise RecipeError(
+                f"data.crop = {list(self.crop)}: each must be a multiple of 32, the stride of the coarsest features."
+            )
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise RecipeError(f"data.scale = {list(self.scale)}: the least must be positive and not above the greatest.")
+            raise RecipeError(
+                f"data.scale = {list(self.scale)}: the least must be positive and not above the greatest."
+            )
         if self.short_side is not None and self.short_side < 1:
             raise RecipeError(f"data.short_side = {self.short_side} is below 1. Give pixels, or null.")
 

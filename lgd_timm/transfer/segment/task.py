@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 from ...errors import RecipeError, require
-from ...files import fingerprint, write_json
-from ...shards.ranks import Ranks
-from ...typed import plain
+from ...utils.distributed import Ranks
+from ...utils.files import fingerprint, write_json
+from ...utils.schema import to_plain
 from ..backbone import find_backbone
 from ..job import Job
-from .layouts import Split, open_split
+from .dataset import DrawnPictures, collate
+from .folders import Split, open_split
+from .metrics import evaluate
 from .model import create
-from .pictures import DrawnPictures, collate
 from .recipe import DeepLabV3Plus, SegmentRecipe
-from .scores import evaluate
 
 IOU = "iou.json"
 ELSEWHERE = ("root", "val_split")  # fields of `data` that decide nothing of what is learned, given the same pictures
@@ -31,7 +31,9 @@ def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ra
     """
     data = recipe.data
     if isinstance(recipe.head, DeepLabV3Plus) and data.batch_size < 2 * ranks.world_size:
-        raise RecipeError(f"data.batch_size = {data.batch_size} gives a rank one picture, and deeplabv3plus normalises over two or more.")
+        raise RecipeError(
+            f"data.batch_size = {data.batch_size} gives a rank one picture, and deeplabv3plus normalises over two or more."
+        )
     train = open_split(data, data.train_split)
     val = train if data.val_split == data.train_split else open_split(data, data.val_split) if data.val_split else None
     if val is not None:
@@ -42,7 +44,9 @@ def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ra
         model = create(recipe, backbone=source, classes=train.classes).to(device)
 
     def scores(split: Split) -> Mapping[str, float]:
-        found = evaluate(model, split, short_side=data.short_side, workers=recipe.run.workers, device=device, ranks=ranks)
+        found = evaluate(
+            model, split, short_side=data.short_side, workers=recipe.run.workers, device=device, ranks=ranks
+        )
         if ranks.first:
             write_json(out / IOU, found.iou)
         return found.mean
@@ -65,5 +69,9 @@ def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ra
 
 
 def _facts(recipe: SegmentRecipe, train: Split) -> dict[str, object]:
-    data = {key: value for key, value in plain(recipe.data).items() if key not in ELSEWHERE}
-    return {"data": data, "classes": list(train.classes), "pictures": fingerprint([pair.picture.name for pair in train.pairs])}
+    data = {key: value for key, value in to_plain(recipe.data).items() if key not in ELSEWHERE}
+    return {
+        "data": data,
+        "classes": list(train.classes),
+        "pictures": fingerprint([pair.picture.name for pair in train.pairs]),
+    }

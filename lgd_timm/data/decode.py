@@ -1,0 +1,155 @@
+"""Image files to pixels: only as much of a picture as a view needs, by the fastest decoder that is faithful.
+
+JPEG goes through simplejpeg, whose pixels equal Pillow's (hub.md, section 4; tests). All else, and what it refuses (CMYK,
+truncated or damaged files), goes through Pillow, which then has the last word.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import ShardError
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+ORIENTATION = 0x0112  # EXIF
+# EXIF orientation -> (swap the axes first, then mirror top and bottom, then mirror left and right)
+TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+REDUCTIONS = (8, 4, 2)  # of libjpeg's scaled decoding, those that are fast
+
+
+class EncodedImage:
+    """An image file, opened but not decoded. `height` and `width` are those of the upright picture.
+
+    Raises: ShardError for bytes that are no image, here or when pixels are asked for.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._decoded: dict[int, np.ndarray] = {}
+        header = _jpeg_size(data)
+        self._jpeg = header is not None
+        height, width = header or (self._pillow.height, self._pillow.width)
+        self._turn = TURNS[self._orientation()]
+        self.height, self.width = (width, height) if self._turn[0] else (height, width)
+
+    def crop(self, box: Box, *, least: int | None = None) -> Tensor:
+        """Pixels of a box, uint8 RGB [3, h, w], channels last in memory. Not to be written to: it may be the picture's own.
+
+        With `least` a JPEG of which the box is at least twice that high and wide is decoded at a half, a quarter or an
+        eighth of its size: the box then has at least `least` pixels either way. That skips most of the decoder's work.
+        """
+        top, left, height, width = box
+        reduce = self._reduction(min(height, width), least)
+        pixels = self._upright(reduce)
+        half = reduce // 2  # to the nearest pixel
+        rows = slice((top + half) // reduce, (top + height + half) // reduce)
+        columns = slice((left + half) // reduce, (left + width + half) // reduce)
+        return torch.from_numpy(np.ascontiguousarray(pixels[rows, columns])).permute(2, 0, 1)
+
+    def _reduction(self, side: int, least: int | None) -> int:
+        if least is None or not self._jpeg:
+            return 1
+        return next((r for r in REDUCTIONS if side >= r * least), 1)
+
+    def _upright(self, reduce: int) -> np.ndarray:
+        """The whole picture at 1/reduce, uint8 [H, W, 3]. Kept, as several views of one picture come one after the other."""
+        if reduce not in self._decoded:
+            swap, vertical, horizontal = self._turn
+            pixels = self._fast(reduce)
+            if pixels is None:
+                pixels = self._slow(reduce)
+            pixels = pixels.transpose(1, 0, 2) if swap else pixels
+            self._decoded[reduce] = np.ascontiguousarray(pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+        return self._decoded[reduce]
+
+    def _fast(self, reduce: int) -> np.ndarray | None:
+        """By simplejpeg, or None where it refuses."""
+        if not self._jpeg:
+            return None
+        height, width = (self.width, self.height) if self._turn[0] else (self.height, self.width)
+        least: dict[str, int] = (
+            {} if reduce == 1 else {"min_height": -(-height // reduce), "min_width": -(-width // reduce)}
+        )
+        try:
+            return simplejpeg.decode_jpeg(self._data, **least)
+        except ValueError:  # CMYK, truncated, damaged: Pillow decides
+            return None
+
+    def _slow(self, reduce: int) -> np.ndarray:
+        image = self._open()
+        try:
+            if reduce > 1:
+                image.draft("RGB", (image.width // reduce, image.height // reduce))
+            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to white
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # `convert` would copy all the same
+        except Exception as error:  # struct.error, TypeError, SyntaxError, ...: Pillow raises anything for bad bytes
+            raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
+
+    @cached_property
+    def _pillow(self) -> Any:
+        """Pillow's image, of which only the header is read: decoding at a reduced size would change it."""
+        return self._open()
+
+    def _open(self) -> Any:
+        try:
+            return Image.open(io.BytesIO(self._data))
+        except UnidentifiedImageError as error:
+            raise ShardError(f"{len(self._data)} bytes that are no image") from error
+        except Exception as error:
+            raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
+
+    def _orientation(self) -> int:
+        if self._jpeg and not _has_metadata(self._data):
+            return 1
+        try:
+            value = self._pillow.getexif().get(ORIENTATION, 1)
+        except Exception as error:
+            raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
+        return value if value in TURNS else 1
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether a JPEG has an APP1 segment, where EXIF and XMP are, of which either may hold an orientation."""
+    start = 2
+    while (
+        data[start : start + 1] == b"\xff" and (marker := data[start + 1 : start + 2]) != b"\xda"
+    ):  # the scan, with all the rest
+        if marker == b"\xe1":
+            return True
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return False
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that simplejpeg may decode, else None."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if height * width > 2 * (Image.MAX_IMAGE_PIXELS or height * width):  # Pillow's own bound, at which it raises
+        return None
+    return height, width
+
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -1,0 +1,104 @@
+"""What a folder of shards holds: timm's `_info.json` with sha256 sums, and where each sample lies in its tar.
+
+Samples are read by position, not streamed. An epoch's order is then a pure function of (seed, epoch), the same for any
+number of workers and ranks; evaluation sees each sample exactly once; a run can go on at any step; and no shuffle
+buffer holds samples in memory. webdataset's own pipeline offers none of these (mechanics.md, part C).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..errors import ShardError
+from ..utils.files import fingerprint
+from .paths import Place, resolve_path
+from .shard_cache import check_sums, local_file, read_small
+
+INFO = "_info.json"
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One split: its tars, their sample counts and sums."""
+
+    root: Place
+    split: str
+    filenames: tuple[str, ...]
+    lengths: tuple[int, ...]
+    sha256: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of the content: file names, counts and sums."""
+        return fingerprint(self.filenames, self.lengths, self.sha256)
+
+    def path(self, shard: int) -> Path:
+        """Where a shard is on this disk. From an address it is fetched, when it is first asked for. Raises: as `remote.local_file`."""
+        return local_file(self.root / self.filenames[shard], sha256=self.sha256[shard] if self.sha256 else None)
+
+
+def read_info(root: Place) -> dict:
+    """The folder's `_info.json`, or a ShardError that says what is missing."""
+    path = root / INFO
+    if isinstance(path, Path) and not path.is_file():
+        raise ShardError(
+            f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards IMAGES {root}"
+        )
+    content = read_small(path)
+    try:
+        info = json.loads(content.decode())
+        assert isinstance(info["splits"], dict)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ShardError(f"{path} can't be read as timm's shard index ({error!r}). Write the shards again.") from error
+    return info
+
+
+def open_shards(root: str | Place, *, split: str) -> ShardSet:
+    """Open one split of a shard folder or address. Checks that every tar is there, on this disk; does not read them.
+
+    Raises: ShardError when the folder, the split or a shard is missing, and for an address whose index has no sha256 sums.
+    """
+    root = resolve_path(root)
+    shards = read_split(root, read_info(root), split=split)
+    missing = [name for name in shards.filenames if not (root / name).is_file()] if isinstance(root, Path) else []
+    if missing:
+        raise ShardError(
+            f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. Copy them here."
+        )
+    return shards
+
+
+def read_split(root: Place, info: dict, *, split: str) -> ShardSet:
+    """What an index says of a split, whether or not it is so. Raises: ShardError for an index that can't be used."""
+    if split not in info["splits"]:
+        raise ShardError(f"{root} has no split {split!r}; it has {', '.join(sorted(info['splits'])) or 'none'}.")
+    entry = info["splits"][split]
+    try:
+        shards = ShardSet(
+            root=root,
+            split=split,
+            filenames=tuple(entry["filenames"]),
+            lengths=tuple(entry["shard_lengths"]),
+            sha256=tuple(entry.get("sha256", ())),
+            class_names=tuple(info.get("class_names", ())),
+        )
+        assert len(shards.lengths) == len(shards.filenames) > 0
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise ShardError(
+            f"{root / INFO}: split {split!r} lacks file names or lengths ({error!r}). Write it again."
+        ) from error
+    if astray := [name for name in shards.filenames if name != os.path.basename(name) or name in ("", ".", "..")]:
+        raise ShardError(
+            f"{root / INFO}: split {split!r} names {astray[0]!r}, which is not in this folder. Write the shards again."
+        )
+    check_sums(root / INFO, shards.sha256, count=len(shards.filenames))
+    return shards

@@ -1,0 +1,87 @@
+"""Say which samples and views each batch of each rank holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from ..errors import ShardError
+
+Item = tuple[int, int]  # (position in the split, view index)
+
+
+@dataclass(frozen=True)
+class EpochSampler(Sampler[list[Item]]):
+    """The batches of one rank, an endless walk through shuffled epochs cut to steps [start, stop).
+
+    Step s belongs to epoch s // steps_per_epoch and shows view (epoch mod views). Shards are permuted by epoch, then
+    samples within windows of `window` shards, which keeps reads near each other; the order is cut into global batches and
+    each batch into one part a rank. A last, partial global batch is left to other epochs' luck.
+    """
+
+    lengths: tuple[int, ...]
+    batch_size: int  # of one rank
+    views: int = 1
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
+    stop: int = 0
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch < 1:
+            raise ShardError(
+                f"{sum(self.lengths)} samples are too few for one global batch of {self.batch_size} x {self.world_size} ranks. "
+                "Lower data.batch_size."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return sum(self.lengths) // (self.batch_size * self.world_size)
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of all samples in this epoch's order, int64 [N], equal on every rank."""
+        draw = np.random.Generator(np.random.Philox(key=(self.seed << 64) + epoch))
+        starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        shards = draw.permutation(len(self.lengths))
+        windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
+        return np.concatenate(
+            [
+                draw.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in window]))
+                for window in windows
+            ]
+        )
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        size = self.batch_size * self.world_size
+        order, current = np.empty(0, np.int64), -1
+        for step in range(self.start, self.stop):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != current:
+                order, current = self.order(epoch), epoch
+            first = place * size + self.rank * self.batch_size
+            yield [(int(i), epoch % self.views) for i in order[first : first + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class SequentialSampler(Sampler[list[Item]]):
+    """Every sample of one rank exactly once, in stored order, each with all its views: for evaluation and teaching."""
+
+    positions: Sequence[int]
+    batch_size: int
+    views: int = 1
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.positions) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for i in range(0, len(self.positions), self.batch_size):
+            yield [(p, view) for p in self.positions[i : i + self.batch_size] for view in range(self.views)]

@@ -1,0 +1,105 @@
+"""Read members of a tar at random, by an index of their offsets."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tarfile
+from collections.abc import Generator, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+
+class IndexedTar:
+    """Random access to the samples of one tar: the headers are walked once, then each field is one read.
+
+    A key is the part of the name before the first dot, as in webdataset; a file without key or field is no sample's.
+    A tar that ends early keeps the samples that are whole; `damage` then says what was wrong.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage: str | None = None
+        self.samples: dict[str, dict[str, tuple[int, int]]] = {}
+        if not path.stat().st_size:  # which can't be mapped
+            self.damage = "the file is empty"
+        else:
+            self._walk()
+        self.keys = tuple(self.samples)
+
+    def _walk(self) -> None:
+        try:
+            for name, offset, size, whole in _members(self.path):
+                folder, slash, base = name.rpartition("/")
+                stem, dot, field = base.partition(".")
+                key = folder + slash + stem
+                if not (key and dot):
+                    continue
+                if not whole:
+                    self.samples.pop(key, None)  # the fields before this one are no whole sample
+                    raise tarfile.ReadError(f"{name} ends after the file's end")
+                self.samples.setdefault(key, {})[field.lower()] = (offset, size)
+        except (tarfile.TarError, OSError) as error:
+            self.damage = str(error)
+
+    def read(self, key: str, field: str) -> bytes:
+        """The whole field. Raises: KeyError, OSError."""
+        offset, size = self.samples[key][field]
+        return self.read_at(offset, size)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        file = _handle(self, os.getpid())
+        file.seek(offset)
+        return file.read(size)
+
+
+OPEN_FILES = (
+    64  # a process may know more tars than it may have files; opening one each time costs where the disk is far away
+)
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _handle(tar: IndexedTar, process: int) -> BinaryIO:
+    """The open tar, one a process: forked ones would share its position."""
+    return tar.path.open("rb", buffering=0)
+
+
+def _members(path: Path) -> Iterator[tuple[str, int, int, bool]]:
+    """(name, offset, size, whole) of each file in a tar. Raises: tarfile.ReadError where the tar is damaged, after what is before."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = yield from _plain_members(data)
+        file.seek(start)  # what is not a plain file (long names, links, damage) is for tarfile to read
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    yield member.name, member.offset_data, member.size, member.offset_data + member.size <= len(data)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any bad header for the end
+                raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset}")
+
+
+def _plain_members(data: mmap.mmap) -> Generator[tuple[str, int, int, bool], None, int]:
+    """The leading members that need no more than their own header, four times faster than tarfile. Returns where they end."""
+    offset, end = 0, len(data)
+    while True:
+        header = data[offset : offset + tarfile.BLOCKSIZE]
+        plain = header[156:157] == tarfile.REGTYPE and header[257:262] == b"ustar" and header[345:346] == b"\0"
+        digits = header[124:135].rstrip(b" \0")
+        if not plain or not digits.isdigit() or _checksum(header) != header[148:154]:
+            return offset
+        size, content = int(digits, 8), offset + tarfile.BLOCKSIZE
+        if content + size > end:
+            return offset
+        yield (
+            header[: header.index(0, 0, 101) if 0 in header[:100] else 100].decode("utf-8", "surrogateescape"),
+            content,
+            size,
+            True,
+        )
+        offset = content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _checksum(header: bytes) -> bytes:
+    """Six octal digits: the sum of the header's bytes with spaces for the sum itself."""
+    return b"%06o" % (sum(header) - sum(header[148:156]) + 8 * 32)

@@ -1,0 +1,273 @@
+"""Category names and prompt templates: what a text encoder turns into the textual semantics bank.
+
+    kind of source                 names
+    a list                         as written (a recipe's own list)
+    PATH or file:PATH              a UTF-8 text file, one name a line; blank lines and `#` lines are skipped
+    folder:PATH                    sorted class folders of an image folder, underscores read as spaces
+    coco:PATH                      `categories` of a COCO annotation file, by id
+    lvis:PATH                      the same of an LVIS file, underscores read as spaces ("bat_(animal)": "bat (animal)")
+    open_clip:imagenet             open_clip's ImageNet names; refused, as two pairs are equal
+    open_clip:imagenet-disambiguated   the same, one name of each pair replaced
+    timm:imagenet-1k, ...          first WordNet lemma from timm's ImageNetInfo, with more words only where two clash
+
+Importing this module imports neither torch nor timm nor open_clip.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import VocabularyError, require
+from ..utils.files import fingerprint
+
+# open_clip says "missile" at 657 and 744, "sunglasses" at 836 and 837, but WordNet's synset of 744 is "projectile,
+# missile" and that of 836 is "sunglass". Each takes its synset's first lemma, if open_clip still has the shared word.
+_OPEN_CLIP_SUBSETS: dict[str, dict[tuple[int, str], str]] = {
+    "imagenet": {},
+    "imagenet-disambiguated": {(744, "missile"): "projectile", (836, "sunglasses"): "sunglass"},
+}
+
+# What ImageNetInfo accepts; it has no public list and refuses the rest with a bare assert.
+TIMM_SUBSETS = [f"imagenet-{size}" for size in ("1k", "12k", "21k", "21k-goog", "21k-miil", "22k", "22k-ms")]
+
+# Named template sets -> list in open_clip.zero_shot_metadata.
+_OPEN_CLIP_TEMPLATES = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+
+# Further advice on names that a source is known to get wrong.
+_ADVICE = {"open_clip:imagenet": " Use the source 'open_clip:imagenet-disambiguated', which tells these apart."}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Category names, in the order of the classes, and the prompts in which a text encoder reads them.
+
+    Raises: VocabularyError for fewer than two names, one that is empty, an identifier or a duplicate, or a template
+    without exactly one `{}`.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...] = ("{}",)
+
+    def __post_init__(self) -> None:
+        _check_names(self.names)
+        wrong = [repr(template) for template in self.templates if template.count("{}") != 1]
+        if wrong or not self.templates:
+            raise VocabularyError(f"templates {_some(wrong) or '[]'}: each needs exactly one {{}} for the name.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over names (order matters) and templates, the same in every process."""
+        return fingerprint(self.names, self.templates)
+
+    def prompts(self, name: str) -> list[str]:
+        """One prompt per template. Braces in the name are just characters."""
+        return [template.replace("{}", name) for template in self.templates]
+
+
+def load_vocabulary(
+    source: str | Sequence[str], *, templates: str | Sequence[str] = "none", root: Path | None = None
+) -> Vocabulary:
+    """Read category names from `source` (kinds: see the module) and prompt templates from `templates`.
+
+    `templates` is "none" (the bare name), "openai" (CLIP's 80), "simple" (its 7), a string with `{}`, a list of them,
+    or the path of a text file with one a line. Relative paths start at `root`, by default the working directory.
+    White space between words is made single.
+
+    Raises: VocabularyError for a source that is unknown or can't be read, and for names or templates that Vocabulary
+    refuses; MissingExtra where open_clip is needed and not installed.
+    """
+    base = root or Path()
+    names = tuple(" ".join(name.split()) for name in _read_names(source, base))
+    prompts = tuple(_read_templates(templates, base))
+    try:
+        return Vocabulary(names, prompts)
+    except VocabularyError as error:
+        where, advice = (source, _ADVICE.get(source, "")) if isinstance(source, str) else ("list of names", "")
+        raise VocabularyError(f"{where}: {error}{advice}") from None
+
+
+def names_file(source: str) -> str | None:
+    """The path in a source, which is what it ends with; None where names come from a library."""
+    kind, colon, rest = source.partition(":")
+    if colon and kind in _KINDS:
+        return rest if kind in _FILE_KINDS else None
+    return source
+
+
+def templates_file(templates: str) -> str | None:
+    """The path that `templates` is, unless it is a known set or a template itself."""
+    return None if templates == "none" or templates in _OPEN_CLIP_TEMPLATES or "{}" in templates else templates
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(names) < 2:
+        reason = "a distribution over fewer than two names is constant, nothing can be learned"
+        raise VocabularyError(f"{list(names)}: {reason}. Give at least two names.")
+    empty = [f"the name at index {index}" for index, name in enumerate(names) if not name.strip()]
+    ids = [repr(name) for name in names if re.fullmatch(r"n\d{8}", name)]
+    joined = [f"{name!r} (write {_spelled(name)!r})" for name in names if "_" in name]
+    twins = [f"{names[same[0]]!r} at index {' and '.join(map(str, same))}" for same in _duplicates(names)]
+    for bad, reason, remedy in (
+        (empty, "empty", "Write or remove it."),
+        (ids, "WordNet ids mean nothing to a text encoder", "Write words: 'timm:imagenet-1k' has those of ImageNet."),
+        (joined, "an underscore is not part of a word", "Only 'folder:' and 'lvis:' sources read it as a space."),
+        (twins, "duplicates, of which only the first could be the nearest", "Tell them apart or remove the others."),
+    ):
+        if bad:
+            raise VocabularyError(f"{_some(bad)}: {reason}. {remedy}")
+
+
+def _duplicates(names: Sequence[str]) -> list[list[int]]:
+    """Indexes of the names that are equal but for case and white space, one list for each such name."""
+    where: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        where.setdefault(" ".join(name.split()).casefold(), []).append(index)
+    return [indexes for indexes in where.values() if len(indexes) > 1]
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+def _unknown(what: str, value: str, known: Collection[str]) -> VocabularyError:
+    nearest = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return VocabularyError(f"{value!r} is not a known {what}.{hint} Known: {', '.join(known)}.")
+
+
+def _read_names(source: str | Sequence[str], base: Path) -> list[str]:
+    if not isinstance(source, str):
+        return _strings(source, what="names")
+    kind, colon, rest = source.partition(":")
+    if colon and kind in _KINDS:
+        return _KINDS[kind](rest, base)
+    if colon and len(kind) > 1 and not _is_there(base / source):  # one letter is a Windows drive
+        raise _unknown("kind of vocabulary source", kind, _KINDS)
+    return _lines(source, base)
+
+
+def _strings(values: object, *, what: str) -> list[str]:
+    """`values` as a list of strings. YAML reads a bare `no` or `7` as something else, and no list as None."""
+    if not isinstance(values, Sequence):
+        raise VocabularyError(f"{values!r} is not a list of {what}. Write one, or a string that says where they are.")
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise VocabularyError(f"{what}: the entry at index {index} is {value!r}, not text. Put it in quotes.")
+    return list(values)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # -sig: editors on Windows begin a file with a BOM
+    except IsADirectoryError:
+        raise VocabularyError(f"{path} is a folder. For its class folders as names, write 'folder:{path}'.") from None
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{path} is not UTF-8 (byte {error.start}: {error.reason}). Save it as such.") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        hint = "Relative paths start at the working directory."
+        raise VocabularyError(f"{path} can't be read ({getattr(error, 'strerror', None) or error}). {hint}") from None
+
+
+def _lines(rest: str, base: Path) -> list[str]:
+    return [line for line in map(str.strip, _text(base / rest).splitlines()) if line and not line.startswith("#")]
+
+
+def _spelled(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())
+
+
+def _folder(rest: str, base: Path) -> list[str]:
+    """Class folders in plain sorted order, as torchvision's ImageFolder and our shards number them."""
+    path = base / rest
+    try:
+        found = sorted(path.iterdir(), key=lambda entry: entry.name)
+        reason = "holds no class folders"
+    except (OSError, ValueError):
+        found, reason = [], "is not a folder"
+    names = [_spelled(entry.name) for entry in found if entry.is_dir() and not entry.name.startswith(".")]
+    if not names:
+        raise VocabularyError(f"{path} {reason}. Give the folder that holds one folder per class.")
+    return names
+
+
+def _coco(rest: str, base: Path) -> list[str]:
+    path = base / rest
+    try:
+        categories = json.loads(_text(path))["categories"]
+        names = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+        need = "Give a COCO or LVIS annotation file: `categories` with `id` and `name`."
+        raise VocabularyError(f"{path} can't be used ({type(error).__name__}: {error}). {need}") from None
+    return _strings(names, what=f"names in {path}")
+
+
+def _lvis(rest: str, base: Path) -> list[str]:
+    return [_spelled(name) for name in _coco(rest, base)]
+
+
+def _open_clip(rest: str, base: Path) -> list[str]:
+    if rest not in _OPEN_CLIP_SUBSETS:
+        raise _unknown("open_clip vocabulary", rest, _OPEN_CLIP_SUBSETS)
+    names = require("open_clip.zero_shot_metadata", extra="open_clip").IMAGENET_CLASSNAMES
+    return [_OPEN_CLIP_SUBSETS[rest].get((index, name), name) for index, name in enumerate(names)]
+
+
+def _timm(rest: str, base: Path) -> list[str]:
+    """First lemma of each synset; names that clash take further words from timm, as few as tell them apart."""
+    if rest not in TIMM_SUBSETS:
+        raise _unknown("timm vocabulary", rest, TIMM_SUBSETS)
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(rest)
+    return _told_apart([*map(_spellings, info.label_descriptions(), info.label_descriptions(detailed=True))])
+
+
+def _spellings(brief: str, detailed: str) -> list[str]:
+    """From short to long, of "maillot, tank suit" and "maillot, tank suit: a woman's ...; ...":
+    first lemma; with the second; with the definition up to its first semicolon; with the whole definition."""
+    first, *more = brief.split(", ")
+    definition = detailed.removeprefix(f"{brief}: ")
+    return [first, ", ".join([first, *more[:1]]), f"{first}, {definition.split(';')[0]}", f"{first}, {definition}"]
+
+
+def _told_apart(spellings: Sequence[Sequence[str]]) -> list[str]:
+    """The shortest spelling of each name; those that clash move on to the next, together."""
+    names = [row[0] for row in spellings]
+    for length in range(1, max(map(len, spellings))):
+        for index in [index for indexes in _duplicates(names) for index in indexes]:
+            names[index] = spellings[index][length]
+    return names
+
+
+_FILE_KINDS = {"file": _lines, "folder": _folder, "coco": _coco, "lvis": _lvis}
+_KINDS = {**_FILE_KINDS, "open_clip": _open_clip, "timm": _timm}
+
+
+def _read_templates(templates: str | Sequence[str], base: Path) -> list[str]:
+    if not isinstance(templates, str):
+        return _strings(templates, what="templates")
+    if templates == "none":
+        return ["{}"]
+    if templates in _OPEN_CLIP_TEMPLATES:
+        module = require("open_clip.zero_shot_metadata", extra="open_clip")
+        return [template("{}") for template in getattr(module, _OPEN_CLIP_TEMPLATES[templates])]
+    if "{}" in templates:
+        return [templates]
+    if not _is_there(base / templates):
+        raise _unknown("set of templates, a text with {} or a file", templates, ["none", *_OPEN_CLIP_TEMPLATES])
+    return _lines(templates, base)

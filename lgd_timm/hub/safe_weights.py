@@ -1,0 +1,77 @@
+"""Weights that a recipe names, as folders of which only safetensors and plain configuration are opened.
+
+    local-dir:PATH              a folder, which must hold the file that its library takes before any pickle
+    hf-hub:ORG/NAME[@REVISION]  a repository, of which only such files are fetched, each verified (`hub.snapshot`)
+
+timm, open_clip and sentence-transformers all fall back to pickles where they find no safetensors. Here they never get that far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..errors import RecipeError, WeightsError
+from .snapshot_download import snapshot
+
+# Endings of files that hold pickles, or (.npz, .tar) may hold them.
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar", ".tgz", ".npz", ".npy", ".joblib", ".jit")
+
+# What the libraries raise for a name, a folder or a configuration that they can't use.
+BUILD_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    SafetensorError,
+)
+
+_CONVERT = "Convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')."
+
+
+def refuse_pickle(value: str | None, *, field: str) -> None:
+    """Raises: RecipeError for the name of a file that is, or may be, a pickle."""
+    if value is not None and value.lower().rstrip("/\\ ").endswith(PICKLES):
+        raise RecipeError(
+            f"{field} = {value!r} names a pickle, and pickles can run code: they are never opened. {_CONVERT}"
+        )
+
+
+def weights_folder(name: str, *, field: str, require: Sequence[str], allow: Sequence[str] = ()) -> Path | None:
+    """The folder behind `local-dir:` or `hf-hub:`, with the files `require`; None for a name without either.
+
+    Raises: RecipeError for a malformed name; WeightsError for a folder that is not there or lacks a file, and as `hub.snapshot`.
+    """
+    schema, colon, rest = name.partition(":")
+    if not colon:
+        return None
+    if schema not in ("local-dir", "hf-hub") or not rest:
+        raise RecipeError(
+            f"{field} = {name!r} is no library's name. Write local-dir:FOLDER or hf-hub:ORG/NAME[@REVISION]."
+        )
+    if schema == "hf-hub":
+        return snapshot(rest, require=require, allow=allow)
+    folder = Path(rest)
+    if not folder.is_dir():
+        raise WeightsError(f"{field} {name!r}: no such folder. Give one that holds {', '.join(require)}.")
+    if missing := [file for file in require if not (folder / file).is_file()]:
+        pickles = ", ".join(sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(PICKLES)))
+        reason = f"; it has {pickles}, and pickles can run code: they are never opened. {_CONVERT}" if pickles else "."
+        raise WeightsError(f"{field} {name!r} lacks {', '.join(missing)}{reason}")
+    return folder
+
+
+def timm_source(name: str, *, field: str, pretrained: bool) -> str:
+    """The name that timm is to build: its own as it is, a folder or repository as a folder without surprises.
+
+    Raises: as `weights_folder`.
+    """
+    refuse_pickle(name, field=field)
+    require = ("config.json", "model.safetensors") if pretrained else ("config.json",)
+    folder = weights_folder(name, field=field, require=require)
+    return name if folder is None else f"local-dir:{folder}"

@@ -1,0 +1,182 @@
+"""What a published folder must be: which files, of which content, fit for plain timm.
+
+check_folder(folder)     the folder can be published: complete, stock, loadable, at one with itself, with a card
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+
+from ..errors import LGDError, WeightsError
+from ..hub.verify import FileFacts, StrPath, facts_of
+from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_folder(folder: StrPath) -> dict[str, FileFacts]:
+    """Check that a folder can be published: complete, stock, loadable, with a card. Returns its files' facts.
+
+    WeightsError for missing or unknown files, an `architecture` that is not timm's own, a safetensors file that does not
+    open or does not fit the architecture strictly, answers that are not finite, names, banks and projector that do not fit
+    the model, a recipe, metrics or picture that can't be read, open_clip files that open_clip can't load, or a README.md
+    whose front matter the Hub would not take. It takes seconds.
+    """
+    folder = Path(folder)
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+    if missing := [name for name in REQUIRED_FILES if name not in names]:
+        raise WeightsError(f"{folder} is no published folder: {', '.join(missing)} missing. Make it with lgd_timm.")
+    if unknown := sorted(names.difference(PUBLISHED_FILES)):
+        raise WeightsError(
+            f"{folder} holds {', '.join(unknown)}; published are only {', '.join(PUBLISHED_FILES)}. Move them away."
+        )
+    shapes = {name: _shapes(folder / name) for name in sorted(names) if name.endswith(".safetensors")}
+    features = _check_model(folder, shapes["model.safetensors"])
+    if "lgd.safetensors" in names:
+        _check_lgd(folder, features)
+    if "recipe.yaml" in names:
+        _check_recipe(folder / "recipe.yaml")
+    if "metrics.json" in names:
+        _read_json(folder / "metrics.json")
+    if "training.png" in names and not (folder / "training.png").read_bytes().startswith(b"\x89PNG\r\n"):
+        raise WeightsError(f"{folder}/training.png is no PNG. Remove it, or save the run again.")
+    if names.intersection(OPEN_CLIP_FILES):
+        _check_open_clip(folder, names)
+    _check_card(folder / "README.md")
+    return {name: facts_of(folder / name) for name in PUBLISHED_FILES if name in names}
+
+
+def _shapes(path: Path) -> Shapes:
+    """Name and shape of every tensor of a safetensors file; the tensors themselves are not read."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} does not open as safetensors ({error}). Write it again.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON ({error}). Write it again.") from error
+    if not isinstance(data, dict):
+        raise WeightsError(f"{path} holds {type(data).__name__}, not an object. Write it again.")
+    return data
+
+
+def _check_model(folder: Path, shapes: Shapes) -> int:
+    """The weights must load strictly into the stock architecture that config.json names, as plain timm builds it, and answer.
+
+    Returns the number of features before the classifier.
+    """
+    path = folder / "config.json"
+    try:
+        architecture = str(_read_json(path)["architecture"])
+    except (WeightsError, KeyError) as error:
+        raise WeightsError(f"{path} is no timm config ({type(error).__name__}: {error}). Write it again.") from error
+    if architecture.startswith("lgd_") or not timm.is_model(architecture):
+        raise WeightsError(
+            f"{path} names the architecture {architecture!r}, which plain timm does not have. "
+            "Name the stock one, such as 'resnet18', so that the weights load where lgd_timm is not installed."
+        )
+    stock = timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()
+    wanted = {key: tuple(tensor.shape) for key, tensor in stock.items()}
+    keys = sorted(key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key))
+    if keys:
+        examples = [f"{k} is {shapes.get(k, 'missing')} and should be {wanted.get(k, 'absent')}" for k in keys[:3]]
+        raise WeightsError(
+            f"{folder}: model.safetensors does not fit {architecture} strictly, {len(keys)} tensors differ: "
+            f"{'; '.join(examples)}. Save state_dict and config.json of one model."
+        )
+    return _answer(folder)
+
+
+@torch.no_grad()
+def _answer(folder: Path) -> int:
+    """Ask the model about a black picture of its own size; returns how many features it has."""
+    try:
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        picture = torch.zeros(1, *model.pretrained_cfg["input_size"])
+        outputs, classes = model(picture), model.num_classes
+        model.reset_classifier(0)
+        features = model(picture)
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(
+            f"{folder}: the model does not answer ({type(error).__name__}: {reason}). Check config.json."
+        ) from error
+    finite, wanted = bool(outputs.isfinite().all()), (1, classes or features.shape[1])
+    if tuple(outputs.shape) != wanted or not finite:
+        raise WeightsError(
+            f"{folder}: asked about a black picture, the model answers {tuple(outputs.shape)} numbers, "
+            f"{'all' if finite else 'not all'} finite; expected {wanted}, all finite. Check weights and config.json."
+        )
+    return features.shape[1]
+
+
+def _check_lgd(folder: Path, features: int) -> None:
+    """Names, text bank, classifier and projector must be of one model."""
+    from .lgd_safetensors import read_lgd  # which needs a student, and so more than this module should bring along
+
+    lgd, config = read_lgd(folder / "lgd.safetensors"), _read_json(folder / "config.json")
+    names, bank = list(lgd.banks.names), lgd.banks.text
+    found: dict[str, Any] = {"text bank of rows": len(bank), "projector": (lgd.features, lgd.embed_dim)}
+    wanted: dict[str, Any] = {"text bank of rows": len(names), "projector": (features, bank.shape[1])}
+    if lgd.projector_kind == "linear":
+        found |= {"label_names": config.get("label_names"), "num_classes": config.get("num_classes")}
+        wanted |= {"label_names": names, "num_classes": len(names)}
+    wrong = [f"{what} {found[what]}, expected {wanted[what]}" for what in wanted if found[what] != wanted[what]]
+    if wrong:
+        raise WeightsError(
+            f"{folder}: lgd.safetensors does not fit config.json and model.safetensors: {'; '.join(wrong)}. Save all of one run."
+        )
+
+
+def _check_recipe(path: Path) -> None:
+    from ..config.reader import read_recipe
+
+    try:
+        read_recipe(path)
+    except LGDError as error:
+        raise WeightsError(f"{path} is no recipe that this version reads: {error}") from error
+
+
+def _check_open_clip(folder: Path, names: set[str]) -> None:
+    """Both files, and what open_clip makes of them where it is installed."""
+    if missing := [name for name in OPEN_CLIP_FILES if name not in names]:
+        raise WeightsError(
+            f"{folder} has one of open_clip's two files and lacks {missing[0]}. Save it again, or remove the other."
+        )
+    if importlib.util.find_spec("open_clip") is not None:
+        from .open_clip import load_open_clip
+
+        load_open_clip(folder)
+    elif "model_cfg" not in _read_json(folder / OPEN_CLIP_FILES[0]):
+        raise WeightsError(f"{folder}/{OPEN_CLIP_FILES[0]} lacks model_cfg. Save it again.")
+
+
+def _check_card(path: Path) -> None:
+    """The model card must begin with front matter that YAML and the Hub's client read: the Hub's page is made from it."""
+    text = path.read_text(encoding="utf-8")
+    before, *parts = text.split("---\n", maxsplit=2)
+    try:
+        front = yaml.safe_load(parts[0]) if len(parts) == 2 and not before else None
+    except yaml.YAMLError as error:
+        raise WeightsError(f"{path}: its front matter is not YAML ({error}). Correct it.") from error
+    if not isinstance(front, dict):
+        raise WeightsError(f"{path} has no front matter. Begin it with a line ---, `key: value` lines, a line ---.")
+    try:
+        ModelCard(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path}: the Hub's client refuses its front matter ({error}). Correct it.") from error

@@ -1,0 +1,193 @@
+"""The published folder: a stock timm model that any timm loads, and beside it what only we know.
+
+config.json, model.safetensors   stock architecture, stock keys; with a linear projector the zero-shot classifier
+                                 is folded in, so the model IS a classifier over the vocabulary
+lgd.safetensors                  projector, text bank, visual bank, names: for embeddings and for other names
+recipe.yaml, metrics.json        how it was made, how good it is
+training.png                     losses and accuracy while it learned, where matplotlib drew them
+open_clip_*                      the same image tower with the teacher's text tower, when asked for: open_clip loads it
+README.md                        the model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ..config.reader import read_recipe
+from ..config.recipe import Recipe
+from ..errors import WeightsError
+from ..objectives import objective_config
+from ..students.entrypoints import stock_name
+from ..students.model import Student
+from ..teachers import TeacherSpec
+from ..utils.files import atomic_folder, room_for, write_json
+from .card import card_of
+from .lgd_safetensors import Banks, projector_tensors, read_lgd, write_lgd
+from .open_clip import write_open_clip
+from .registration import check_name, manifest_row, register
+
+__all__ = [
+    "Banks",
+    "Published",
+    "check_name",
+    "load",
+    "manifest_row",
+    "register",
+    "round_weights",
+    "save",
+    "stock_model",
+]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published folder holds, ready to embed."""
+
+    student: Student
+    banks: Banks
+    recipe: Recipe
+    metrics: dict[str, Any]
+    label_names: tuple[str, ...]
+
+
+def save(
+    out: str | Path,
+    *,
+    student: Student,
+    banks: Banks,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    name: str,
+    embedding_norm: float = 1.0,
+    dtype: torch.dtype = torch.float16,
+    curve: bytes | None = None,
+    open_clip: TeacherSpec | None = None,
+    repo_id: str | None = None,
+) -> Path:
+    """Write a published folder, whole or not at all.
+
+    `name` is `<entry>.<tag>`. `embedding_norm` is the mean length of the student's embeddings: it scales the folded
+    classifier, so that its softmax is the student's own at its temperature. `curve` is the PNG of `training_curve`.
+    `open_clip`: the teacher, whose text tower then goes along in the two files that open_clip loads. `repo_id`: the
+    repository that the card speaks of, by default ours.
+    Raises: WeightsError when the folder exists, when weights do not fit `dtype`, when open_clip can't express the pair.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WeightsError(f"{out} exists and is no empty folder. Choose another one, or remove it.")
+    stock = stock_model(student, banks, recipe, embedding_norm=embedding_norm)
+    for key, tensor in {**stock.state_dict(), **projector_tensors(student)}.items():
+        if tensor.is_floating_point() and not tensor.to(dtype).isfinite().all():
+            raise WeightsError(f"{key} does not fit {dtype}: save with dtype=torch.float32.")
+    stock = stock.to(dtype=dtype, memory_format=torch.contiguous_format)
+    config: dict[str, Any] = {"architecture": stock.pretrained_cfg["architecture"]}
+    if student.projector_kind == "linear":
+        config["label_names"] = list(banks.names)
+    with room_for(out), atomic_folder(out) as temporary:
+        timm.models.save_for_hf(stock, str(temporary), model_config=config, safe_serialization=True)
+        _drop_model_args(temporary / "config.json")
+        write_lgd(temporary / "lgd.safetensors", student=student, banks=banks, dtype=dtype)
+        (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        write_json(temporary / "metrics.json", dict(metrics))
+        if curve is not None:
+            (temporary / "training.png").write_bytes(curve)
+        if open_clip is not None:
+            architecture = config["architecture"]
+            write_open_clip(
+                temporary, student=student, banks=banks, teacher=open_clip, architecture=architecture, dtype=dtype
+            )
+        (temporary / "README.md").write_text(card_of(temporary, name=name, repo_id=repo_id), encoding="utf-8")
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+    return out
+
+
+def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_norm: float) -> Any:
+    """The student as a stock timm model; a linear projector and the text bank become its classifier.
+
+    logits_k = c_k . (W f + b) / (embedding_norm * tau_S)       up to a positive scale an image, the zero-shot logits
+    """
+    linear = isinstance(student.projector, nn.Linear)
+    backbone: Any = student.backbone
+    architecture = stock_name(backbone.pretrained_cfg["architecture"])  # the recipe may say hf-hub: or local-dir:
+    preprocess = student.preprocess
+    stock: Any = timm.create_model(
+        architecture,
+        num_classes=len(banks.names) if linear else 0,
+        pretrained_cfg_overlay={
+            "tag": recipe.name,
+            "crop_pct": recipe.data.val_crop,  # as it was evaluated
+            "interpolation": preprocess.interpolation,
+            "mean": tuple(preprocess.mean.flatten().tolist()),
+            "std": tuple(preprocess.std.flatten().tolist()),
+            "input_size": (3, preprocess.size, preprocess.size),
+            "pool_size": None,
+            "origin_url": "https://arxiv.org/abs/2406.11689",
+        },
+    )
+    missing, unexpected = stock.load_state_dict(student.backbone.state_dict(), strict=False)
+    assert not unexpected, unexpected
+    classifier: Any = stock.get_classifier()
+    assert len(missing) == (2 if linear else 0), missing
+    if isinstance(student.projector, nn.Linear):
+        scale = 1 / (embedding_norm * objective_config(recipe.objective).student_temperature)
+        text = banks.text.to(student.projector.weight.device)
+        with torch.no_grad():
+            classifier.weight.copy_(scale * text @ student.projector.weight)
+            classifier.bias.copy_(scale * text @ student.projector.bias)
+    return stock
+
+
+def load(folder: str | Path) -> Published:
+    """Read a published folder back. Raises: WeightsError when it is none, or was written by a newer format."""
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors", "lgd.safetensors", "recipe.yaml"):
+        if not (folder / name).is_file():
+            raise WeightsError(
+                f"{folder} lacks {name}, so it is no folder that lgd_timm published. `lgd-timm pull` or `lgd-timm save` makes one."
+            )
+    lgd = read_lgd(folder / "lgd.safetensors")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = config["pretrained_cfg"]["input_size"][-1]
+        backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(
+            f"{folder}: timm can't load config.json and model.safetensors ({reason}). Pull or save it again."
+        ) from error
+    student = Student(backbone, embed_dim=lgd.banks.text.shape[1], projector=lgd.projector_kind, image_size=size)
+    student.projector.load_state_dict(lgd.projector)
+    metrics = folder / "metrics.json"
+    return Published(
+        student=student.eval(),
+        banks=lgd.banks,
+        recipe=read_recipe(folder / "recipe.yaml"),
+        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        label_names=tuple(config.get("label_names", ())),
+    )
+
+
+def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Student:
+    """Round weights as saving will, so that what is evaluated is what is published."""
+    with torch.no_grad():
+        for tensor in student.state_dict().values():  # not the input statistics, which are no weights
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(dtype))
+    return student
+
+
+def _drop_model_args(path: Path) -> None:
+    """Stock models need none, and transformers (5.23) fails on timm's (1.0.31): it passes num_classes beside them, so twice."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("model_args", None)
+    write_json(path, config)

@@ -1,0 +1,119 @@
+"""`lgd.safetensors`: what a published folder holds beside the stock model. Projector, text bank, visual bank, names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..students.model import Student
+
+FORMAT = "lgd_timm 1"
+
+
+@dataclass(frozen=True)
+class Banks:
+    """The names and what stands for them. Text and visual bank: float32 [C, D]; seen: bool [C]."""
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    text: Tensor
+    visual: Tensor | None
+    seen: Tensor | None
+    text_fingerprint: str  # of the text tower
+
+
+@dataclass(frozen=True)
+class LGDFile:
+    """What the file holds: the projector's kind and state, and the banks."""
+
+    projector_kind: str
+    projector: dict[str, Tensor]
+    banks: Banks
+
+    @property
+    def features(self) -> int:
+        """How many features the projector takes."""
+        return next(tensor.shape[1] for tensor in self.projector.values() if tensor.ndim == 2)
+
+    @property
+    def embed_dim(self) -> int:
+        """How many numbers it gives."""
+        return [tensor.shape[0] for tensor in self.projector.values() if tensor.ndim == 2][-1]
+
+
+def projector_tensors(student: Student) -> dict[str, Tensor]:
+    """The projector's state under the names that it has in the file."""
+    return {f"projector.{key}": tensor for key, tensor in student.projector.state_dict().items()}
+
+
+def write_lgd(path: Path, *, student: Student, banks: Banks, dtype: torch.dtype) -> None:
+    """Write the file; equal content gives equal bytes."""
+    tensors = {
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in projector_tensors(student).items()
+    }
+    tensors["text_bank"] = banks.text.float()  # the names' own bank stays exact: it is small
+    if banks.visual is not None and banks.seen is not None:
+        tensors["visual_bank"], tensors["seen"] = banks.visual.to(dtype), banks.seen
+    metadata = {
+        "format": "pt",
+        "lgd_format": FORMAT,
+        "projector": student.projector_kind,
+        "names": json.dumps(banks.names, ensure_ascii=False),
+        "templates": json.dumps(banks.templates, ensure_ascii=False),
+        "text_fingerprint": banks.text_fingerprint,
+    }
+    path.write_bytes(
+        safetensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, metadata)
+    )
+
+
+def read_lgd(path: Path) -> LGDFile:
+    """Read the file. Raises: WeightsError when it is damaged, or was written by a newer format."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise WeightsError(f"{path} can't be read ({error}). Pull or save it again.") from error
+    if facts.get("lgd_format") != FORMAT:
+        raise WeightsError(
+            f"{path} has format {facts.get('lgd_format')!r}, this version reads {FORMAT!r}. Upgrade lgd_timm."
+        )
+    try:
+        banks = Banks(
+            names=tuple(json.loads(facts["names"])),
+            templates=tuple(json.loads(facts["templates"])),
+            text=tensors["text_bank"].float(),
+            visual=tensors["visual_bank"].float() if "visual_bank" in tensors else None,
+            seen=tensors.get("seen"),
+            text_fingerprint=facts["text_fingerprint"],
+        )
+        kind = facts["projector"]
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{path} lacks what its format has ({error!r}). Pull or save it again.") from error
+    projector = {
+        key.removeprefix("projector."): tensor
+        for key, tensor in sorted(tensors.items())
+        if key.startswith("projector.")
+    }
+    if not any(tensor.ndim == 2 for tensor in projector.values()):
+        raise WeightsError(f"{path} holds no projector. Pull or save it again.")
+    return LGDFile(kind, projector, banks)
+
+
+def safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file whose metadata are sorted: the library leaves them in a random order, and equal content deserves equal sums."""
+    data = to_bytes(tensors, metadata)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = {**json.loads(data[8:end]), "__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(end - 8)
+    assert len(text) == end - 8, "the header was written in another way than this one"
+    return data[:8] + text + data[end:]

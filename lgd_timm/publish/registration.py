@@ -1,0 +1,54 @@
+"""Write a published weight into the package's manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightsError
+from ..hub import weights
+from ..students.entrypoints import STUDENTS
+from ..utils.files import write_json
+from .check import check_folder
+
+
+def check_name(name: str) -> None:
+    """Raises: WeightsError for what can't be a weight's name."""
+    if name.partition(".")[0] not in STUDENTS or "." not in name:
+        raise WeightsError(
+            f"{name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}."
+        )
+
+
+def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> None:
+    """Write a published folder's row into the package's manifest, which is what makes its name a pretrained weight.
+
+    The folder's name is the weight's, `<entry>.<tag>`; `commit` is None as long as it is not on the Hub.
+    Raises: WeightsError when the folder can't be published, or is not named after one of our entries.
+    """
+    folder = Path(folder)
+    check_name(folder.name)
+    files = check_folder(folder)
+    rows = json.loads(weights.MANIFEST.read_text(encoding="utf-8"))
+    rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)  # in its old place, else last
+    write_json(weights.MANIFEST, rows)
+
+
+def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:
+    """What the package's manifest says of a published folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    keep = ("num_classes", "input_size", "pool_size", "crop_pct", "interpolation", "mean", "std", "origin_url")
+    cfg: dict[str, Any] = {key: config["pretrained_cfg"][key] for key in keep if key in config["pretrained_cfg"]}
+    cfg["num_classes"] = config["num_classes"]
+    if "label_names" in config:
+        cfg["label_names"] = config["label_names"]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {
+        "repo_id": repo_id,
+        "commit": commit,
+        "files": dict(files),
+        "metrics": metrics.get("summary", {}),
+        "cfg": cfg,
+    }

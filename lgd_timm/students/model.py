@@ -1,0 +1,102 @@
+"""The student as it trains: pixels -> stock timm backbone -> projector -> embedding in the teacher's space."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from ..data.preprocess import Preprocess
+from ..errors import LGDError
+from ..hub.safe_weights import BUILD_ERRORS, timm_source
+
+Projector = Literal["linear", "mlp", "deep"]
+
+
+def make_projector(kind: str, features: int, embed_dim: int) -> nn.Module:
+    """`linear` folds into a stock classifier; `mlp` is the paper's Linear-ReLU-Linear (clipdistiller.py: hidden width = features);
+    `deep` is SimReg's four layers, batch-normalised between (arXiv 2201.05131, section 3)."""
+    if kind == "linear":
+        return nn.Linear(features, embed_dim)
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, embed_dim))
+    if kind == "deep":
+        widths = (features, 2 * features, features, 2 * features)
+        hidden = [
+            layer
+            for before, after in pairwise(widths)
+            for layer in (nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
+        ]
+        return nn.Sequential(*hidden, nn.Linear(widths[-1], embed_dim))
+    raise LGDError(f"projector {kind!r} is unknown; choose linear, mlp or deep.")
+
+
+class Student(nn.Module):
+    """Backbone and projector as one module, so that DDP and EMA see both.
+
+    `backbone` is a stock timm model without classifier; it is what gets published.
+    """
+
+    def __init__(
+        self, backbone: Any, *, embed_dim: int, projector: str = "linear", image_size: int | None = None
+    ) -> None:
+        super().__init__()
+        config = resolve_model_data_config(backbone)
+        self.preprocess = Preprocess(
+            size=image_size or config["input_size"][-1],
+            mean=config["mean"],
+            std=config["std"],
+            interpolation=config["interpolation"],
+        )
+        self.backbone = backbone
+        self.projector_kind = projector
+        self.projector = make_projector(
+            projector, getattr(backbone, "head_hidden_size", backbone.num_features), embed_dim
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W], or float in 0..1 -> pooled features [B, F]."""
+        return self.backbone(self.preprocess(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W], or float in 0..1 -> embedding [B, D], before L2 normalisation."""
+        return self.projector(self.features(images))
+
+
+def create_student(
+    model: str,
+    *,
+    embed_dim: int,
+    projector: str = "linear",
+    image_size: int | None = None,
+    pretrained: bool = False,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> Student:
+    """Any timm model as a student. `mean` and `std` (say, the teacher's) replace the model's own statistics.
+
+    `model` may be `local-dir:FOLDER` or `hf-hub:ORG/NAME[@REVISION]` too, of which only safetensors are read.
+    Raises: LGDError for a name that timm does not know, or that it can't build.
+    """
+    if not timm.is_model(model) and ":" not in model:
+        known = ", ".join(timm.list_models("lgd_*"))
+        raise LGDError(
+            f"student.model {model!r} is unknown to timm {timm.__version__}. Ours: {known}; all: timm.list_models()."
+        )
+    statistics: dict[str, Any] = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
+    if image_size:
+        statistics["input_size"] = (3, image_size, image_size)
+    options: dict[str, Any] = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate or None}
+    source = timm_source(model, field="student.model", pretrained=pretrained)
+    try:
+        backbone = timm.create_model(
+            source, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=statistics, **options
+        )
+    except BUILD_ERRORS as error:  # an unknown tag, a folder that does not fit, the Hub out of reach
+        raise LGDError(f"student.model {model!r} can't be built ({error}).") from error
+    return Student(backbone, embed_dim=embed_dim, projector=projector, image_size=image_size)

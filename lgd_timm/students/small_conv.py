@@ -1,0 +1,83 @@
+"""Convolutions over maps smaller than their kernel, on a CPU.
+
+A student of 32 or 48 px ends in maps of 1 x 1 or 2 x 2, and a kernel of 3 x 3 or 5 x 5 reaches over all of them. torch's CPU
+convolutions take longest just there, for the least work: for the backward pass of one depthwise layer of 960 x 2 x 2, 18 times as
+long as the way below (`python -m benchmarks --only i`). So where a kernel is larger than its map:
+
+    depthwise      a small matrix over the pixels for each channel: one product and one sum
+    dense          with one pixel to give, a linear layer of the weights that see a pixel; the others see zeros
+
+The numbers are the same up to rounding, and so are weights and state_dict.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+def speed_up_small_convs(model: nn.Module) -> nn.Module:
+    """Let the model's convolutions take the short way over small maps. In place.
+
+    Only plain `nn.Conv2d` are changed: of stock class, dilation 1, zero padding, depthwise or dense.
+    """
+    for module in model.modules():
+        if (
+            type(module) is nn.Conv2d
+            and module.dilation == (1, 1)
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        ):
+            # The class and not the object: optimizers, hooks and copies hold on to this one.
+            if module.groups == module.in_channels == module.out_channels > 1:
+                module.__class__ = _Depthwise
+            elif module.groups == 1 and module.kernel_size != (1, 1):
+                module.__class__ = _Dense
+    return model
+
+
+class _Dense(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        if not _is_small(self, input):
+            return super().forward(input)
+        height, width = input.shape[2:]
+        rows, columns = _taps(self, 0, height), _taps(self, 1, width)
+        if len(rows) > 1 or len(columns) > 1 or -1 in rows[0] + columns[0]:  # -1: a pixel that no weight sees
+            return super().forward(input)
+        weight = self.weight[:, :, rows[0]][..., columns[0]]
+        return linear(input.flatten(1), weight.flatten(1), self.bias)[..., None, None]
+
+
+class _Depthwise(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        if not _is_small(self, input):
+            return super().forward(input)
+        height, width = input.shape[2:]
+        rows, columns = _taps(self, 0, height), _taps(self, 1, width)
+        places = torch.tensor(
+            [
+                [y * self.kernel_size[1] + x if min(y, x) >= 0 else -1 for y in row for x in column]
+                for row in rows
+                for column in columns
+            ]
+        )
+        # [output pixels, input pixels, C]: the weight that joins the two, or 0
+        matrix = torch.where((places >= 0)[..., None], self.weight.flatten(1).T[places.clamp_min(0)], 0.0)
+        pixels = input.permute(0, 2, 3, 1).flatten(1, 2)  # [B, input pixels, C], which channels-last memory is already
+        output = (pixels[:, None] * matrix).sum(2)
+        if self.bias is not None:
+            output = output + self.bias
+        return output.unflatten(1, (len(rows), len(columns))).permute(0, 3, 1, 2)
+
+
+def _is_small(conv: nn.Conv2d, input: Tensor) -> bool:
+    return input.shape[2] < conv.kernel_size[0] and input.shape[3] < conv.kernel_size[1]
+
+
+def _taps(conv: nn.Conv2d, axis: int, size: int) -> list[list[int]]:
+    """Along an axis, for each output pixel and input pixel: the place in the kernel that joins them, -1 where none does."""
+    kernel, stride, padding = (int(value[axis]) for value in (conv.kernel_size, conv.stride, conv.padding))
+    count = (size + 2 * padding - kernel) // stride + 1
+    taps = [[place - out * stride + padding for place in range(size)] for out in range(count)]
+    return [[tap if 0 <= tap < kernel else -1 for tap in row] for row in taps]

@@ -1,0 +1,128 @@
+"""Sentence encoders, as ConSE uses them: a folder, a package's folder or a repository, of which no code and no pickle is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from .. import hub
+from ..errors import RecipeError, TeacherError, require
+from ..hub.safe_weights import BUILD_ERRORS, PICKLES
+from ..utils.files import fingerprint, sha256_of
+
+# Of what a folder's modules.json may be made. It can name any class of any module, which loading then imports; and of the
+# library's own classes some (Router, WordEmbeddings) read further names of classes from files.
+MODULES = {"Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "StaticEmbedding"}
+
+
+class SentenceEncoder:
+    """Sentences -> float32 [N, D], unit rows. Raises: TeacherError, WeightsError for an encoder that can't be had."""
+
+    def __init__(self, name: str) -> None:
+        library = require("sentence_transformers", extra="conse")
+        folder = _folder(name)
+        _check_folder(name, folder)
+        try:
+            self._model = library.SentenceTransformer(
+                str(folder),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
+        except BUILD_ERRORS as error:
+            raise TeacherError(
+                f"teacher.encoder {name!r} can't be loaded ({error}). Give a folder or a sentence-transformers name."
+            ) from error
+        self.fingerprint = fingerprint([sha256_of(path) for path in sorted(folder.rglob("*.safetensors"))])
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        return (
+            self._model.encode(
+                list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+            )
+            .float()
+            .clone()
+        )
+
+
+def check_package(name: str) -> None:
+    """Of `package:MODULE/FOLDER`: MODULE is one name, as looking for a.b would import a, and FOLDER stays within it.
+
+    Raises: RecipeError.
+    """
+    if not name.startswith("package:"):
+        return
+    module, _, folder = name.removeprefix("package:").partition("/")
+    if not module.isidentifier():
+        raise RecipeError(f"teacher.encoder {name!r}: {module!r} is no top-level package. Write package:MODULE/FOLDER.")
+    if folder.startswith("/") or "\\" in folder or ".." in folder.split("/"):
+        raise RecipeError(f"teacher.encoder {name!r}: {folder!r} leaves the package. Write package:MODULE/FOLDER.")
+
+
+def _folder(name: str) -> Path:
+    """The encoder's folder on disk, fetched from the Hub if it is neither a package's nor there."""
+    if name.startswith("package:"):
+        return _package_folder(name)
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1 or "\\" in name:
+        raise TeacherError(
+            f"teacher.encoder {name!r} can't be loaded (no such folder). Give a folder or a sentence-transformers name."
+        )
+    repo = name if "/" in name else f"sentence-transformers/{name}"  # as the library reads names without an owner
+    return hub.snapshot(repo, require=("modules.json", "*.safetensors"), allow=("*.json", "*.txt", "*.model"))
+
+
+def _package_folder(name: str) -> Path:
+    """`package:MODULE/FOLDER` -> the folder on disk."""
+    check_package(name)
+    module, _, folder = name.removeprefix("package:").partition("/")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # __main__ and other modules that were made by hand
+        found = None
+    places = list(found.submodule_search_locations or ()) if found else []  # modules that are no packages have none
+    if not places:
+        raise TeacherError(
+            f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}"
+        )
+    return Path(places[0]) / folder
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Refuse an encoder that loading would import code for, or open pickles of. Raises: TeacherError."""
+    path = folder / "modules.json"
+    try:
+        modules = [
+            (str(module["type"]), str(module["path"])) for module in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        reason = f"modules.json: {type(error).__name__}: {error}"
+        raise TeacherError(
+            f"teacher.encoder {name!r} can't be loaded ({reason}). Give a folder of sentence-transformers."
+        ) from error
+    for kind, part in modules:
+        if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in MODULES:
+            known = ", ".join(sorted(MODULES))
+            raise TeacherError(
+                f"teacher.encoder {name!r}: modules.json names {kind!r}, which may run code. Known to be safe: {known}."
+            )
+        if Path(part).is_absolute() or ".." in Path(part).parts:
+            raise TeacherError(
+                f"teacher.encoder {name!r}: modules.json leads to {part!r}, out of its folder. Use another encoder."
+            )
+    weights = {path.parent for path in folder.rglob("*.safetensors")}
+    pickles = sorted(
+        path.name for path in folder.rglob("*") if path.name.lower().endswith(PICKLES) and path.parent not in weights
+    )
+    if pickles or not weights:
+        reason = f"{', '.join(pickles[:3])} hold pickles, which can run code" if pickles else "it holds no safetensors"
+        raise TeacherError(
+            f"teacher.encoder {name!r} can't be loaded ({reason}). Save it as safetensors: model.save_pretrained(FOLDER)."
+        )

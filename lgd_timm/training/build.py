@@ -1,0 +1,135 @@
+"""One distillation, built from its recipe: everything is checked against the world before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config.recipe import Recipe
+from ..data import Views, open_shards
+from ..data.dataset import BadSamples, ShardDataset
+from ..data.in_memory import in_memory
+from ..data.loader import place_photometry
+from ..data.samplers import EpochSampler
+from ..data.vocabulary import Vocabulary, load_vocabulary
+from ..errors import RecipeError
+from ..evaluate.zero_shot import check_class_count, check_labels
+from ..objectives import create_objective
+from ..students.model import create_student
+from ..students.small_conv import speed_up_small_convs
+from ..task import LGDTask
+from ..teachers.prepare import Teaching, prepare_teacher
+from ..utils.device import pick_device
+from ..utils.distributed import Ranks, init_distributed
+from .engine import Skipped
+from .optim import build_optimizer
+from .state import Run, Validation
+
+
+def build(recipe: Recipe, out: Path) -> Run:
+    """Check the recipe against the world and build everything, writing nothing."""
+    device, ranks = torch.device(init_distributed(pick_device(recipe.run.device))), Ranks.join()
+    check_batch_size(recipe, ranks.world_size)
+    shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
+    teaching, bank_of = prepare_teacher(recipe.teacher, vocabulary=recipe.vocabulary.load(), views=recipe.views)
+    if teaching.stored is not None:
+        teaching.stored.check(shards, teaching.views)
+    validation = prepare_validation(recipe, teaching, bank_of) if recipe.data.val_split else None
+    # Pixels that are kept in memory are kept with their colours done.
+    photometry = place_photometry(recipe.run.photometry, torch.device("cpu") if recipe.data.in_memory else device)
+    dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored, photometry=photometry)
+    if recipe.data.in_memory:
+        dataset = in_memory(dataset)
+    plan = EpochSampler(
+        shards.lengths,
+        batch_size=recipe.data.batch_size // ranks.world_size,
+        views=teaching.views.count,
+        seed=recipe.run.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    task = build_task(recipe, teaching, device)
+    if recipe.run.accumulate > 1 and not task.objective.per_image:
+        raise RecipeError(
+            f"The loss of {type(task.objective).__name__} looks at a whole batch, or fills its bank before it, so run.accumulate = "
+            f"{recipe.run.accumulate} would change it. Set run.accumulate 1."
+        )
+    if task.objective.needs_labels:
+        check_labels(dataset[(0, 0)], teaching.vocabulary.names, dataset)
+    optimizer, scheduler = build_optimizer(recipe, task, plan.steps_per_epoch)
+    return Run(
+        recipe=recipe,
+        out=out,
+        teaching=teaching,
+        validation=validation,
+        device=device,
+        ranks=ranks,
+        dataset=dataset,
+        plan=plan,
+        task=task,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.run.amp == "float16"),
+        bad=BadSamples(recipe.data.max_bad, size=len(shards)),
+        skipped=Skipped(recipe.run.max_skipped),
+    )
+
+
+def check_batch_size(recipe: Recipe, world_size: int) -> None:
+    """The global batch is shared out over ranks, and a rank's over passes, evenly. Raises: RecipeError."""
+    size, passes = recipe.data.batch_size, recipe.run.accumulate
+    if size % world_size:
+        raise RecipeError(f"data.batch_size = {size} is global and must divide by {world_size} ranks.")
+    if size // world_size % passes:
+        raise RecipeError(f"run.accumulate = {passes} passes can't share {size // world_size} images of a rank evenly.")
+
+
+def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vocabulary], Tensor]) -> Validation:
+    """The evaluation split and its names' bank. The split must be there, labelled, and of as many classes as there are names.
+
+    The student lives in the teacher's space, so it can be asked about names that it was not distilled for.
+    """
+    data, vocabulary = recipe.data, teaching.vocabulary
+    if data.val_vocabulary is not None:
+        vocabulary = load_vocabulary(data.val_vocabulary, templates=recipe.vocabulary.templates)
+    views = Views(
+        size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation, crop=data.val_crop
+    )
+    dataset = ShardDataset(open_shards(data.shards, split=data.val_split or ""), views=views, allow_empty=True)
+    check_class_count(
+        dataset,
+        vocabulary.names,
+        where=f"data.val_split {data.val_split!r}",
+        asked="its vocabulary",
+        advice="Set data.val_vocabulary to the names of its labels in their order, or do not evaluate: --data.val_split null.",
+        error=RecipeError,
+    )
+    check_labels(dataset[(0, 0)], vocabulary.names, dataset)
+    return Validation(in_memory(dataset) if data.in_memory else dataset, vocabulary.names, bank_of(vocabulary))
+
+
+def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDTask:
+    torch.manual_seed(
+        recipe.run.seed
+    )  # here and not before: whatever was built till now has no say in the student's start
+    student = create_student(
+        embed_dim=teaching.bank.shape[1],
+        **{**asdict(recipe.student), "image_size": recipe.student.image_size or teaching.views.size},
+    )
+    if device.type == "cpu":
+        speed_up_small_convs(student)
+    if recipe.run.channels_last:
+        student = student.to(memory_format=torch.channels_last)
+    objective = create_objective(teaching.bank, seed=recipe.run.seed, **recipe.objective)
+    task = LGDTask(student, objective, teaching.image, device=device)
+    if recipe.run.ema_decay is not None:
+        task.setup_ema(decay=recipe.run.ema_decay)
+    if recipe.run.compile:
+        task.compile()
+    if torch.distributed.is_initialized():
+        task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
+    return task

@@ -1,0 +1,211 @@
+"""From a recipe to a published folder: build, train or go on, evaluate, publish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from .. import __version__
+from ..config.reader import read_recipe, recipe_from_dict
+from ..config.recipe import Recipe, VocabularyRecipe
+from ..config.sandbox import relative
+from ..data.loader import loader
+from ..errors import RecipeError, WeightsError
+from ..evaluate.zero_shot import ZeroShot, stored_classifier, with_stored_embeddings
+from ..objectives import LGD
+from ..publish.card import weight_name
+from ..publish.folder import Banks, round_weights, save
+from ..publish.open_clip import check_open_clip
+from ..publish.training_curve import Row, read_log, training_curve, training_seconds
+from ..teachers import Stored, spec_from_dict
+from ..utils.checkpoint import all_checkpoints, best_checkpoint, checkpoint_at, drop_unfinished, note_score
+from ..utils.distributed import Ranks
+from .build import build
+from .loop import evaluate, score, train
+from .provenance import compare
+from .state import Run
+
+log = logging.getLogger(__name__)
+
+
+def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: str | Path | None = None) -> Path:
+    """Run a recipe. Leaves `out/{recipe.yaml,log.jsonl,checkpoints,published}`; returns the published folder.
+
+    `source` is what the recipe was read from. If that is a published folder, a line of the log says whether the run repeats it.
+    Raises: LGDError for any bad input, before anything is written; WeightsError when `out` holds another run; Stopped when SIGTERM
+    ended it, after it was saved.
+    """
+    out = Path(out)
+    if not resume and out.exists() and any(out.iterdir()):
+        raise RecipeError(f"{out} is not empty. Go on with --resume, or choose another --output.")
+    if resume and (out / "published").exists():
+        log.info("%s is finished already", out)
+        return out / "published"
+    run = build(recipe, out)
+    if run.ranks.first and source is not None and (Path(source) / "model.safetensors").is_file():
+        origin = {"shards": run.dataset.shards.fingerprint, "teacher": run.teaching.facts}
+        published = read_recipe(Path(source) / "recipe.yaml")
+        compare(Path(source), metrics=origin, recipe=publishable_recipe(run).to_dict(), published=published.to_dict())
+    if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
+        run.go_on(checkpoints[-1])
+        log.info("resumed %s at step %d", checkpoints[-1], run.step)
+    run.ranks.wait()  # until all have read it: from here on the first one writes
+    if run.ranks.first:
+        out.mkdir(parents=True, exist_ok=True)
+        drop_unfinished(out / "checkpoints")
+        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    train(run)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if run.ranks.first:
+        return finish(run, out / "published")
+    return out / "published"
+
+
+def evaluate_teacher(run: Run) -> ZeroShot | None:
+    """The teacher's own score on the same images: online, or from stored embeddings of unaugmented views; None without either."""
+    assert run.validation is not None
+    if run.teaching.image is not None:
+        return evaluate(run, run.teaching.image, ranks=Ranks())
+    dataset = run.validation.dataset
+    images = with_stored_embeddings(dataset, views=dataset.views, teacher=run.teaching.facts["fingerprint"])
+    return None if images is None else score(run, stored_classifier(run.validation.bank), images, ranks=Ranks())
+
+
+def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
+    """Evaluate what will be published, and publish it to folder `out`; with `open_clip`, the teacher's text tower goes along."""
+    student = round_weights(run.task.best_student).eval()
+    teacher = spec_from_dict(run.teaching.facts["teacher"]) if open_clip else None
+    if teacher is not None:
+        check_open_clip(student, teacher)  # now, and not after the evaluation
+    rows = read_log(run.out / "log.jsonl", until=run.step)
+    metrics: dict[str, Any] = {
+        "teacher": run.teaching.facts,
+        "shards": run.dataset.shards.fingerprint,
+        "training": _training(run, rows),
+    }
+    if run.validation is not None:
+        metrics.update(_scores(run, student, run.validation.names))
+        if (checkpoint := checkpoint_at(run.out / "checkpoints", run.step)).is_dir():
+            note_score(checkpoint, metrics["zero_shot"]["top1"])
+    preprocess = student.preprocess
+    metrics["input"] = {
+        "size": preprocess.size,
+        "mean": [round(v, 4) for v in preprocess.mean.flatten().tolist()],
+        "std": [round(v, 4) for v in preprocess.std.flatten().tolist()],
+    }
+    objective = run.task.objective
+    banks = Banks(
+        names=run.teaching.vocabulary.names,
+        templates=run.teaching.vocabulary.templates,
+        text=run.teaching.bank,
+        visual=objective.visual_bank if isinstance(objective, LGD) else None,
+        seen=objective.seen if isinstance(objective, LGD) else None,
+        text_fingerprint=run.teaching.facts["text_fingerprint"],
+    )
+    return save(
+        out,
+        student=student,
+        banks=banks,
+        recipe=publishable_recipe(run),
+        metrics=metrics,
+        name=weight_name(run.recipe),
+        embedding_norm=embedding_norm(student, run),
+        curve=training_curve(rows, metrics, epochs=run.step / run.plan.steps_per_epoch),
+        open_clip=teacher,
+    )
+
+
+def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
+    """What `metrics.json` says of the training."""
+    seconds = training_seconds(rows, images=run.step * run.recipe.data.batch_size)
+    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
+    return {
+        "images": len(run.dataset),
+        "epochs": run.recipe.schedule.epochs,
+        "steps": run.step,
+        **({} if seconds is None else {"seconds": seconds}),
+        "device": device if run.ranks.world_size == 1 else f"{run.ranks.world_size} x {device}",
+        "lgd_timm": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    """What `metrics.json` says of student and teacher on the evaluation split; with its names, where they are not the student's."""
+    own, teacher = evaluate(run, student, ranks=Ranks()), evaluate_teacher(run)
+    log.info("student: %s", own)
+    log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
+    others = {} if names == run.teaching.vocabulary.names else {"names": list(names)}
+    return {
+        "zero_shot": {**own.to_dict(), **others},
+        "teacher_zero_shot": {**teacher.to_dict(), **others} if teacher else None,
+        "summary": {
+            "zero_shot_top1": round(own.top1, 2),
+            "teacher_zero_shot_top1": round(teacher.top1, 2) if teacher else None,
+        },
+    }
+
+
+def publishable_recipe(run: Run) -> Recipe:
+    """The recipe as it travels: complete, and of nothing that is here only.
+
+    Names stand in place of their sources; run for other names, it is scored on the same ones. Stored embeddings are accompanied
+    by who taught and on which views, so that they can be made again. Paths into the working directory are relative.
+    """
+    vocabulary, teacher = run.teaching.vocabulary, run.recipe.teacher
+    val_names = None if run.validation is None else list(run.validation.names)
+    if isinstance(teacher, Stored):
+        facts = run.teaching.facts
+        assert run.teaching.stored is not None
+        taught_on = run.teaching.stored.views if teacher.target == "image" else None
+        teacher = replace(
+            teacher, taught_by=spec_from_dict(facts["teacher"]), dtype=facts["dtype"], taught_on=taught_on
+        )
+    recipe = replace(
+        run.recipe,
+        teacher=teacher,
+        views=run.teaching.views,
+        vocabulary=VocabularyRecipe(list(vocabulary.names), list(vocabulary.templates)),
+        data=replace(run.recipe.data, val_vocabulary=val_names),
+    )
+    return recipe_from_dict(relative(recipe.to_dict()))
+
+
+@torch.no_grad()
+def embedding_norm(student: torch.nn.Module, run: Run) -> float:
+    """Mean length of the student's embeddings over one training batch."""
+    plan = replace(run.plan, start=0, stop=1)
+    batch = next(iter(loader(run.dataset, plan)))
+    return float(student(batch.to(run.device).images).norm(dim=1).mean())
+
+
+def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False, best: bool = False) -> Path:
+    """Make a published folder from a run's last checkpoint, or from its best; with `open_clip`, one that open_clip loads too.
+
+    Raises: WeightsError when there is no such checkpoint, or no open_clip text tower for it.
+    """
+    folder = Path(folder)
+    checkpoints = all_checkpoints(folder / "checkpoints")
+    if not checkpoints:
+        raise WeightsError(
+            f"{folder} holds no checkpoint. Give the run folder of a finished or stopped lgd-timm distill."
+        )
+    checkpoint = best_checkpoint(folder / "checkpoints") if best else checkpoints[-1]
+    if checkpoint is None:
+        raise WeightsError(
+            f"{folder} holds no checkpoint that was scored, so there is no best. Give a run with data.val_split, or leave out best."
+        )
+    run = build(read_recipe(folder / "recipe.yaml"), folder)  # the user's own, which may name any path
+    run.go_on(checkpoint)
+    return finish(run, Path(out), open_clip=open_clip)

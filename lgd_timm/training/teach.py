@@ -1,0 +1,310 @@
+"""Teach once: run a teacher over shards and store its embeddings of K fixed views beside them.
+
+Shards are the unit: each gets its sidecar in one step, a stopped run goes on at the first shard without one, and the
+processes of torchrun share the shards out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from ..config.recipe import TeachRecipe
+from ..data.dataset import BadSamples, ShardDataset
+from ..data.index import INFO, ShardSet, open_shards, read_info
+from ..data.loader import loader, place_photometry
+from ..data.paths import require_local
+from ..data.samplers import Item, SequentialSampler
+from ..data.sidecar import DTYPES, Record, finished, overall_fidelity, writing
+from ..data.stored_embeddings import TEACHER, StoredEmbeddings, open_stored, read_teacher_facts
+from ..data.views import Views
+from ..errors import ShardError, TeacherError
+from ..teachers import ImageTeacher, Stored
+from ..utils.device import pick_device
+from ..utils.distributed import Ranks, init_distributed
+from ..utils.files import changed_keys, sha256_of, write_json
+from .embed import embedded
+
+log = logging.getLogger(__name__)
+
+
+def folder_name(teacher: ImageTeacher, views: Views, *, dtype: str = "float16") -> str:
+    """`<teacher>-<views>`: speaks to people, and its end differs whenever what is stored would."""
+    form = "" if dtype == "float16" else f"-{dtype}"
+    return f"{teacher.name}-{views.augmentation}-s{views.seed}-k{views.count}-{teacher.fingerprint[:6]}{views.fingerprint[:6]}{form}"
+
+
+@dataclass(frozen=True)
+class _TeachJob:
+    """Who teaches what, into which folder, and how."""
+
+    teacher: ImageTeacher
+    shards: ShardSet
+    views: Views
+    out: Path
+    dtype: str
+    batch_size: int
+    workers: int
+    device: torch.device
+    compile: bool
+    max_bad: float
+    ranks: Ranks
+
+    def sidecar(self, shard: int) -> Path:
+        return self.out / self.shards.filenames[shard]
+
+    def finished(self, shard: int) -> Record | None:
+        return finished(self.sidecar(shard), self.shards, shard)
+
+
+def teach(
+    teacher: ImageTeacher,
+    shards: ShardSet,
+    *,
+    spec: dict[str, Any],
+    text_fingerprint: str,
+    views: Views,
+    out: Path | None = None,
+    dtype: str = "float16",
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    compile: bool = False,
+    max_bad: float = 0.001,
+) -> StoredEmbeddings:
+    """Store the embeddings [K, D] of each sample in `<shards>/<teacher>-<views>/<shard>.tar`, as float16 or int8.
+
+    Stopped and started again, it goes on at the first shard that is not whole. Where torch.distributed is initialised, ranks
+    share the shards out and return when all are done. `batch_size` counts images, each view being one. `spec` is the teacher's
+    part of a recipe and goes into `_teacher.json` with the fingerprints, so that later runs can rebuild the text tower alone.
+    Raises: TeacherError when the folder holds embeddings of another teacher, of other views or of other shards, or another
+    run is writing there, and for shards at an address without `out`; ShardError for too many bad samples.
+    """
+    assert dtype in DTYPES, dtype
+    facts = {
+        "teacher": spec,
+        "name": teacher.name,
+        "fingerprint": teacher.fingerprint,
+        "text_fingerprint": text_fingerprint,
+        "embed_dim": teacher.embed_dim,
+        "dtype": dtype,
+        "views": views.facts,
+        "views_fingerprint": views.fingerprint,
+    }
+    out = require_local(out or _folder_beside(shards) / folder_name(teacher, views, dtype=dtype), what="out")
+    ranks = Ranks.join()
+    lesson = _TeachJob(
+        teacher, shards, views, out, dtype, batch_size, workers, torch.device(device), compile, max_bad, ranks
+    )
+    _claim(out, facts, shards, write=ranks.first)
+    with _sole_writer(out, shards) if ranks.first else nullcontext():
+        numbers = range(len(shards.filenames))
+        there = ranks.gather({shard: record for shard in ranks.share(numbers) if (record := lesson.finished(shard))})
+        todo = [shard for shard in numbers if shard not in there]
+        start = time.perf_counter()
+        _teach_shards(lesson, ranks.share(todo), there)
+        ranks.wait()
+        seconds = time.perf_counter() - start
+        records = _check(lesson, [*ranks.share(todo), *ranks.share(list(there))])
+        if ranks.first:
+            _say(lesson, sum(records[shard].samples for shard in todo), seconds)
+    return open_stored(out)
+
+
+def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> StoredEmbeddings:
+    """Run a teach recipe, into folder `out`, else the recipe's own; torchrun runs it in several processes.
+
+    Raises: as `teach`, and for bad teachers and shards before anything is written.
+    """
+    device = init_distributed(pick_device(recipe.device))
+    shards = open_shards(recipe.shards, split=recipe.split)
+    spec, out = recipe.teacher, out or recipe.out
+    out = None if out is None else require_local(out, what="out")
+    if out is None:
+        _folder_beside(shards)  # which refuses an address now, and not after the teacher was built
+    assert not isinstance(spec, Stored), "read_teach_recipe refuses it"
+    stored = teach(
+        spec.image(),
+        shards,
+        spec=recipe.to_dict()["teacher"],
+        text_fingerprint=spec.text().fingerprint,
+        views=recipe.views,
+        out=out,
+        dtype=recipe.dtype,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        device=device,
+        compile=recipe.compile,
+        max_bad=recipe.max_bad,
+    )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return stored
+
+
+def _folder_beside(shards: ShardSet) -> Path:
+    """In which the folder of embeddings is made by default. Raises: TeacherError where that is an address."""
+    if isinstance(shards.root, Path):
+        return shards.root
+    raise TeacherError(
+        f"{shards.root} is an address, beside which nothing is written. Say where the embeddings go: --out FOLDER."
+    )
+
+
+def _claim(out: Path, facts: dict[str, Any], shards: ShardSet, *, write: bool) -> None:
+    """Write `_teacher.json`, or check that it says the same: embeddings of different origin never mix."""
+    entry = read_info(out)["splits"].get(shards.split) if (out / INFO).exists() else None
+    if entry is not None and tuple(entry["taught"]) != shards.sha256:
+        raise TeacherError(
+            f"{out} was made from other shards than {shards.root} ({shards.split}). Choose another --out, or remove it."
+        )
+    if not (out / TEACHER).exists():
+        if write:
+            write_json(out / TEACHER, facts)
+        return
+    # The spec itself may be spelled otherwise (another path to the same weights): the fingerprints say what it is.
+    if other := changed_keys(read_teacher_facts(out), {key: fact for key, fact in facts.items() if key != "teacher"}):
+        raise TeacherError(
+            f"{out} holds embeddings of another origin ({', '.join(other)} differ). Choose another --out, or remove the folder."
+        )
+
+
+@contextmanager
+def _sole_writer(out: Path, shards: ShardSet) -> Iterator[None]:
+    """Keep other runs out of the folder, and clear it of what a killed one was writing: with the lock held, that is nobody's.
+
+    The lock is the system's and ends with the process, however it ends. Where there is none (Windows, some network disks),
+    nothing is cleared.
+    """
+    with (out / TEACHER).open("r+b") as file:
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise TeacherError(
+                f"Another lgd-timm teach is writing to {out}. Wait for it, or choose another --out."
+            ) from error
+        except (ImportError, OSError):
+            pass
+        else:
+            ours = tuple(f".{name}." for name in (*shards.filenames, INFO, TEACHER))  # as `replacing` names them
+            for path in [path for path in out.iterdir() if path.name.startswith(ours)]:
+                path.unlink(missing_ok=True)
+        yield
+
+
+def _teach_shards(lesson: _TeachJob, todo: Sequence[int], there: Mapping[int, Record]) -> None:
+    """Write the sidecars of this rank's shards. One loader walks them all, so that its workers start once."""
+    shards, views, shape = lesson.shards, lesson.views, (lesson.views.count, lesson.teacher.embed_dim)
+    bad = BadSamples(lesson.max_bad, size=len(shards))
+    for shard, record in there.items():
+        for line in bad.add(tuple(record.left_out.items())):
+            if lesson.ranks.first:
+                log.warning("%s (as before; to try it again, remove %s)", line, lesson.sidecar(shard))
+    samples = max(1, lesson.batch_size // views.count)  # all views of a sample travel together
+    starts = np.concatenate([[0], np.cumsum(shards.lengths)]).tolist()
+    walks = [SequentialSampler(range(starts[shard], starts[shard + 1]), samples, views=views.count) for shard in todo]
+    dataset = ShardDataset(shards, views=views, allow_empty=True, photometry=place_photometry("auto", lesson.device))
+    batches = loader(dataset, _Chain(walks), workers=lesson.workers)
+    size = min(lesson.batch_size, samples * views.count)
+    embeddings = embedded(lesson.teacher, batches, size=size, device=lesson.device, compile=lesson.compile)
+    with _progress(lesson, todo, there) as progress:
+        for shard, walk in zip(todo, walks, strict=True):
+            with writing(lesson.sidecar(shard), shards=shards, shard=shard, shape=shape, dtype=lesson.dtype) as sidecar:
+                for batch, rows in islice(embeddings, len(walk)):
+                    for line in bad.add(batch.bad):
+                        log.warning(line)
+                    sidecar.add(batch.keys, rows, bad=batch.bad)
+                    progress.update(len(batch.keys))
+
+
+def _progress(lesson: _TeachJob, todo: Sequence[int], there: Mapping[int, Record]) -> tqdm:
+    """The bar, in views; it begins with what is there. One rank speaks, of its own part: rank 0, whose part is the largest."""
+    split, views, lengths = lesson.shards.split, lesson.views.count, lesson.shards.lengths
+    return tqdm(
+        total=views * sum(lengths[shard] for shard in [*there, *todo]),
+        initial=views * sum(record.samples for record in there.values()),
+        unit="img",
+        desc=f"teach {split}" + (f", 1 of {lesson.ranks.world_size} ranks" if lesson.ranks.world_size > 1 else ""),
+        disable=None if lesson.ranks.first else True,
+    )
+
+
+class _Chain(Sampler[list[Item]]):
+    """The batches of one walk after the other."""
+
+    def __init__(self, walks: Sequence[SequentialSampler]) -> None:
+        self._walks = walks
+
+    def __len__(self) -> int:
+        return sum(len(walk) for walk in self._walks)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return chain.from_iterable(self._walks)
+
+
+def _check(lesson: _TeachJob, mine: Sequence[int]) -> dict[int, Record]:
+    """Read back this rank's part of all sidecars and, when all are whole, write `_info.json`. Returns every shard's record.
+
+    Raises: ShardError on every rank alike, for a sidecar that does not hold its shard, or too many bad samples in all.
+    """
+    shards, ranks = lesson.shards, lesson.ranks
+    checked = ranks.gather({shard: (lesson.finished(shard), sha256_of(lesson.sidecar(shard))) for shard in mine})
+    records = {}
+    bad = BadSamples(lesson.max_bad, size=len(shards))
+    for shard, (record, _) in checked.items():
+        if record is None:
+            raise ShardError(
+                f"{lesson.sidecar(shard)} was written and does not hold the {shards.lengths[shard]} samples of "
+                f"{shards.root / shards.filenames[shard]}, less those left out. Check the disk and the shard, remove the sidecar and "
+                "start again."
+            )
+        bad.add(tuple(record.left_out.items()))
+        records[shard] = record
+    if ranks.first:
+        _index(lesson, records, [total for _, total in checked.values()])
+    ranks.wait()
+    return records
+
+
+def _index(lesson: _TeachJob, records: Mapping[int, Record], sums: Sequence[str]) -> None:
+    """Write `_info.json` last: a folder that has it is complete. `taught` are the sums of the shards that were seen."""
+    out, shards = lesson.out, lesson.shards
+    info = read_info(out) if (out / INFO).exists() else {"splits": {}}
+    info["splits"][shards.split] = {
+        "name": shards.split,
+        "num_samples": sum(record.samples for record in records.values()),
+        "filenames": list(shards.filenames),
+        "shard_lengths": [record.samples for record in records.values()],
+        "sha256": list(sums),
+        "taught": list(shards.sha256),
+        "left_out": {key: reason for record in records.values() for key, reason in record.left_out.items()},
+        "fidelity": overall_fidelity(list(records.values())),
+    }
+    write_json(out / INFO, info)
+
+
+def _say(lesson: _TeachJob, samples: int, seconds: float) -> None:
+    """What was done now, and how well what is stored says what the teacher said."""
+    split, views = lesson.shards.split, samples * lesson.views.count
+    rate = f", {views / seconds:.1f} images/s through the teacher" if samples else ""
+    log.info("teach %s: %d views of %d images in %.1f s%s", split, views, samples, seconds, rate)
+    fidelity = read_info(lesson.out)["splits"][split]["fidelity"]
+    if fidelity is None:
+        log.info("fidelity of %s: not known, as there are no samples or an earlier version wrote some", lesson.dtype)
+        return
+    log.info(
+        "fidelity of %s: mean cosine %.6f, least %.6f", lesson.dtype, fidelity["mean_cosine"], fidelity["least_cosine"]
+    )

@@ -1,0 +1,117 @@
+"""Samples: drawn at random for training, whole for evaluation; and batches of them.
+
+What is drawn is mmsegmentation's default for Cityscapes and ADE20K: scale, crop, flip, colours. Its rule that no class may fill more than
+three quarters of a crop is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as transforms
+
+from ...errors import LGDError
+from ..backbone import Statistics
+from ..job import Item
+from .folders import IGNORED, READ_ERRORS, Split, read_label
+from .recipe import SegmentData
+
+Adjust = Callable[[Tensor, float], Tensor]
+
+# mmsegmentation's PhotoMetricDistortion: what is changed in half of the pictures, by a factor (hue: a part of its circle) between two
+DISTORTIONS: tuple[tuple[Adjust, float, float], ...] = (
+    (transforms.adjust_brightness, 1 - 32 / 255, 1 + 32 / 255),
+    (transforms.adjust_contrast, 0.5, 1.5),
+    (transforms.adjust_saturation, 0.5, 1.5),
+    (transforms.adjust_hue, -0.1, 0.1),
+)
+
+
+class Sample(NamedTuple):
+    """uint8 [3, H, W], uint8 [H, W] (255: ignored), the picture's name."""
+
+    image: Tensor
+    label: Tensor
+    key: str
+
+
+@dataclass
+class Batch:
+    """uint8 [B, 3, H, W], uint8 [B, H, W] (255: ignored), names."""
+
+    images: Tensor
+    labels: Tensor
+    keys: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.images.to(device), self.labels.to(device), self.keys)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    images, labels, keys = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.stack(labels), list(keys))
+
+
+class WholePictures:
+    """Pictures as they are in their files."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises: LGDError for a file that can't be read."""
+        file = self._split.pairs[index].picture
+        try:
+            with Image.open(file) as opened:
+                image = transforms.pil_to_tensor(opened.convert("RGB"))
+        except READ_ERRORS as error:
+            raise LGDError(f"{file} can't be read as a picture ({error}). Replace or remove it.") from error
+        return Sample(image, torch.from_numpy(read_label(self._split, index)), file.name)
+
+
+class DrawnPictures:
+    """Training's: of one size, drawn at random by (seed, index, epoch) alone. What a small picture leaves free is `fill` and ignored."""
+
+    def __init__(self, split: Split, *, data: SegmentData, seed: int, fill: Statistics) -> None:
+        self._whole, self._data, self._seed = WholePictures(split), data, seed
+        self._fill = [round(255 * value) for value in fill]
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def __getitem__(self, item: Item) -> Sample:
+        index, epoch = item
+        draw = np.random.default_rng((self._seed, index, epoch))
+        image, label, key = self._whole[index]
+        parts = self._cut(draw, tv_tensors.Image(image), tv_tensors.Mask(label))
+        if self._data.flip and draw.random() < 0.5:
+            parts = [transforms.horizontal_flip(part) for part in parts]
+        if self._data.distort:
+            for adjust, low, high in DISTORTIONS:
+                if draw.random() < 0.5:
+                    parts[0] = adjust(parts[0], draw.uniform(low, high))
+        (height, width), (tall, wide) = self._data.crop, parts[0].shape[-2:]
+        border = [0, 0, width - wide, height - tall]
+        image, label = (
+            transforms.pad(part, border, fill=fill) for part, fill in zip(parts, (self._fill, IGNORED), strict=True)
+        )
+        return Sample(image.as_subclass(Tensor), label.as_subclass(Tensor), key)
+
+    def _cut(self, draw: np.random.Generator, *parts: Tensor) -> list[Tensor]:
+        """A place of the scaled picture, as large as the crop or the whole picture; it is cut out before it is scaled, as that is less."""
+        crop, (height, width) = self._data.crop, parts[0].shape[-2:]
+        scale = draw.uniform(*self._data.scale) * (self._data.short_side or min(height, width)) / min(height, width)
+        inside = [min(side, max(1, round(part / scale))) for side, part in zip((height, width), crop, strict=True)]
+        top, left = (int(draw.integers(0, side - part + 1)) for side, part in zip((height, width), inside, strict=True))
+        size = [min(part, max(1, round(side * scale))) for side, part in zip(inside, crop, strict=True)]
+        return [transforms.resized_crop(part, top, left, *inside, size, antialias=True) for part in parts]

@@ -1,0 +1,230 @@
+"""Pictures and their label pictures as data sets lay them out, and the names of their classes from the data's own files.
+
+ADE20K's scene parsing release has a table of names, the plain layout a text file. Cityscapes' download has names in its polygon files
+only, and nothing that says which are evaluated: that is torchvision's table of the official scripts, against which the polygon files
+are checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from torchvision.datasets import Cityscapes
+
+from ...data.decode import PICTURES
+from ...errors import LGDError
+from .recipe import SegmentData
+
+IGNORED = 255  # class index of pixels that are neither learned nor scored
+UNKNOWN = -1
+READ = 50  # label pictures, spread over the split, whose pixels are looked at before a run begins; those of all others when they are used
+
+Numbers = npt.NDArray[
+    np.int16
+]  # [256]: the class index of each number that a label picture may have, IGNORED or UNKNOWN
+READ_ERRORS = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+
+
+class Pair(NamedTuple):
+    picture: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's pictures with their labels, and what the numbers in these mean."""
+
+    layout: str
+    classes: tuple[str, ...]
+    numbers: Numbers
+    pairs: Sequence[Pair]
+
+
+class Layout(NamedTuple):
+    """How a data set lies in its folder."""
+
+    expected: str
+    pictures: Callable[[Path, str], list[Path]]  # (root, split)
+    label: Callable[[Path, Path], Path]  # (root, picture)
+    classes: Callable[[Path], tuple[tuple[str, ...], Numbers]]
+
+
+def open_split(data: SegmentData, split: str) -> Split:
+    """The pairs of a split, each looked at: sizes, kinds, and the numbers in some of the labels.
+
+    Raises: LGDError that names the file and the layout that was expected.
+    """
+    layout, root = LAYOUTS[data.layout], Path(data.root)
+    with _expecting(data.layout):
+        pictures = layout.pictures(root, split)
+        if not pictures:
+            raise LGDError(f"{root} holds no pictures of split {split!r}")
+        pairs = [Pair(picture, layout.label(root, picture)) for picture in pictures]
+        classes, numbers = layout.classes(root)
+        if not 2 <= len(classes) <= IGNORED:
+            raise LGDError(f"{root} has a list of {len(classes)} classes, where 2 to {IGNORED} make sense")
+        for pair in pairs:
+            _check_pair(pair)
+        found = Split(data.layout, classes, numbers, pairs)
+        for index in range(0, len(pairs), max(1, len(pairs) // READ)):
+            _read(found, index)
+            if data.layout == "cityscapes":
+                _check_polygons(pairs[index].label)
+    return found
+
+
+def read_label(split: Split, index: int) -> npt.NDArray[np.uint8]:
+    """A label picture as class indices [H, W], 255 where ignored. Raises: LGDError, as `open_split`."""
+    with _expecting(split.layout):
+        return _read(split, index)
+
+
+@contextmanager
+def _expecting(layout: str) -> Iterator[None]:
+    """Errors within say what the layout is."""
+    try:
+        yield
+    except LGDError as error:
+        raise LGDError(f"{error}. data.layout {layout} expects {LAYOUTS[layout].expected}") from error
+
+
+def _read(split: Split, index: int) -> npt.NDArray[np.uint8]:
+    file = split.pairs[index].label
+    try:
+        with Image.open(file) as image:
+            values = np.asarray(image)
+    except READ_ERRORS as error:
+        raise LGDError(f"{file} can't be read as a picture ({error})") from error
+    indices = split.numbers[values]
+    if (unknown := indices == UNKNOWN).any():
+        raise LGDError(
+            f"{file} has the number {values[unknown][0]}, which is none of the {len(split.classes)} classes'"
+        )
+    return indices.astype(np.uint8)
+
+
+def _check_pair(pair: Pair) -> None:
+    if not pair.label.is_file():
+        raise LGDError(f"{pair.picture} has no labels: {pair.label} is not there")
+    sizes, mode = [], ""
+    for file in pair:
+        try:
+            with Image.open(file) as image:  # the header alone
+                sizes.append(image.size)
+                mode = image.mode
+        except READ_ERRORS as error:
+            raise LGDError(f"{file} can't be read as a picture ({error})") from error
+    if mode not in ("L", "P"):
+        raise LGDError(
+            f"{pair.label} holds pixels of kind {mode!r}, where a number a pixel of 8 bits is expected (kind 'L' or 'P')"
+        )
+    if sizes[0] != sizes[1]:
+        (width, height), (label_width, label_height) = sizes
+        raise LGDError(
+            f"{pair.picture} has {width} x {height} pixels and its labels {pair.label} have {label_width} x {label_height}"
+        )
+
+
+def _check_polygons(label: Path) -> None:
+    """The names in the polygon file beside a label picture, where there is one, are Cityscapes'."""
+    file = label.with_name(label.name.replace("labelIds.png", "polygons.json"))
+    if not file.is_file():
+        return
+    try:
+        names = {
+            entry["label"].removesuffix("group") for entry in json.loads(file.read_text(encoding="utf-8"))["objects"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LGDError(f"{file} is no polygon file of Cityscapes ({error!r})") from error
+    if strange := names - {row.name.removesuffix("group") for row in Cityscapes.classes}:
+        raise LGDError(f"{file} has names that are not Cityscapes' ({', '.join(sorted(strange))})")
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    if not folder.is_dir():
+        raise LGDError(f"{folder} is not there")
+    return sorted(folder.glob(pattern))
+
+
+def _numbers(indices: dict[int, int]) -> Numbers:
+    numbers = np.full(256, UNKNOWN, dtype=np.int16)
+    for number, index in indices.items():
+        numbers[number] = index
+    return numbers
+
+
+def _cityscapes_label(root: Path, picture: Path) -> Path:
+    folder = root / "gtFine" / picture.parent.relative_to(root / "leftImg8bit")
+    return folder / picture.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+
+
+def _cityscapes_classes(_: Path) -> tuple[tuple[str, ...], Numbers]:
+    evaluated = sorted(
+        (row for row in Cityscapes.classes if not row.ignore_in_eval and row.id >= 0), key=lambda row: row.train_id
+    )
+    ignored = {row.id: IGNORED for row in Cityscapes.classes if row.id >= 0}
+    numbers = _numbers({**ignored, **{row.id: row.train_id for row in evaluated}})
+    return tuple(row.name for row in evaluated), numbers
+
+
+def _ade20k_classes(root: Path) -> tuple[tuple[str, ...], Numbers]:
+    """Lines of `Idx, Ratio, Train, Val, Name`, parted by tabs; number 0 in a label picture is what has no class."""
+    file = root / "objectInfo150.txt"
+    header, *rows = ([cell.strip() for cell in line.split("\t")] for line in _lines(file))
+    if header[0] != "Idx" or header[-1] != "Name" or [row[0] for row in rows] != [str(n + 1) for n in range(len(rows))]:
+        raise LGDError(f"{file} is no table of classes 1, 2, ... with columns from Idx to Name, parted by tabs")
+    return tuple(row[-1] for row in rows), _numbers({0: IGNORED, **{n + 1: n for n in range(min(len(rows), 255))}})
+
+
+def _folder_classes(root: Path) -> tuple[tuple[str, ...], Numbers]:
+    names = tuple(line.strip() for line in _lines(root / "classes.txt"))
+    if len(set(names)) != len(names):
+        raise LGDError(f"{root / 'classes.txt'} has a name twice")
+    return names, _numbers({**{n: n for n in range(min(len(names), IGNORED))}, IGNORED: IGNORED})
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise LGDError(f"{file}, the names of the classes, can't be read ({error})") from error
+    if not lines:
+        raise LGDError(f"{file}, the names of the classes, is empty")
+    return lines
+
+
+def _folder_pictures(root: Path, split: str) -> list[Path]:
+    folder = root / "images" / ("" if split == "all" else split)
+    return [path for path in _files(folder, "*") if path.suffix.lower() in PICTURES]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "cityscapes": Layout(
+        "ROOT/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of splits train and val.",
+        pictures=lambda root, split: _files(root / "leftImg8bit" / split, "*/*_leftImg8bit.png"),
+        label=_cityscapes_label,
+        classes=_cityscapes_classes,
+    ),
+    "ade20k": Layout(
+        "ROOT/images/SPLIT/*.jpg, ROOT/annotations/SPLIT/*.png and ROOT/objectInfo150.txt, of splits training and validation: "
+        "what ADEChallengeData2016.zip holds.",
+        pictures=lambda root, split: _files(root / "images" / split, "*.jpg"),
+        label=lambda root, picture: root / "annotations" / picture.parent.name / f"{picture.stem}.png",
+        classes=_ade20k_classes,
+    ),
+    "folder": Layout(
+        "ROOT/images/SPLIT/*.jpg (or other pictures), ROOT/labels/SPLIT/*.png with a class index each pixel and 255 where there is none, "
+        "and ROOT/classes.txt with a name a line; without split folders for split 'all'.",
+        pictures=_folder_pictures,
+        label=lambda root, picture: root / "labels" / picture.relative_to(root / "images").with_suffix(".png"),
+        classes=_folder_classes,
+    ),
+}

@@ -1,0 +1,77 @@
+"""mIoU and accuracies of whole pictures, from one confusion matrix of all of them, as Cityscapes and ADE20K define them.
+
+A class that occurs neither in labels nor in predictions has no IoU and is left out of the mean; one that is only predicted has 0.
+Accuracies of classes are of those that labels have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+
+from ...errors import LGDError, require
+from ...utils.distributed import Ranks
+from .dataset import WholePictures
+from .folders import IGNORED, Split
+from .model import Segmenter
+
+
+class Scores(NamedTuple):
+    """In percent; IoU by class, None where there is none."""
+
+    mean: Mapping[str, float]
+    iou: Mapping[str, float | None]
+
+
+def evaluate(
+    model: Segmenter, split: Split, *, short_side: int | None, workers: int, device: torch.device, ranks: Ranks
+) -> Scores:
+    """Each picture once, shared out over the ranks; the same on all of them. Raises: LGDError where no pixel has a label."""
+    mine = ranks.share(range(len(split.pairs)))
+    pictures: DataLoader[Any] = DataLoader(
+        WholePictures(split),  # type: ignore[arg-type]  # has a length and items, which is all that torch asks of a Dataset
+        batch_size=None,
+        sampler=mine,
+        num_workers=workers,
+    )
+    metric = new_metric(len(split.classes)).to(device)
+    for image, label, _ in pictures:
+        metric.update(model.see(image.to(device), short_side=short_side), label.to(device).long())
+    confusions = ranks.gather({ranks.rank: metric.confmat.cpu()})
+    metric.confmat = torch.stack(list(confusions.values())).sum(0).to(device)
+    if not metric.confmat.sum():
+        raise LGDError(
+            "No pixel of the pictures that are evaluated has a label. Set data.val_split to a split that has some, or to null."
+        )
+    return scores_of(metric, classes=split.classes)
+
+
+def new_metric(classes: int) -> Any:
+    """torchmetrics' IoU of each class, NaN for one that does not occur. It counts `confmat` [labelled, predicted]."""
+    metrics = require("torchmetrics.classification", extra="segment")
+    return metrics.MulticlassJaccardIndex(
+        classes,
+        average="none",
+        ignore_index=IGNORED,
+        zero_division=math.nan,
+        validate_args=False,
+        sync_on_compute=False,
+    )
+
+
+def scores_of(metric: Any, *, classes: Sequence[str]) -> Scores:
+    """What was counted, as scores."""
+    iou, right, labelled = 100 * metric.compute(), metric.confmat.diag(), metric.confmat.sum(1)
+    mean = {
+        "mIoU": float(iou.nanmean()),
+        "pixel_accuracy": float(100 * right.sum() / labelled.sum()),
+        "mean_accuracy": float((100 * right / labelled).nanmean()),
+    }
+    return Scores(
+        mean,
+        {name: None if value.isnan() else round(float(value), 3) for name, value in zip(classes, iou, strict=True)},
+    )

@@ -1,0 +1,1 @@
+"""Files, schema, HTTP, ranks, devices, signals, logs and checkpoints: nothing here knows of distillation."""

@@ -1,0 +1,192 @@
+"""Checkpoints: safetensors and JSON, no pickle, whole or not there.
+
+checkpoints/step-00001234/   a file for each module, optimizer.safetensors state.json [score.json]
+
+A distillation's modules are student.safetensors [ema.safetensors] objective.safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import WeightsError
+from .files import changed_keys, room_for, write_json
+
+UNFINISHED = ".step-"  # how the names of folders begin that are being written
+SCORE = "score.json"
+
+
+class Progress(NamedTuple):
+    """Where a run stands: steps taken, and what it has counted."""
+
+    step: int
+    counts: Mapping[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    facts: Mapping[str, Any],
+    counts: Mapping[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Write `folder/step-<step>` and drop all but the last `keep` and the best.
+
+    `facts` must hold what a resumed run has to agree on, `counts` what it goes on counting (JSON). There is no random state: what
+    a step draws depends on its seed and number alone. On the disk before it has its name, so that a machine that goes down keeps it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+    try:
+        tensors, groups = _flatten(optimizer.state_dict())
+        for name, module in modules.items():
+            _save(temporary / f"{name}.safetensors", module.state_dict())
+        _save(temporary / "optimizer.safetensors", tensors)
+        state = {
+            "step": step,
+            "facts": dict(facts),
+            "optimizer": groups,
+            "scaler": scaler.state_dict(),
+            "counts": dict(counts or {}),
+        }
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _to_disk(path)
+        final = checkpoint_at(folder, step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _to_disk(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    drop_old(folder, keep=keep)
+    return final
+
+
+def checkpoint_at(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if there is one."""
+    return folder / f"step-{step:08d}"
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def note_score(checkpoint: Path, score: float, *, name: str = "zero_shot_top1") -> None:
+    """Remember what the checkpoint's model scored, the more the better: the best is not dropped."""
+    write_json(checkpoint / SCORE, {name: score})
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest score, the earlier of equal ones; None where none was scored."""
+    scored = {path: _score(path) for path in all_checkpoints(folder) if (path / SCORE).is_file()}
+    return max(scored, key=scored.__getitem__, default=None)
+
+
+def drop_old(folder: Path, *, keep: int) -> None:
+    """Remove all checkpoints but the last `keep` and the best."""
+    best = best_checkpoint(folder)
+    for old in all_checkpoints(folder)[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what was being written when a process was killed. Nobody else may be writing here."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path)
+
+
+def _score(checkpoint: Path) -> float:
+    (score,) = json.loads((checkpoint / SCORE).read_text(encoding="utf-8")).values()
+    return float(score)
+
+
+def _to_disk(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # which has no handles for folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    facts: Mapping[str, Any],
+) -> Progress:
+    """Restore everything; returns where to go on. Raises: WeightsError when the run is another one, or damaged."""
+    try:
+        return _load(path, modules=modules, optimizer=optimizer, scaler=scaler, facts=facts)
+    except (OSError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(
+            f"{path} can't be restored ({reason}). Remove it: the checkpoint before it is used then."
+        ) from error
+
+
+def _load(
+    path: Path,
+    *,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    facts: Mapping[str, Any],
+) -> Progress:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if other := changed_keys(state["facts"], facts):
+        raise WeightsError(
+            f"{path} was written by another run: {', '.join(other)} differ. Use the same recipe and data, or another output folder."
+        )
+    for name, module in modules.items():
+        module.load_state_dict(load_file(path / f"{name}.safetensors"))
+    tensors = load_file(path / "optimizer.safetensors")
+    tensors.pop("rng", None)  # of checkpoints before steps had seeds of their own
+    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
+    scaler.load_state_dict(state["scaler"])
+    return Progress(int(state["step"]), state.get("counts", {}))
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with room_for(path):
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+
+
+def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state: tensors by `<parameter>/<name>`, and what JSON can hold."""
+    tensors, values = {}, {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                values[f"{index}/{name}"] = value
+    return tensors, {"values": values, "param_groups": state["param_groups"]}
+
+
+def _unflatten(tensors: Mapping[str, Tensor], groups: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **groups["values"]}.items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": groups["param_groups"]}

@@ -1,0 +1,109 @@
+"""What a long run tells: a bar with images/s and time left, a JSON line a log, TensorBoard when it is installed."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+
+class Progress:
+    """Follows a training run. `out` None: a rank that keeps silent."""
+
+    def __init__(self, out: Path | None, *, total: int, start: int, batch_size: int, what: str = "distill") -> None:
+        self._out, self._batch_size, self._step = out, batch_size, start
+        self._bar = tqdm(
+            total=total * batch_size,
+            initial=start * batch_size,
+            unit="img",
+            unit_scale=True,
+            desc=what,
+            disable=True if out is None else None,
+        )
+        self._pending: tuple[int, float, float, dict[str, Tensor]] | None = None
+        self._clock, self._clock_step = time.perf_counter(), start
+        self._board = _tensorboard(out, start)
+        _end_line(out)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+        finally:
+            self._bar.close()
+            if self._board is not None:
+                self._board.close()
+
+    def step(self, losses: dict[str, Tensor], lr: float, *, every: int) -> None:
+        """Count a step. Losses are read one log later, so that the device is never waited for in its step."""
+        self._step += 1
+        self._bar.update(self._batch_size)
+        if self._step % every == 0:
+            self.flush()
+            self._pending = (self._step, self._rate(), lr, losses)
+
+    def note(self, values: dict[str, Any]) -> None:
+        """Write values of this step, such as an evaluation, to the log."""
+        self.flush()
+        self._write({"step": self._step, **values})
+        self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if isinstance(v, float)})
+        self._clock, self._clock_step = time.perf_counter(), self._step  # evaluation is not training time
+
+    def _rate(self) -> float:
+        """Images per second since the last log."""
+        now = time.perf_counter()
+        rate = (self._step - self._clock_step) * self._batch_size / max(now - self._clock, 1e-9)
+        self._clock, self._clock_step = now, self._step
+        return rate
+
+    def flush(self) -> None:
+        """Read and write what is pending. A loss that is not finite is of a step that was left out, and has no line."""
+        if self._pending is None:
+            return
+        step, rate, lr, losses = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in losses.items()}
+        if not all(math.isfinite(value) for value in values.values()):
+            return
+        self._write({"step": step, **values, "lr": lr, "images_per_second": round(rate, 1)})
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.2g}")
+
+    def _write(self, values: dict[str, Any]) -> None:
+        if self._out is None:
+            return
+        with (self._out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, values["step"])
+
+
+def _end_line(out: Path | None) -> None:
+    """A run that was killed in the middle of a line may have left it open."""
+    if out is None or not (log := out / "log.jsonl").is_file():
+        return
+    with log.open("rb+") as file:
+        if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+
+
+def _tensorboard(out: Path | None, start: int) -> Any:
+    """A writer, or None where TensorBoard is not installed: it is an extra, not a need."""
+    if out is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)  # later ones are of a run that was killed
