@@ -253,7 +253,7 @@ def _digest(keys: Sequence[str]) -> str:
 
 def _worker(seen: Path, words: Sequence[str]) -> int:
     """The command line, which notes the samples of each step."""
-    from lgd_timm.cli import main as cli
+    from lgd_timm import cli
     from lgd_timm.training import loop as train
 
     take = train.train_step

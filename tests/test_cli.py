@@ -15,8 +15,8 @@ import yaml
 from hub_fixtures import environment, read_files, read_timeless, run_script
 from hub_server import WRITE_TOKEN, HubServer
 
-from lgd_timm import hub
-from lgd_timm.cli import main as cli
+from lgd_timm import cli, hub
+from lgd_timm.cli.main import parse_overrides
 from lgd_timm.config.reader import read_recipe, recipe_from_dict
 from lgd_timm.data import open_shards
 from lgd_timm.data.stored_embeddings import open_stored
@@ -433,8 +433,8 @@ def test_what_is_no_bad_input_is_not_hidden(monkeypatch: pytest.MonkeyPatch, rec
 
 def test_overrides_are_pairs_or_joined_by_an_equals_sign() -> None:
     words = ["--a.b", "1", "--c=2", "--d", "-3", "--e=", "--f=x=y"]
-    assert cli.parse_overrides(words) == {"a.b": "1", "c": "2", "d": "-3", "e": "", "f": "x=y"}
-    assert cli.parse_overrides([]) == {}
+    assert parse_overrides(words) == {"a.b": "1", "c": "2", "d": "-3", "e": "", "f": "x=y"}
+    assert parse_overrides([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -443,4 +443,4 @@ def test_overrides_are_pairs_or_joined_by_an_equals_sign() -> None:
 )
 def test_other_words_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        cli.parse_overrides(words)
+        parse_overrides(words)

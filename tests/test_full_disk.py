@@ -13,7 +13,7 @@ from PIL import Image
 from small_disk import small_disk
 from test_distill import assert_bit_equal, last_checkpoint, merge, run
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.data import open_shards
 from lgd_timm.utils.checkpoint import all_checkpoints

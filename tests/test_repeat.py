@@ -14,7 +14,7 @@ import yaml
 from hub_fixtures import environment, publish, read_files, run_script
 from hub_server import HubServer
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.config.reader import read_recipe, read_teach_recipe
 from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.errors import RecipeError, TeacherError

@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 
-from lgd_timm import hub
 from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.errors import LGDError, RecipeError, WeightsError
 from lgd_timm.hub.safe_weights import PICKLES, refuse_pickle, timm_source, weights_folder
@@ -174,7 +173,7 @@ def asked(
         calls.append((name, tuple(require), tuple(allow)))
         return tiny_clip if "open_clip_config.json" in require else folder
 
-    monkeypatch.setattr(hub, "snapshot", snapshot)
+    monkeypatch.setattr("lgd_timm.hub.safe_weights.snapshot", snapshot)
     return calls
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lgd_timm import hub
 from lgd_timm.config.reader import local_source, read_recipe, read_teach_recipe, read_teacher, recipe_file
 from lgd_timm.errors import RecipeError
 
@@ -42,7 +41,9 @@ def test_a_malformed_address_is_refused(source: str) -> None:
 
 
 def test_a_folder_of_the_hub_is_pulled_and_has_travelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "pull", {"org/name-1.0": tmp_path, "org/name@refs/pr/1": tmp_path}.__getitem__)
+    monkeypatch.setattr(
+        "lgd_timm.config.reader.pull", {"org/name-1.0": tmp_path, "org/name@refs/pr/1": tmp_path}.__getitem__
+    )
     assert local_source("hub://org/name-1.0") == tmp_path
     with pytest.raises(
         RecipeError, match=r"^hub://org/name-1\.0 holds no recipe\.yaml, so it does not say how it was made"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.evaluate import FeatureSplits, evaluate_all, find_model, knn, linear_probe
 
 PLAIN = ["test_resnet", "--random-weights", "--image-size", "32"]

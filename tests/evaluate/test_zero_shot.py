@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lgd_timm import hub
 from lgd_timm.data import Views, open_shards
 from lgd_timm.data.dataset import Batch, ShardDataset
 from lgd_timm.data.stored_embeddings import find_stored
@@ -282,7 +281,7 @@ def test_what_a_folder_of_the_hub_names_is_checked_before_it_is_opened(
 ) -> None:
     """Its own names need nothing of the teacher, which is in another folder; new names do, and so do names in a file."""
     folder = Path(shutil.copytree(published_folder, tmp_path / "copy"))
-    monkeypatch.setattr(hub, "pull", lambda name: folder)
+    monkeypatch.setattr("lgd_timm.config.reader.pull", lambda name: folder)
     assert evaluate_zero_shot("hub://me/tiny", data=taught_folder, device="cpu") == evaluate_zero_shot(
         str(published_folder), data=taught_folder, device="cpu"
     )
@@ -365,7 +364,7 @@ def test_what_cannot_be_evaluated_is_refused(model: str, shard_folder: Path) -> 
 def test_a_weight_that_does_not_exist_is_refused(
     model: str, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lgd_timm.hub.weights.manifest", dict)  # where it is looked up
+    monkeypatch.setattr("lgd_timm.students.entrypoints.manifest", dict)  # where it is looked up
     with pytest.raises(WeightsError, match=rf"'{model}.* is not a weight that this version of lgd_timm knows"):
         evaluate_zero_shot(model, data=shard_folder, device="cpu")
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.cli.export import OPTIONS
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.export import open_clip, targets

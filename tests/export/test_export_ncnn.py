@@ -13,7 +13,7 @@ from pages import run_snippet
 from PIL import Image
 from shaken import small
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.export import ncnn as module
 from lgd_timm.export.graph import graph_of

@@ -18,7 +18,7 @@ from PIL import Image
 from shaken import NAMES, shaken, small
 from torch import Tensor, nn
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.export import onnx as module
 from lgd_timm.export.graph import graph_of

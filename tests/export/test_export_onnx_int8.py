@@ -15,7 +15,7 @@ import pytest
 import torch
 from shaken import small
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.data import Views, open_shards
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.writer import write_shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.config.reader import read_recipe
 from lgd_timm.data.vocabulary import Vocabulary
 from lgd_timm.errors import WeightsError
@@ -30,7 +31,6 @@ from lgd_timm.publish.open_clip import check_open_clip, write_open_clip
 from lgd_timm.students.model import Student, create_student
 from lgd_timm.teachers import Conse, OpenCLIP
 from lgd_timm.teachers.text_bank import encode_vocabulary
-from lgd_timm.training import distill as module
 from lgd_timm.training.distill import distill
 
 PROMPTS = ["blue", "green", "red", "a photo of a cat"]
@@ -244,7 +244,7 @@ def test_the_command_line_says_why_not_before_it_evaluates(
 ) -> None:
     recipe = read_recipe(run_folder / "recipe.yaml")
     distill(replace(recipe, student=replace(recipe.student, projector="mlp")), out=tmp_path / "run")
-    monkeypatch.setattr(module, "evaluate", None)
+    monkeypatch.setattr(importlib.import_module("lgd_timm.training.distill"), "evaluate", None)
     assert cli.main(["save", str(tmp_path / "run"), str(tmp_path / "out"), "--open-clip"]) == 2
     assert "student.projector is 'mlp', which open_clip can't express" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

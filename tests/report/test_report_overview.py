@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reported import Make
 
-from lgd_timm.cli import main as cli
+from lgd_timm.cli.main import build_parser
 from lgd_timm.evaluate.report import overview
 from lgd_timm.evaluate.report.collect import Group, group_trials, read_trials
 
@@ -135,7 +135,7 @@ def test_commands_are_those_of_the_command_line(make: Make) -> None:
     for command in commands:
         program, *words = shlex.split(command)
         assert program == "lgd-timm"
-        _, rest = cli.build_parser().parse_known_args(words)
+        _, rest = build_parser().parse_known_args(words)
         assert rest == []
 
 

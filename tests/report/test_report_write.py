@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from reported import NASTY, Make
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.errors import LGDError
 from lgd_timm.evaluate.report import report
 

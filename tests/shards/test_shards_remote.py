@@ -27,7 +27,7 @@ from huggingface_hub import constants
 from small_disk import small_disk
 from tiny_teacher import Tiny
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.config.recipe import TeachRecipe
 from lgd_timm.config.sandbox import relative

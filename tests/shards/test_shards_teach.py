@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -38,7 +39,6 @@ from lgd_timm.data.tar import IndexedTar
 from lgd_timm.data.views import Views
 from lgd_timm.errors import ShardError, TeacherError
 from lgd_timm.teachers import ImageTeacher, OpenCLIP, spec_from_dict
-from lgd_timm.training import teach as teaching
 from lgd_timm.training.teach import teach, teach_recipe
 from lgd_timm.utils import files
 
@@ -458,7 +458,9 @@ def test_a_compiled_teacher_sees_one_batch_size(
 def test_one_loader_walks_all_shards(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     walks = []
     monkeypatch.setattr(
-        teaching, "loader", lambda *args, **options: walks.append(loader(*args, **options)) or walks[-1]
+        importlib.import_module("lgd_timm.training.teach"),
+        "loader",
+        lambda *args, **options: walks.append(loader(*args, **options)) or walks[-1],
     )
     run(shards, workers=1)
     assert [len(walk) for walk in walks] == [12]
@@ -468,7 +470,11 @@ def test_rate_and_time_left_count_what_is_done_now(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bars: list[dict[str, Any]] = []
-    monkeypatch.setattr(teaching, "tqdm", lambda **options: bars.append(options) or tqdm(**options))
+    monkeypatch.setattr(
+        importlib.import_module("lgd_timm.training.teach"),
+        "tqdm",
+        lambda **options: bars.append(options) or tqdm(**options),
+    )
     spoil(shards, 0, 0)
     with pytest.raises(KeyboardInterrupt):
         run(shards, Tiny(fail_at=7), out=tmp_path / "out", max_bad=0.03)

@@ -16,7 +16,7 @@ import pytest
 from folder_server import FolderServer
 from tiny_teacher import Tiny
 
-from lgd_timm.cli import main as cli
+from lgd_timm import cli
 from lgd_timm.data import open_shards
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.data.verify_shards import check_shards
