@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_features import clouds
 from sklearn.neighbors import KNeighborsClassifier
 
 from lgd_timm.errors import LGDError, ShardError
 from lgd_timm.evaluate import knn
+from tests.helpers.made_features import clouds
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_features import clouds
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from torch.nn.functional import cross_entropy
 
 from lgd_timm.errors import LGDError, ShardError
 from lgd_timm.evaluate import draw_labels, linear_probe
 from lgd_timm.evaluate.linear_probe import FITS, STRENGTHS
+from tests.helpers.made_features import clouds
 
 
 def standardised(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from torch.nn.functional import normalize
 from lgd_timm.errors import LGDError
 from lgd_timm.objectives import LGD
 from lgd_timm.objectives.lgd import PRESETS, LGDConfig
+from tests.helpers import ROOT
 
 NAMES, DIM, BATCH = 7, 12, 9
 SOFT = 0.1  # a teacher temperature at which every name counts; at 0.01 one takes all, and much goes unnoticed
@@ -85,8 +85,7 @@ def plain_update(teacher, text, bank, seen, *, momentum=0.9, threshold=0.0) -> t
 
 def test_reference_preset_repeats_the_released_codes_steps():
     golden = {
-        key: torch.from_numpy(value)
-        for key, value in np.load(Path(__file__).parents[1] / "data/lgd_reference_steps.npz").items()
+        key: torch.from_numpy(value) for key, value in np.load(ROOT / "tests/golden/lgd_reference_steps.npz").items()
     }
     student_temperature, teacher_temperature, momentum = golden["params"].tolist()
     lgd = LGD(

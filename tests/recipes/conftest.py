@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-PAPER = Path(__file__).resolve().parents[2] / "recipes" / "paper"
+from tests.helpers import ROOT
+
+PAPER = ROOT / "recipes" / "paper"
 
 
 @pytest.fixture(scope="session")

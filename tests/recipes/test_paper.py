@@ -22,8 +22,8 @@ from lgd_timm.data import Views, open_shards
 from lgd_timm.data.subset import write_subset
 from lgd_timm.students.entrypoints import STUDENTS
 from lgd_timm.training.build import build
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "recipes" / "paper"
 RECIPES = sorted(PAPER.glob("*.yaml"))
 

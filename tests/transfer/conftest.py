@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from dots import DotsTask
 
 from lgd_timm.transfer import run as runs
+from tests.helpers.dots import DotsTask
 
 
 @pytest.fixture
