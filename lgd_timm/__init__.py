@@ -4,17 +4,9 @@ Importing this package registers its students with timm: `timm.create_model("lgd
 It stays light: no open_clip, webdataset, transformers or sentence_transformers.
 """
 
-from typing import TYPE_CHECKING
-
-from . import students
+from . import hub, students
 from .errors import LGDError, MissingExtra
-from .utils.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from . import hub
 
 __version__ = "0.1.0"
 
 __all__ = ["LGDError", "MissingExtra", "__version__", "hub", "students"]
-
-__getattr__ = lazy_names(__name__, {"hub": ""})  # it brings the Hub's whole client

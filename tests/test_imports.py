@@ -30,7 +30,8 @@ def test_importing_the_package_and_its_command_line_stays_light() -> None:
 
 
 def test_the_hubs_client_comes_when_it_is_used() -> None:
-    script = "import sys, lgd_timm; before = 'lgd_timm.hub' in sys.modules; assert lgd_timm.hub.snapshot_download and not before"
+    module = "'lgd_timm.hub.snapshot_download' in sys.modules"
+    script = f"import sys, lgd_timm; assert not {module}; assert lgd_timm.hub.pull; assert {module}"
     assert "lgd_timm" in imported_by(script)
     with pytest.raises(AttributeError, match="'lgd_timm' has no attribute 'nothing'"):
         lgd_timm.nothing

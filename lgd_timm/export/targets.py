@@ -35,10 +35,18 @@ TARGETS: dict[str, Target] = {
         "torchvision", "the keys of torchvision's own model, classifier included", ending=".safetensors"
     ),
     "mmdet": Target(
-        "mm", "a backbone with the keys of MMDetection", ending=".safetensors", options=("prefix",), function="mmdet"
+        "openmmlab",
+        "a backbone with the keys of MMDetection",
+        ending=".safetensors",
+        options=("prefix",),
+        function="mmdet",
     ),
     "mmseg": Target(
-        "mm", "a backbone with the keys of MMSegmentation", ending=".safetensors", options=("prefix",), function="mmseg"
+        "openmmlab",
+        "a backbone with the keys of MMSegmentation",
+        ending=".safetensors",
+        options=("prefix",),
+        function="mmseg",
     ),
     "open_clip": Target("open_clip", "the image tower with its teacher's text tower, as open_clip loads them"),
     "onnx": Target(

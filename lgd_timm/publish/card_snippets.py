@@ -125,7 +125,7 @@ import torch
 import lgd_timm.hub
 import lgd_timm.publish
 
-folder = lgd_timm.hub.snapshot_download("<repo>")
+folder = lgd_timm.hub.pull("<repo>")
 model = timm.create_model(f"local-dir:{{folder}}", pretrained=True).eval()
 student = lgd_timm.publish.load(folder).student
 {_EMBED}"""

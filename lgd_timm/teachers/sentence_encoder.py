@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .. import hub
 from ..errors import RecipeError, TeacherError, require
 from ..hub.safe_weights import BUILD_ERRORS, PICKLES
+from ..hub.snapshot_download import snapshot
 from ..utils.files import fingerprint, sha256_of
 
 # Of what a folder's modules.json may be made. It can name any class of any module, which loading then imports; and of the
@@ -76,7 +76,7 @@ def _folder(name: str) -> Path:
             f"teacher.encoder {name!r} can't be loaded (no such folder). Give a folder or a sentence-transformers name."
         )
     repo = name if "/" in name else f"sentence-transformers/{name}"  # as the library reads names without an owner
-    return hub.snapshot(repo, require=("modules.json", "*.safetensors"), allow=("*.json", "*.txt", "*.model"))
+    return snapshot(repo, require=("modules.json", "*.safetensors"), allow=("*.json", "*.txt", "*.model"))
 
 
 def _package_folder(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import re
@@ -29,7 +30,8 @@ from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 REGISTER = """
 import json
 from pathlib import Path
-from lgd_timm import cli, weights
+from lgd_timm import cli
+from lgd_timm.hub import weights
 weights.MANIFEST = Path({manifest!r})
 print(json.dumps(cli.main(["push", {folder!r}, "me/tiny", "--register"])))
 """
@@ -423,7 +425,7 @@ def test_what_is_no_bad_input_is_not_hidden(monkeypatch: pytest.MonkeyPatch, rec
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lgd_timm.training.distill.distill", broken)
+    monkeypatch.setattr(importlib.import_module("lgd_timm.training.distill"), "distill", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["distill", str(recipe)])
 

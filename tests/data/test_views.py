@@ -73,14 +73,14 @@ def test_views_are_the_same_in_another_process() -> None:
     code = """if True:
         import hashlib, io, numpy as np, torch
         from PIL import Image
-        from lgd_timm.data.decode import Picture
+        from lgd_timm.data.decode import EncodedImage
         from lgd_timm.data.views import Views
         torch.set_num_threads(2)
         file = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 24, 24), dtype=np.uint8).transpose(1, 2, 0)).save(file, "PNG")
         for key in ("ü", "b_-c", "a"):
             for i in (2, 0, 1):
-                view = Views(size=16, augmentation="mocov2").render(Picture(file.getvalue()), key, i)
+                view = Views(size=16, augmentation="mocov2").render(EncodedImage(file.getvalue()), key, i)
                 print(ascii(key), i, hashlib.sha256(view.numpy().tobytes()).hexdigest())
     """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=280).stdout

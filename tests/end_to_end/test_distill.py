@@ -42,7 +42,8 @@ Dict = dict[str, Any]
 # One process of a distributed run: writes down the first loss of its rank, and is the command line otherwise.
 ONE_RANK = """
 import json, pathlib, sys
-from lgd_timm import cli, train
+from lgd_timm import cli
+from lgd_timm.training import loop as train
 
 seen = {"loss": [], "bank": [], "scores": []}
 train_step, zero_shot = train.train_step, train.zero_shot

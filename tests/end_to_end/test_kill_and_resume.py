@@ -24,7 +24,8 @@ Dict = dict[str, Any]
 # The command line, and a signal to one rank before one step, the first time that it gets there.
 STRUCK = """
 import os, pathlib, signal, sys
-from lgd_timm import cli, train
+from lgd_timm import cli
+from lgd_timm.training import loop as train
 
 number, step, rank, flag = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4])
 train_step = train.train_step

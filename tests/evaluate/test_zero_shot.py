@@ -364,7 +364,7 @@ def test_what_cannot_be_evaluated_is_refused(model: str, shard_folder: Path) -> 
 def test_a_weight_that_does_not_exist_is_refused(
     model: str, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lgd_timm.students.entrypoints.manifest", dict)  # where it is looked up
+    monkeypatch.setattr("lgd_timm.hub.weights.manifest", dict)  # where it is looked up
     with pytest.raises(WeightsError, match=rf"'{model}.* is not a weight that this version of lgd_timm knows"):
         evaluate_zero_shot(model, data=shard_folder, device="cpu")
 

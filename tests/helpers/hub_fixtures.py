@@ -196,7 +196,6 @@ class RemoteCause(Exception):
 
 def serve(manifest: str) -> None:
     """The client's process: fork for each line of the input, say the child's number, until the input ends."""
-    from lgd_timm import hub
     from lgd_timm.hub import weights  # here, as it takes seconds: run_script has no use for it
 
     weights.MANIFEST = Path(manifest)
@@ -204,12 +203,12 @@ def serve(manifest: str) -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            _answer(hub, json.loads(line))
+            _answer(json.loads(line))
             os._exit(0)
         print(pid, flush=True)
 
 
-def _answer(hub: Any, request: dict[str, Any]) -> None:
+def _answer(request: dict[str, Any]) -> None:
     """Call what was asked for, and leave the reply as a file that appears whole."""
     os.environ.update(request["environ"])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -217,7 +216,7 @@ def _answer(hub: Any, request: dict[str, Any]) -> None:
     logging.getLogger().addHandler(heard)
     reply: dict[str, Any] = {"value": None, "error": None, "log": heard.lines}
     try:
-        reply["value"] = getattr(hub, request["function"])(*request["args"], **request["kwargs"])
+        reply["value"] = _function(request["function"])(*request["args"], **request["kwargs"])
     except Exception as error:  # handed over whole: the caller raises it
         kind = "WeightsError" if isinstance(error, WeightsError) else type(error).__name__
         cause = type(error.__cause__).__name__
@@ -225,6 +224,12 @@ def _answer(hub: Any, request: dict[str, Any]) -> None:
     folder = Path(request["folder"])
     (folder / "part").write_text(json.dumps(reply, default=_jsonable))
     (folder / "part").rename(folder / "reply.json")
+
+
+def _function(name: str) -> Any:
+    from lgd_timm import hub, publish
+
+    return getattr(publish if name == "push" else hub, name)
 
 
 class _Heard(logging.Handler):

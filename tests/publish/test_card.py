@@ -304,7 +304,7 @@ def test_retargeting_is_writing_for_that_repository() -> None:
     assert retarget(ours, "me/birds.v2") == theirs
     assert retarget(theirs, "me/birds.v2") == theirs
     assert retarget(theirs, f"lgd-timm/{NAME}") == ours
-    assert 'lgd_timm.hub.snapshot_download("me/birds.v2")' in theirs
+    assert 'lgd_timm.hub.pull("me/birds.v2")' in theirs
     assert "lgd-timm/" not in theirs
 
 
@@ -431,7 +431,7 @@ def test_every_snippet_of_a_card_runs_as_it_stands_and_all_agree(
         torch.tensor(of("me/mlp", "create_transform")["features"]),
     )
     for repo_id, folder in folders.items():
-        ours = of(repo_id, "lgd_timm.hub.snapshot_download")
+        ours = of(repo_id, "lgd_timm.hub.pull")
         with torch.no_grad():
             expected = load(folder).student(torch.tensor(ours["pixels"], dtype=torch.uint8))
         torch.testing.assert_close(torch.tensor(ours["embeddings"]), expected, rtol=1e-5, atol=1e-5)

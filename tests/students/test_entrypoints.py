@@ -67,7 +67,7 @@ print(json.dumps(facts))
 
 def test_the_three_students_are_registered_and_no_more() -> None:
     assert timm.list_models("lgd_*") == ["lgd_efficientnet_b0", "lgd_mobilenetv2", "lgd_resnet18"] == NAMES
-    assert lgd_timm.students is students
+    assert lgd_timm.students.entrypoints is students
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,7 +196,7 @@ def facts(small_weights: tuple[Any, Path], tmp_path_factory: pytest.TempPathFact
     }
     row = {"repo_id": "me/x", "commit": None, "files": files, "metrics": {}, "cfg": cfg}
     names = ["lgd_resnet18.right_small", "lgd_resnet18.flipped_small"]
-    (site / "lgd_timm" / "manifest.json").write_text(json.dumps(dict.fromkeys(names, row)))
+    (site / "lgd_timm" / "hub" / "manifest.json").write_text(json.dumps(dict.fromkeys(names, row)))
     for name in names:
         shutil.copytree(folder, site / "hub" / name)
     flipped = site / "hub" / names[1] / "model.safetensors"

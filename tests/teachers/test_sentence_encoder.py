@@ -118,7 +118,7 @@ def test_names_of_the_hub_come_verified_and_without_pickles(monkeypatch: pytest.
         asked.append((name, require, allow))
         return own
 
-    monkeypatch.setattr("lgd_timm.hub.safe_weights.snapshot", snapshot)
+    monkeypatch.setattr("lgd_timm.teachers.sentence_encoder.snapshot", snapshot)
     fetched = [SentenceEncoder("all-MiniLM-L6-v2"), SentenceEncoder("org/name@v1")]
     assert [name for name, *_ in asked] == ["sentence-transformers/all-MiniLM-L6-v2", "org/name@v1"]
     assert asked[0][1:] == (("modules.json", "*.safetensors"), ("*.json", "*.txt", "*.model"))

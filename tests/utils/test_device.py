@@ -31,7 +31,7 @@ def test_memory_that_was_freed_is_kept() -> None:
     code = """if True:
         import ctypes, sys
         sys.modules["torch"] = sys  # it is not needed, and slow to import
-        source = open("lgd_timm/devices.py").read().replace("from .errors import LGDError", "")
+        source = open("lgd_timm/utils/device.py").read().replace("from ..errors import LGDError", "")
         if sys.argv[1] == "keep":
             space = {"__name__": "devices"}
             exec(source, space)
