@@ -157,7 +157,7 @@ def _shards(home: Path) -> Command:
 
     return Command(
         "shards",
-        ["shards", str(home / "images"), str(out), "--samples-per-shard", "100"],
+        ["shards", "write", str(home / "images"), str(out), "--samples-per-shard", "100"],
         out,
         whole,
         _digest,

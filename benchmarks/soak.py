@@ -51,7 +51,7 @@ def main() -> int:
         home = Path(folder)
         data = {"workers": 1, "batch_size": BATCH}
         prepare(home, epochs=10, run={"checkpoint_minutes": SAVED_EVERY, "checkpoint_every": 10**6}, data=data)
-        _cli(home, "shards", str(home / "images"), str(home / "shards"), "--samples-per-shard", "100")
+        _cli(home, "shards", "write", str(home / "images"), str(home / "shards"), "--samples-per-shard", "100")
         _cli(home, "teach", str(home / "teach.yaml"), "--out", str(home / "taught"))
         epochs = arguments.epochs or round(60 * arguments.minutes * _rate(home) / IMAGES)
         with _Server(home, draw) as server:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from lgd_timm.cli.main import parse_overrides
+from lgd_timm.cli.common import parse_overrides
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.utils.device import keep_memory
 

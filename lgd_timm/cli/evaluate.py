@@ -1,38 +1,163 @@
-"""`lgd-timm evaluate ...`: what each command calls and prints. Its options are in `cli.py`, which this need not slow down."""
+"""`lgd-timm evaluate zero-shot | knn | linear-probe | fine-tune | calibration | agreement | all`.
+
+Each command calls the function of `lgd_timm.evaluate` that measures it and prints the score.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..config.reader import read_value
-from ..data import open_shards
-from ..data.subset import Subset, draw_labels, keys_by_class, read_subset
-from ..data.vocabulary import load_vocabulary
 from ..errors import LGDError, TeacherError
-from ..evaluate.calibration import calibrate, teacher_calibration
-from ..evaluate.feature_splits import FeatureSplits
-from ..evaluate.fine_tune import FineTuning, fine_tune
-from ..evaluate.knn import knn
-from ..evaluate.linear_probe import linear_probe
-from ..evaluate.models import Model, find_model
-from ..evaluate.suite import UNTAUGHT, agreement_score, evaluate_all
-from ..evaluate.zero_shot_model import (
-    ZeroShotModel,
-    bank_folders,
-    check_asked,
-    evaluate_zero_shot,
-    open_zero_shot_model,
-)
-from ..students.model import Student
+from .common import Command, Parser, add_command, add_device, add_group, print_json
+
+if TYPE_CHECKING:
+    from ..data.subset import Subset
+    from ..evaluate.feature_splits import FeatureSplits
+    from ..evaluate.models import Model
+    from ..evaluate.zero_shot_model import ZeroShotModel
+    from .common import Commands
+
+STUDENT = "published folder, hub://ORG/NAME[@REV], name as lgd_mobilenetv2, run folder"
+ANY_MODEL = f"{STUDENT}; also a timm name, local-dir:FOLDER, hf-hub:ORG/NAME, FILE.safetensors"
+TEXTS = {
+    "zero-shot": "zero-shot accuracy, the teacher's beside it",
+    "knn": "weighted k-NN on frozen features",
+    "linear-probe": "a linear classifier on frozen features",
+    "fine-tune": "train the whole model on all labels, or on some",
+    "calibration": "whether zero-shot confidences can be believed",
+    "agreement": "how often a student answers as its teacher does",
+    "all": "all of these but fine-tune, where the model allows",
+}
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add the parsers."""
+    _, evaluations = add_group(commands, "evaluate", "evaluate a model", metavar="WHAT")
+    for name, text in TEXTS.items():
+        parser = add_command(evaluations, name, _evaluate, text)
+        parser.set_defaults(what=name)
+        asks = name in ("zero-shot", "calibration", "agreement")
+        teacher = ", or a YAML recipe: its teacher" if name == "zero-shot" else ""
+        parser.add_argument("model", help=STUDENT + teacher if asks else ANY_MODEL)
+        _add_data(parser, batch_size=64 if name == "fine-tune" else 256)
+        (_add_names if asks else _add_weights)(parser)
+        if name not in ("zero-shot", "agreement"):
+            parser.add_argument("--train-split", default="train", help="split whose labels are used")
+            parser.add_argument("--seed", type=int, default=0, help="of which labels are used, and of random weights")
+        if name in _ADD_OPTIONS:
+            _ADD_OPTIONS[name](parser)
+
+
+def _add_data(parser: Parser, *, batch_size: int) -> None:
+    """Add what every evaluation is told."""
+    parser.add_argument("--data", required=True, help="shard folder, or address of one")
+    parser.add_argument("--split", default="val", help="split that is scored")
+    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help="images a batch")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images; 0: none")
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, per-class accuracies included")
+
+
+def _add_names(parser: Parser) -> None:
+    """Add the names that a zero-shot model is asked about."""
+    parser.add_argument(
+        "--vocabulary", help="names in label order, or a file (default: what its run was scored on, else its own)"
+    )
+    parser.add_argument(
+        "--templates", default="none", help="prompt templates for --vocabulary: none, simple, openai, a file"
+    )
+
+
+def _add_weights(parser: Parser) -> None:
+    """Add what a model that is no student may need to be told."""
+    parser.add_argument(
+        "--random-weights", action="store_true", help="a timm model before any training, for comparison"
+    )
+    parser.add_argument("--model-name", metavar="NAME", help="timm's name of the architecture, for FILE.safetensors")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="of a model that is no student (default: timm's)"
+    )
+
+
+def _add_knn(parser: Parser) -> None:
+    parser.add_argument(
+        "--k", type=int, nargs="+", default=[20], metavar="N", help="neighbours; of several, the first is reported"
+    )
+    parser.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' weights, exp(cosine / T)")
+
+
+def _add_subset(parser: Parser) -> None:
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument(
+        "--fraction", type=float, help="learn from this share of each class's labels, such as 0.01 (default: all)"
+    )
+    labels.add_argument("--per-class", type=int, metavar="N", help="learn from N images of each class (default: all)")
+    labels.add_argument(
+        "--subset", metavar="FILE", help="learn from the keys in a JSON file of `lgd-timm shards subset`"
+    )
+
+
+def _add_linear_probe(parser: Parser) -> None:
+    parser.add_argument("--protocol", default="lbfgs", help="lbfgs, ridge, or the paper's sgd")
+    parser.add_argument(
+        "--strength", type=float, help="factor of the L2 penalty (default: chosen on held-out training images)"
+    )
+    parser.add_argument(
+        "--sgd-batch-size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="images a batch of protocol sgd, whose learning rate is 30 * N / 256",
+    )
+    _add_subset(parser)
+
+
+def _add_fine_tune(parser: Parser) -> None:
+    _add_subset(parser)
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="passes over the training images")
+    parser.add_argument(
+        "--warmup-epochs", type=int, default=1, metavar="N", help="epochs in which the learning rate rises"
+    )
+    parser.add_argument("--optimizer", default="adamw", help="any of timm's")
+    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the backbone")
+    parser.add_argument("--head-lr", type=float, default=5e-3, help="peak learning rate of the classifier")
+    parser.add_argument(
+        "--layer-decay",
+        type=float,
+        help="share of the next layer's learning rate that a layer gets, such as 0.75 (default: 1)",
+    )
+    parser.add_argument("--weight-decay", type=float, default=0.05, help="of the optimizer")
+    parser.add_argument("--augmentation", default="light", help="of the training views: none, flip, light, mocov2")
+
+
+def _add_all(parser: Parser) -> None:
+    parser.add_argument("--k", type=int, default=20, metavar="N", help="neighbours")
+    parser.add_argument("--protocol", default="lbfgs", help="of the linear probes: lbfgs, ridge, or the paper's sgd")
+    parser.add_argument(
+        "--write", action="store_true", help="put the scores into the published folder's metrics.json and its card"
+    )
+
+
+_ADD_OPTIONS = {
+    "knn": _add_knn,
+    "linear-probe": _add_linear_probe,
+    "fine-tune": _add_fine_tune,
+    "all": _add_all,
+}
+
+
+def _evaluate(options: argparse.Namespace) -> int | None:
+    from ..utils.device import keep_memory
+
+    keep_memory()
+    return _COMMANDS[options.what](options)
 
 
 def _zero_shot(options: argparse.Namespace) -> None:
+    from ..evaluate.zero_shot_model import evaluate_zero_shot
+
     scores = evaluate_zero_shot(
         options.model,
         data=options.data,
@@ -44,18 +169,20 @@ def _zero_shot(options: argparse.Namespace) -> None:
         device=options.device,
     )
     if options.json:
-        _print_json({who: score.to_dict() if score else None for who, score in scores.items()})
+        print_json({label: score.to_dict() if score else None for label, score in scores.items()})
         return
-    for who, score in scores.items():
-        print(f"{who:8} {score or 'not measured: no stored embeddings of these images by its teacher'}")
+    for label, score in scores.items():
+        print(f"{label:8} {score or 'not measured: no stored embeddings of these images by its teacher'}")
     first = next(score for score in scores.values() if score)
     for name, share in first.per_class.items():
         print(f"  {share:6.2f} %  {name}")
 
 
 def _knn(options: argparse.Namespace) -> None:
-    bench = _bench(options, _model(options))
-    score = knn(bench.train, bench.test, k=options.k, temperature=options.temperature, device=bench.place)
+    from ..evaluate.knn import knn
+
+    splits = _splits(options, _model(options))
+    score = knn(splits.train, splits.test, k=options.k, temperature=options.temperature, device=splits.place)
     _print(options, score)
     if not options.json and len(options.k) > 1:
         for k, top1 in score.top1_of_k.items():
@@ -63,56 +190,68 @@ def _knn(options: argparse.Namespace) -> None:
 
 
 def _linear_probe(options: argparse.Namespace) -> None:
-    bench = _bench(options, _model(options))
+    from ..evaluate.linear_probe import linear_probe
+
+    splits = _splits(options, _model(options))
     score = linear_probe(
-        bench.train,
-        bench.test,
+        splits.train,
+        splits.test,
         protocol=options.protocol,
         subset=_subset(options),
         strength=options.strength,
         batch_size=options.sgd_batch_size,
         seed=options.seed,
-        device=bench.place,
+        device=splits.place,
     )
     _print(options, score)
 
 
 def _fine_tune(options: argparse.Namespace) -> None:
+    from ..data import open_shards
+    from ..evaluate.fine_tune import FineTuning, fine_tune
+
     settings = FineTuning(**{field.name: getattr(options, field.name) for field in fields(FineTuning)})
-    bench = _bench(options, _model(options))
+    splits = _splits(options, _model(options))
     score = fine_tune(
-        bench.model.network,
+        splits.model.network,
         shards=open_shards(options.data, split=options.train_split),
-        test=bench.dataset(options.split),
+        test=splits.dataset(options.split),
         subset=_subset(options),
         settings=settings,
         workers=options.workers,
-        device=bench.place,
+        device=splits.place,
     )
     _print(options, score)
 
 
 def _calibration(options: argparse.Namespace) -> None:
-    subject, bench = _asked(options)
-    student = calibrate(subject, bench.test, bench.train, seed=options.seed)
-    train, test = bench.teachers(subject.teacher_fingerprint)
-    teacher = None if test is None else teacher_calibration(subject, test, train, seed=options.seed)
+    from ..evaluate.calibration import calibrate, teacher_calibration
+    from ..evaluate.suite import UNTAUGHT
+
+    model, splits = _zero_shot_model(options)
+    student = calibrate(model, splits.test, splits.train, seed=options.seed)
+    train, test = splits.teachers(model.teacher_fingerprint)
+    teacher = None if test is None else teacher_calibration(model, test, train, seed=options.seed)
     if options.json:
-        _print_json({"student": student.to_dict(), "teacher": teacher.to_dict() if teacher else None})
+        print_json({"student": student.to_dict(), "teacher": teacher.to_dict() if teacher else None})
         return
     print(f"student  {student}")
     print(f"teacher  {teacher or f'not measured. {UNTAUGHT}'}")
 
 
 def _agreement(options: argparse.Namespace) -> None:
-    subject, bench = _asked(options)
-    teacher = bench.teacher(bench.test, options.split, fingerprint=subject.teacher_fingerprint)
+    from ..evaluate.suite import UNTAUGHT, agreement_score
+
+    model, splits = _zero_shot_model(options)
+    teacher = splits.teacher(splits.test, options.split, fingerprint=model.teacher_fingerprint)
     if teacher is None:
         raise TeacherError(f"{options.model} can't be compared with its teacher on {options.data}. {UNTAUGHT}")
-    _print(options, agreement_score(subject, bench.test, teacher))
+    _print(options, agreement_score(model, splits.test, teacher))
 
 
 def _all(options: argparse.Namespace) -> None:
+    from ..evaluate.suite import evaluate_all
+
     results = evaluate_all(
         options.model,
         data=options.data,
@@ -130,13 +269,15 @@ def _all(options: argparse.Namespace) -> None:
         write=options.write,
     )
     if options.json:
-        _print_json({**results.to_dict(), "left_out": results.left_out})
+        print_json({**results.to_dict(), "left_out": results.left_out})
         return
     for line in results.lines():
         print(line)
 
 
 def _model(options: argparse.Namespace) -> Model:
+    from ..evaluate.models import find_model
+
     return find_model(
         options.model,
         pretrained=not options.random_weights,
@@ -146,7 +287,9 @@ def _model(options: argparse.Namespace) -> Model:
     )
 
 
-def _bench(options: argparse.Namespace, model: Model) -> FeatureSplits:
+def _splits(options: argparse.Namespace, model: Model) -> FeatureSplits:
+    from ..evaluate.feature_splits import FeatureSplits
+
     return FeatureSplits(
         model,
         options.data,
@@ -158,24 +301,36 @@ def _bench(options: argparse.Namespace, model: Model) -> FeatureSplits:
     )
 
 
-def _asked(options: argparse.Namespace) -> tuple[ZeroShotModel, FeatureSplits]:
+def _zero_shot_model(options: argparse.Namespace) -> tuple[ZeroShotModel, FeatureSplits]:
     """A student and its names. Raises: LGDError for what has no teacher, or other names than the data have classes."""
+    from ..data.vocabulary import load_vocabulary
+    from ..evaluate.models import Model
+    from ..evaluate.zero_shot_model import bank_folders, check_asked, open_zero_shot_model
+    from ..students.model import Student
+
     names = _names(options)
     vocabulary = None if names is None else load_vocabulary(names, templates=options.templates)
-    subject = open_zero_shot_model(options.model, vocabulary, folders=bank_folders(options.data))
-    if not isinstance(subject.encoder, Student):
+    model = open_zero_shot_model(options.model, vocabulary, folders=bank_folders(options.data))
+    if not isinstance(model.encoder, Student):
         raise LGDError(f"{options.model} is a recipe, and its teacher can only be scored zero-shot. Name a student.")
-    bench = _bench(options, Model(options.model, subject.encoder, subject.views))
-    check_asked(bench.dataset(options.split), subject, model=options.model)
-    return subject, bench
+    splits = _splits(options, Model(options.model, model.encoder, model.views))
+    check_asked(splits.dataset(options.split), model, model=options.model)
+    return model, splits
 
 
 def _names(options: argparse.Namespace) -> Any:
+    from ..config.reader import read_value
+
     return None if options.vocabulary is None else read_value("vocabulary", options.vocabulary)
 
 
 def _subset(options: argparse.Namespace) -> Subset | None:
     """The labels that may be used; None: all."""
+    import torch
+
+    from ..data import open_shards
+    from ..data.subset import draw_labels, keys_by_class, read_subset
+
     if options.subset is not None:
         return read_subset(options.subset)
     if options.fraction is None and options.per_class is None:
@@ -188,16 +343,12 @@ def _subset(options: argparse.Namespace) -> Subset | None:
 
 def _print(options: argparse.Namespace, score: Any) -> None:
     if options.json:
-        _print_json(score.to_dict())
+        print_json(score.to_dict())
     else:
         print(score)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+_COMMANDS: dict[str, Command] = {
     "zero-shot": _zero_shot,
     "knn": _knn,
     "linear-probe": _linear_probe,

@@ -51,7 +51,7 @@ def read_info(root: Place) -> dict:
     path = root / INFO
     if isinstance(path, Path) and not path.is_file():
         raise ShardError(
-            f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards IMAGES {root}"
+            f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards write IMAGES {root}"
         )
     content = read_small(path)
     try:

@@ -83,7 +83,7 @@ def check_sums(where: Place, sums: tuple[str, ...], *, count: int) -> None:
     ):
         raise ShardError(
             f"{where} has no sha256 sums of its tars, as those of other writers, and over the network nothing is used unverified. "
-            "Download the folder and give its path, or write the shards with lgd-timm shards."
+            "Download the folder and give its path, or write the shards with lgd-timm shards write."
         )
 
 

@@ -89,7 +89,7 @@ class Subset:
         return len(self.keys)
 
     def write(self, path: str | Path) -> None:
-        """A JSON file, class -> keys, as `lgd-timm subset` writes it."""
+        """A JSON file, class -> keys, as `lgd-timm shards subset` writes it."""
         write_json(Path(path), {name: list(keys) for name, keys in self.classes.items()})
 
 
@@ -125,7 +125,7 @@ def draw_labels(
 
 
 def read_subset(path: str | Path) -> Subset:
-    """What `Subset.write` or `lgd-timm subset` wrote. Raises: ShardError for another file."""
+    """What `Subset.write` or `lgd-timm shards subset` wrote. Raises: ShardError for another file."""
     path = Path(path)
     try:
         classes = json.loads(path.read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def read_subset(path: str | Path) -> Subset:
         assert all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in classes.values())
     except (OSError, ValueError, AssertionError) as error:
         raise ShardError(
-            f"{path} can't be read as a subset, class -> keys ({error!r}). Write one with: lgd-timm subset"
+            f"{path} can't be read as a subset, class -> keys ({error!r}). Write one with: lgd-timm shards subset"
         ) from error
     return Subset({name: tuple(keys) for name, keys in classes.items()}, f"the keys of {path.name}")
 

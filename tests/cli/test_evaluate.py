@@ -40,7 +40,7 @@ def test_linear_probe_on_some_labels(
 ) -> None:
     words = ["evaluate", "linear-probe", *PLAIN, "--data", taught_folder, "--protocol", "ridge", "--json"]
     drawn = json.loads(say(capsys, *words, "--per-class", "5", "--seed", "0"))
-    assert cli.main(["subset", str(taught_folder), str(tmp_path / "five.json"), "--per-class", "5"]) == 0
+    assert cli.main(["shards", "subset", str(taught_folder), str(tmp_path / "five.json"), "--per-class", "5"]) == 0
     capsys.readouterr()
     read = json.loads(say(capsys, *words, "--subset", tmp_path / "five.json"))
     assert drawn.pop("subset") == "5 of each class, seed 0"

@@ -215,7 +215,7 @@ def test_a_folder_without_index_is_not_finished(tmp_path: Path, exists: bool) ->
     if exists:
         (tmp_path / "x").mkdir()
     with pytest.raises(
-        ShardError, match=r"holds no _info\.json, so it is not a finished shard folder.*lgd-timm shards"
+        ShardError, match=r"holds no _info\.json, so it is not a finished shard folder.*lgd-timm shards write"
     ):
         open_shards(tmp_path / "x", split="train")
 

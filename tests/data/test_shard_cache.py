@@ -756,7 +756,7 @@ def test_evaluation_reads_an_address(
     server.faults.clear()
     monkeypatch.setattr(remote, "AGAIN_AFTER", 0)
     assert knn(far) == knn(str(shard_folder))
-    assert cli.main(["subset", far, str(tmp_path / "few.json"), "--per-class", "2"]) == 0
+    assert cli.main(["shards", "subset", far, str(tmp_path / "few.json"), "--per-class", "2"]) == 0
 
 
 def test_features_with_an_outage_are_not_kept(server: FolderServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_a_subset_does_not_depend_on_how_the_shards_were_cut(
 
 def test_the_command_writes_it(shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "subset.json"
-    assert main(["subset", str(shard_folder), str(out), "--per-class", "2", "--seed", "5"]) == 0
+    assert main(["shards", "subset", str(shard_folder), str(out), "--per-class", "2", "--seed", "5"]) == 0
     assert json.loads(out.read_text()) == draw_subset(open_shards(shard_folder, split="train"), per_class=2, seed=5)
     assert "6 images, 2 of each class" in capsys.readouterr().out
 
@@ -72,11 +72,11 @@ def test_the_command_writes_it(shard_folder: Path, tmp_path: Path, capsys: pytes
 def test_too_few_images_and_no_labels_are_said(
     shard_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["subset", str(shard_folder), str(tmp_path / "a.json"), "--per-class", "17"]) == 2
+    assert main(["shards", "subset", str(shard_folder), str(tmp_path / "a.json"), "--per-class", "17"]) == 2
     assert "class 'blue'" in (said := capsys.readouterr().err)
     assert "17 of 16 images were asked for" in said
     write_shards(image_folder, tmp_path / "plain", labels=False)
-    assert main(["subset", str(tmp_path / "plain"), str(tmp_path / "a.json"), "--per-class", "1"]) == 2
+    assert main(["shards", "subset", str(tmp_path / "plain"), str(tmp_path / "a.json"), "--per-class", "1"]) == 2
     assert "has no label (field cls)" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
 

@@ -308,12 +308,12 @@ def test_an_image_folder_of_that_name_is_reached(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(image_folder, "verify")
-    assert cli.main(["shards", "./verify", "out"]) == 0
+    assert cli.main(["shards", "write", "verify", "out"]) == 0
     assert cli.main(["shards", "verify", "out"]) == 0
     assert capsys.readouterr().out.endswith("out: 48 images in 1 shard: all right.\n")
     with pytest.raises(SystemExit):
         cli.main(["shards", "--help"])
-    assert "lgd-timm shards verify FOLDER" in capsys.readouterr().out
+    assert "verify    check shards and the embeddings beside them" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["shards", "verify", "--help"])
     assert "usage: lgd-timm shards verify [-h] [--split SPLIT] [--decode]" in capsys.readouterr().out

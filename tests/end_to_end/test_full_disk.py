@@ -57,7 +57,7 @@ def test_shards(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (images / f"{number % 3}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(images / f"{number % 3}" / f"{number}.png")
     filler = fill(disk, leave=100_000)
-    words = ("shards", images, disk / "out", "--samples-per-shard", 50)
+    words = ("shards", "write", images, disk / "out", "--samples-per-shard", 50)
     fails(capsys, *words)
     assert names(disk) == {"filler"}
     filler.unlink()

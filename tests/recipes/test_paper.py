@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from lgd_timm.cli.main import build_parser, main, parse_overrides
+from lgd_timm.cli.common import parse_overrides
+from lgd_timm.cli.main import build_parser, main
 from lgd_timm.config.reader import read_recipe, recipe_from_dict
 from lgd_timm.data import Views, open_shards
 from lgd_timm.data.subset import write_subset
