@@ -1,4 +1,4 @@
-"""`lgd-timm --print-completion bash | zsh | tcsh`: a script that completes commands, options and files."""
+"""`lgd-timm --print-completion bash | zsh`: a script that completes commands, options and files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import MissingExtra, require
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def add_completion(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_completion(parser: argparse.ArgumentParser) -> None:
         action=_PrintCompletion,
         choices=SHELLS,
         metavar="SHELL",
-        help="print completion for bash, zsh or tcsh, and stop",
+        help="print completion for bash or zsh, and stop",
     )
 
 

@@ -89,7 +89,9 @@ def list_lines(rows: list[Row]) -> Iterator[str]:
     yield from table(head, [_cells(row) for row in rows])
     for row in rows:
         if row.verified is False:
-            yield from textwrap.wrap(f"{row.name}: {row.state}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            yield from textwrap.wrap(
+                f"{_cells(row)[0]}: {row.state}", WIDTH, subsequent_indent="  ", break_on_hyphens=False
+            )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

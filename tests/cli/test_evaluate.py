@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lgd_timm import cli
+from lgd_timm.cli.main import build_parser
 from lgd_timm.evaluate import FeatureSplits, evaluate_all, find_model, knn, linear_probe
+from lgd_timm.evaluate.fine_tune import FineTuning
 
 PLAIN = ["test_resnet", "--random-weights", "--image-size", "32"]
 
@@ -22,6 +26,41 @@ def say(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
 @pytest.fixture
 def bench(taught_folder: Path) -> FeatureSplits:
     return FeatureSplits(find_model("test_resnet", pretrained=False, image_size=32), taught_folder, device="cpu")
+
+
+def test_zero_shot_as_json(capsys: pytest.CaptureFixture[str], published_folder: Path, taught_folder: Path) -> None:
+    said = say(capsys, "evaluate", "zero-shot", published_folder, "--data", taught_folder, "--json")
+    metrics = json.loads((published_folder / "metrics.json").read_text())
+    assert json.loads(said) == {"student": metrics["zero_shot"], "teacher": metrics["teacher_zero_shot"]}
+
+
+def test_zero_shot_for_people(
+    capsys: pytest.CaptureFixture[str], published_folder: Path, taught_folder: Path, shard_folder: Path
+) -> None:
+    lines = say(capsys, "evaluate", "zero-shot", published_folder, "--data", taught_folder).splitlines()
+    assert re.fullmatch(r"student  top-1 [\d.]+ %, top-5 100.00 % of 12 images \(chance 33.33 %\)", lines[0])
+    assert lines[1].startswith("teacher  top-1 ")
+    assert [line.split("%  ")[1] for line in lines[2:]] == ["blue", "green", "red"]
+    lines = say(capsys, "evaluate", "zero-shot", published_folder, "--data", shard_folder).splitlines()
+    assert lines[1] == "teacher  not measured: no stored embeddings of these images by its teacher"
+
+
+def test_a_recipes_teacher(
+    capsys: pytest.CaptureFixture[str], recipe: Path, published_folder: Path, shard_folder: Path
+) -> None:
+    said = say(
+        capsys,
+        "evaluate",
+        "zero-shot",
+        recipe,
+        "--data",
+        shard_folder,
+        "--json",
+        "--batch-size",
+        "5",
+    )
+    metrics = json.loads((published_folder / "metrics.json").read_text())
+    assert json.loads(said) == {"teacher": metrics["teacher_zero_shot"]}
 
 
 def test_knn(capsys: pytest.CaptureFixture[str], taught_folder: Path, bench: FeatureSplits) -> None:
@@ -95,6 +134,11 @@ def test_all(capsys: pytest.CaptureFixture[str], published_folder: Path, taught_
     every = evaluate_all(published_folder, data=taught_folder, device="cpu", protocol="ridge")
     assert json.loads(say(capsys, *words, "--json")) == {**every.to_dict(), "left_out": every.left_out}
     assert say(capsys, *words).splitlines() == every.lines()
+
+
+def test_the_options_of_fine_tune_have_its_settings_as_defaults() -> None:
+    options = vars(build_parser().parse_args(["evaluate", "fine-tune", "m", "--data", "d"]))
+    assert {name: options[name] for name in asdict(FineTuning())} == asdict(FineTuning())
 
 
 BAD: dict[str, tuple[list[str], str]] = {

@@ -84,7 +84,7 @@ def test_the_help_names_every_target(capsys: pytest.CaptureFixture[str]) -> None
     assert all(f"{target.text} ({target.ending or 'folder'})" in said for target in TARGETS.values())
 
 
-# -------------------------------------------------------------------------------------------------------------- open_clip
+# ------------------------------------------------------------------------------------------------------------ open_clip
 
 
 def test_a_published_student_goes_to_open_clip_as_save_writes_it(
@@ -137,7 +137,7 @@ def test_a_teacher_out_of_reach_is_not_opened_for_a_folder_that_travelled(
         open_clip.export(source, tmp_path / "out")
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""What commands share: overrides, help, tables."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pytest
+
+from lgd_timm.cli.common import Parser, parse_overrides, table
+from lgd_timm.cli.main import build_parser
+from lgd_timm.errors import RecipeError
+
+
+def test_overrides_are_pairs_or_joined_by_an_equals_sign() -> None:
+    words = ["--a.b", "1", "--c=2", "--d", "-3", "--e=", "--f=x=y"]
+    assert parse_overrides(words) == {"a.b": "1", "c": "2", "d": "-3", "e": "", "f": "x=y"}
+    assert parse_overrides([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["x"], "'x' stands alone"), (["--a"], "--a lacks a value"), (["--a", "--b", "1"], "--a lacks a value")],
+)
+def test_other_words_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_overrides(words)
+
+
+WITHOUT_DEFAULT = {"subset", "register", "model_name"}  # nothing stands in for them
+
+
+def options_below(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    """Every argument of every command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options_below(command)
+        else:
+            yield parser.prog, action
+
+
+def test_every_argument_has_a_help_and_every_value_a_default() -> None:
+    for program, action in options_below(build_parser()):
+        assert action.help, f"{program} {action.dest}"
+        text = Parser()._get_formatter()._get_help_string(action)  # type: ignore[attr-defined]
+        takes_value = action.option_strings and action.nargs != 0 and action.default != argparse.SUPPRESS
+        if takes_value and not action.required and action.dest not in WITHOUT_DEFAULT:
+            assert "(default: " in text, f"{program} {action.dest}"
+
+
+def test_a_table_fits_and_a_long_name_has_a_line_of_its_own() -> None:
+    rows = [["lgd_a", "1 MB", "local"], ["o/" + "n" * 30, "20 MB", ""]]
+    lines = table(["name", "size", "where"], rows, width=30)
+    assert lines == [
+        "name   size   where",
+        "lgd_a  1 MB   local",
+        "o/" + "n" * 30,
+        "       20 MB",
+    ]
+    assert table(["name"], []) == ["name"]

@@ -1,0 +1,113 @@
+"""`lgd-timm teach`, `distill` and `save`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+
+from lgd_timm import hub
+from lgd_timm.config.reader import read_recipe
+from lgd_timm.data.stored_embeddings import open_stored
+from lgd_timm.hub import weights
+from tests.helpers.commands import say
+from tests.helpers.hub_fixtures import read_files, read_timeless
+
+
+def test_teach(capsys: pytest.CaptureFixture[str], teach_recipe: Path, tmp_path: Path) -> None:
+    assert (
+        yaml.safe_load(say(capsys, "teach", teach_recipe, "--print-config", "--views.count=2"))["views"]["count"] == 2
+    )
+    assert not list(tmp_path.glob("shards/*/_teacher.json"))
+    said = say(capsys, "teach", teach_recipe, "--views.count", "2")
+    stored = open_stored(said.removeprefix("embeddings: ").strip())
+    assert stored.root.parent == tmp_path / "shards"
+    assert stored.views.count == 2
+    assert (
+        say(capsys, "teach", teach_recipe, "--split", "val", "--out", tmp_path / "val")
+        == f"embeddings: {tmp_path / 'val'}\n"
+    )
+    assert json.loads((tmp_path / "val" / "_info.json").read_text())["splits"].keys() == {"val"}
+
+
+def test_distill_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path) -> None:
+    overrides = [
+        "--optimizer.lr",
+        "2e-3",
+        "--run.seed=7",
+        "--vocabulary",
+        "names.txt",
+        "--student.mean",
+        "[0.1, 0.2, 0.3]",
+    ]
+    said = say(capsys, "distill", recipe, "--print-config", *overrides)
+    (tmp_path / "again.yaml").write_text(said)
+    printed, plain = read_recipe(tmp_path / "again.yaml").to_dict(), read_recipe(recipe).to_dict()
+    assert (printed["optimizer"].pop("lr"), plain["optimizer"].pop("lr")) == (2e-3, 0.05)
+    assert (printed["run"].pop("seed"), plain["run"].pop("seed")) == (7, 0)
+    assert (printed["vocabulary"].pop("source"), plain["vocabulary"].pop("source")) == (
+        "names.txt",
+        ["blue", "green", "red"],
+    )
+    assert (printed["student"].pop("mean"), plain["student"].pop("mean")) == ([0.1, 0.2, 0.3], None)
+    assert printed == plain
+
+
+def test_distill_and_save(
+    capsys: pytest.CaptureFixture[str],
+    recipe: Path,
+    tmp_path: Path,
+    shard_folder: Path,
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = say(capsys, "distill", recipe, "--schedule.epochs", "1")
+    assert said == "published: output/test_resnet.tiny/published\n"  # named as the weights, so students keep apart
+    assert timm.create_model("local-dir:output/test_resnet.tiny/published", pretrained=True).num_classes == 3
+    assert say(capsys, "save", "output/test_resnet.tiny", "again") == "published: again\n"
+    assert read_files(tmp_path / "again") == read_files(tmp_path / "output" / "test_resnet.tiny" / "published")
+    (tmp_path / "manifest.json").write_text("{}")
+    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
+    say(capsys, "save", "output/test_resnet.tiny", "lgd_resnet18.tiny", "--register", "me/tiny")
+    assert hub.manifest()["lgd_resnet18.tiny"].repo_id == "me/tiny"
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    here = [
+        "--data.shards",
+        shard_folder,
+        "--teacher.model",
+        f"local-dir:{tiny_clip}",
+    ]  # outside the working directory: the user's to say
+    for out, names in (
+        ("inline", "[cat, dog]"),
+        ("file", "names.txt"),
+    ):  # a published folder is a recipe, other names are one option
+        assert (
+            say(capsys, "distill", "again", "--vocabulary", names, "--output", out, *here)
+            == f"published: {out}/published\n"
+        )
+        assert json.loads((tmp_path / out / "published" / "config.json").read_text())["label_names"] == ["cat", "dog"]
+        assert json.loads((tmp_path / out / "published" / "metrics.json").read_text())["zero_shot"]["names"] == [
+            "blue",
+            "green",
+            "red",
+        ]
+    assert read_timeless(tmp_path / "inline" / "published") == read_timeless(tmp_path / "file" / "published")
+    (tmp_path / "labels.txt").write_text("blue\ngreen\nred\n")
+    said = say(
+        capsys,
+        "evaluate",
+        "zero-shot",
+        "inline/published",
+        "--data",
+        shard_folder,
+        "--vocabulary",
+        "labels.txt",
+        "--device",
+        "cpu",
+    )
+    assert "(chance 33.33 %)" in said  # distilled for two names, asked about three
+    assert say(capsys, "distill", recipe, "--output", "file", "--resume") == "published: file/published\n"
