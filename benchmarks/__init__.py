@@ -1,1 +1,1 @@
-"""Speed and memory, always beside what they are compared with: `python -m benchmarks`. Nothing here is a test."""
+"""Speed (`python -m benchmarks`), accuracy (`python -m benchmarks.accuracy`), stress. Nothing here is a test."""

@@ -15,22 +15,22 @@ from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.students.entrypoints import STUDENTS
 from lgd_timm.utils.device import keep_memory, pick_device
 
-from . import allocator, loader, objective, pulling, ranks, small_maps, startup, steps, teaching
-from .pairs import Row, table
-from .photographs import describe, photographs
 from .settings import Settings, cores, machine
+from .speed import allocator, loader, objective, pulling, ranks, small_conv, startup, steps, teaching
+from .speed.pairs import Row, table
+from .speed.photographs import describe, photographs
 
 ROWS = {
-    "a": (steps.stored_over_bare, "a step of distillation, loader included, over the student's own step"),
-    "b": (steps.stored_over_online, "the same step over one with the teacher at work"),
-    "c": (loader.rows, "the loader alone, images/s a core"),
-    "d": (objective.rows, "loss and bank: time over matrix products and over a loop, memory"),
-    "e": (teaching.rows, "`lgd-timm teach` over its teacher's forward"),
-    "f": (startup.rows, "import and create_model over timm's"),
-    "g": (allocator.rows, "a CPU step that keeps its memory over one that does not"),
-    "h": (pulling.rows, "weights verified while they come and when they are there, over the same unverified"),
-    "i": (small_maps.rows, "a CPU step on small images, convolutions the short way over torch's"),
-    "j": (ranks.rows, "two ranks on two cores over one on one, images/s"),
+    "step": (steps.stored_over_bare, "a step of distillation, loader included, over the student's own step"),
+    "online": (steps.stored_over_online, "the same step over one with the teacher at work"),
+    "loader": (loader.rows, "the loader alone, images/s a core"),
+    "objective": (objective.rows, "loss and bank: time over matrix products and over a loop, memory"),
+    "teach": (teaching.rows, "`lgd-timm teach` over its teacher's forward"),
+    "startup": (startup.rows, "import and create_model over timm's"),
+    "allocator": (allocator.rows, "a CPU step that keeps its memory over one that does not"),
+    "pull": (pulling.rows, "weights verified while they come and when they are there, over the same unverified"),
+    "small-convs": (small_conv.rows, "a CPU step on small images, convolutions as here over torch's"),
+    "ranks": (ranks.rows, "two ranks on two cores over one on one, images/s"),
 }
 
 
@@ -47,7 +47,7 @@ def main() -> int:
         facts = {**machine(settings.device), "photographs": describe(photographs(settings.photographs))}
         if settings.quick:
             facts["quick"] = "sizes are small and few: all runs, and the numbers say nothing"
-        done = [row for letter in arguments.only for row in _measured(letter, settings)]
+        done = [row for name in arguments.only for row in _measured(name, settings)]
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
@@ -59,9 +59,9 @@ def main() -> int:
     return 0
 
 
-def _measured(letter: str, settings: Settings) -> list[Row]:
+def _measured(name: str, settings: Settings) -> list[Row]:
     rows = []
-    for row in ROWS[letter][0](settings):
+    for row in ROWS[name][0](settings):
         print("  ".join(row.cells()), file=sys.stderr, flush=True)  # the table comes last, and that can be long
         rows.append(row)
     return rows
@@ -83,18 +83,18 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _parser() -> argparse.ArgumentParser:
-    rows = "\n".join(f"  {letter}  {what}" for letter, (_, what) in ROWS.items())
+    rows = "\n".join(f"  {name:<12} {what}" for name, (_, what) in ROWS.items())
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=f"{__doc__}\n\n{rows}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", type=_letters, default=tuple(ROWS), metavar="a,c", help="these rows")
+    parser.add_argument("--only", type=_names, default=tuple(ROWS), metavar="step,pull", help="these rows")
     parser.add_argument("--rounds", type=int, help="pairs of measurements in a row [5]")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that all runs, measures nothing")
     parser.add_argument("--json", metavar="FILE", help="write every value")
     parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
-    parser.add_argument("--workers", type=int, help="of the loaders in rows a, b and e [half the cores]")
-    parser.add_argument("--students", nargs="+", choices=tuple(STUDENTS), help="of rows a and b [all]")
-    parser.add_argument("--batch-size", type=int, help="of rows a, b, c and e [32, on cuda 256]")
+    parser.add_argument("--workers", type=int, help="of the loaders in rows step, online and teach [half the cores]")
+    parser.add_argument("--students", nargs="+", choices=tuple(STUDENTS), help="of rows step and online [all]")
+    parser.add_argument("--batch-size", type=int, help="of rows step, online, loader and teach [32, on cuda 256]")
     parser.add_argument("--amp", choices=("none", "bfloat16"), help="of the students [none, on cuda bfloat16]")
     parser.add_argument("--compile", action="store_true", help="torch.compile the students and the objective")
     parser.add_argument(
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _letters(text: str) -> tuple[str, ...]:
+def _names(text: str) -> tuple[str, ...]:
     if unknown := set(text.split(",")) - ROWS.keys():
         raise argparse.ArgumentTypeError(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     return tuple(text.split(","))

@@ -2,7 +2,7 @@
 
 A student of 32 or 48 px ends in maps of 1 x 1 or 2 x 2, and a kernel of 3 x 3 or 5 x 5 reaches over all of them. torch's CPU
 convolutions take longest just there, for the least work: for the backward pass of one depthwise layer of 960 x 2 x 2, 18 times as
-long as the way below (`python -m benchmarks --only i`). So where a kernel is larger than its map:
+long as the way below (`python -m benchmarks --only small-convs`). So where a kernel is larger than its map:
 
     depthwise      a small matrix over the pixels for each channel: one product and one sum
     dense          with one pixel to give, a linear layer of the weights that see a pixel; the others see zeros

@@ -1,4 +1,4 @@
-"""Row c: the loader alone, one worker process on one core, beside other loaders of the same shards and beside the bare decoder."""
+"""Row `loader`: one worker process on one core, beside other loaders of the same shards and the bare decoder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from lgd_timm.data.samplers import EpochSampler, Item
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.data.views import AUGMENTATIONS, Augmentation
 
+from ..settings import Settings, cores
 from .feed import Feed, pinned
 from .pairs import Goal, Row, Side, measure, seconds
 from .photographs import LARGE, photographs
-from .settings import Settings, cores
 from .steps import ENDLESS
 
 MOCO = AUGMENTATIONS["mocov2"]
@@ -59,7 +59,7 @@ def rows(settings: Settings) -> Iterator[Row]:
             stack.enter_context(pinned(rest))
             a, b = (Side(side, _rate(each, settings)) for side, each in zip(("ours", name), feeds, strict=True))
             yield measure(
-                f"c  loader, {what}, {size} px, 1 core", a, b, unit="images/s", rounds=settings.rounds, goal=goal
+                f"loader: {what}, {size} px, 1 core", a, b, unit="images/s", rounds=settings.rounds, goal=goal
             )
 
 

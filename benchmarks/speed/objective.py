@@ -1,4 +1,4 @@
-"""Row d: loss and bank step beside what no implementation can do without, and beside the plainest one."""
+"""Row `objective`: loss and bank step beside what no implementation can do without, and beside the plainest one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 
 from lgd_timm.objectives import LGD
 
+from ..settings import Settings
 from .memory import peak_memory, start_peak
 from .pairs import Goal, Row, Side, calls_for, measure, seconds, synchronize
-from .settings import Settings
 from .teaching import DIM, bank
 
 BATCH = 256
@@ -66,7 +66,7 @@ def _over_products(settings: Settings, names: int) -> Row:
 
     a, b = side("loss, backward, update", step), side("six products", products)
     goal = Goal(1.4) if names == 1000 else None
-    return measure(f"d  objective, B={BATCH}, D={DIM}, C={names:,}", a, b, unit="ms", rounds=settings.rounds, goal=goal)
+    return measure(f"objective: B={BATCH}, D={DIM}, C={names:,}", a, b, unit="ms", rounds=settings.rounds, goal=goal)
 
 
 def _over_loop(settings: Settings, names: int, *, known: bool) -> Row:
@@ -103,7 +103,7 @@ def _over_loop(settings: Settings, names: int, *, known: bool) -> Row:
         return turn
 
     a, b = Side("loop over names", timed(loop)), Side("update", timed(lambda: objective.update(teacher)))
-    what = f"d  bank step, B={BATCH}, C={names:,}, {'within a step' if known else 'alone'}"
+    what = f"objective: bank step, B={BATCH}, C={names:,}, {'within a step' if known else 'alone'}"
     goal = Goal(20 if settings.device.type == "cuda" else 2, least=True)
     row = measure(what, a, b, unit="ms", rounds=settings.rounds, goal=goal)
     assert torch.allclose(
@@ -118,10 +118,10 @@ def _memory(settings: Settings) -> Row:
     request = json.dumps({"batch": batch, "names": names, "device": str(settings.device)})
 
     def peak() -> float:
-        command = [sys.executable, "-m", "benchmarks.objective", request]
+        command = [sys.executable, "-m", "benchmarks.speed.objective", request]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    what = f"d  peak memory of a step, B={batch:,}, C={names:,}"
+    what = f"objective: peak memory of a step, B={batch:,}, C={names:,}"
     return measure(
         what, Side("loss, backward, update", peak), matrices, unit="MiB", rounds=min(settings.rounds, 3), goal=Goal(1.5)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import exports
+from benchmarks.speed import exports
 from lgd_timm.export.loading import open_source
 
 

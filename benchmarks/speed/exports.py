@@ -1,4 +1,4 @@
-"""`python -m benchmarks.exports hub/NAME --data data/cifar10`: what each door of `lgd-timm export` costs and keeps.
+"""`python -m benchmarks.speed.exports hub/NAME --data data/cifar10`: what each door of `lgd-timm export` costs and keeps.
 
 One table, a row a format: bytes, latency of one picture on one core at the model's own size and at others, raw pixels in and answers
 out, and top-1 on every picture of a split. All formats are timed in turns, so that what the machine does meanwhile happens to all.
@@ -29,8 +29,8 @@ from lgd_timm.export.graph import Graph, graph_of, views_of
 from lgd_timm.export.loading import ExportModel, open_source
 from lgd_timm.export.targets import export
 
+from ..settings import machine
 from .pairs import calls_for, digits, seconds, spread
-from .settings import machine
 
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ncnn", "pnnx")
 LEAST = 0.2  # seconds that one measurement takes
@@ -147,7 +147,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks.exports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks.speed.exports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="published folder or name, with a classifier")
     parser.add_argument("--data", required=True, help="shard folder: `train` calibrates, --split is scored")

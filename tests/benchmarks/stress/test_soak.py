@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import BATCH, Lane, _digest, _planned
+from benchmarks.stress.soak import BATCH, Lane, _digest, _planned
 from lgd_timm.data import Views, open_shards
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.loader import loader
@@ -54,7 +54,7 @@ def test_a_step_that_was_taken_again_counts_as_it_was_taken_last(lane: Lane) -> 
 
 @pytest.mark.slow
 def test_it_runs_to_its_end() -> None:
-    words = [sys.executable, "-m", "benchmarks.soak", "--epochs", "40", "--every", "0.8"]
+    words = [sys.executable, "-m", "benchmarks.stress.soak", "--epochs", "40", "--every", "0.8"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     assert re.search(r"weights and banks equal to the bit: yes", done.stdout)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scaling --step-ms MS`: what many GPUs would cost on paper, from a step that was measured on one.
+"""`python -m benchmarks.speed.scaling --step-ms MS`: what many GPUs would cost on paper, from a step that was measured on one.
 
 A step of N ranks takes t + c(N) seconds at most, t being the step of one rank on its part of the batch:
 
@@ -52,13 +52,13 @@ def _print(*cells: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks.speed.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--step-ms",
         type=float,
         required=True,
-        help="of one rank, its part of the batch: python -m benchmarks --only a --device cuda",
+        help="of one rank, its part of the batch: python -m benchmarks --only step --device cuda",
     )
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     parser.add_argument("--machine", type=int, default=8, help="GPUs of one machine [8]")

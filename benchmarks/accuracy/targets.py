@@ -1,4 +1,4 @@
-"""`python -m benchmarks.evidence.targets`: what the student is asked to reproduce. How near to one-hot are the teacher's targets?
+"""`python -m benchmarks.accuracy.targets`: what the student is asked to reproduce. How near to one-hot are the teacher's targets?
 
 The released code puts an extra logit in front of the visual bank, the teacher's similarity to itself, which is 1 (facts.md 1.4, item 3).
 This prints, for temperatures from sharp to soft, the probability that it takes, and how much is left to tell of the names.
@@ -30,7 +30,7 @@ TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks.evidence.targets", description=(__doc__ or "").partition("\n")[0]
+        "python -m benchmarks.accuracy.targets", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--shards", default="data/cifar10")
     parser.add_argument("--split", default="train")

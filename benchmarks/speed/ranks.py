@@ -1,9 +1,9 @@
-"""Row j: two ranks on two cores over one rank on one core, each pinned to its own: what it costs that they agree.
+"""Row `ranks`: two ranks on two cores over one rank on one core, each pinned to its own: what it costs that they agree.
 
 Two processes that work side by side and never talk are measured too: what they lack of twice one's speed is the machine's (its memory,
 its neighbours), and what two ranks lack of theirs is the price of agreeing.
 
-`python -m torch.distributed.run --nproc-per-node N -m benchmarks.ranks CORE STUDENT SIZE BATCH STEPS` is one side; rank 0 prints images/s.
+`python -m torch.distributed.run --nproc-per-node N -m benchmarks.speed.ranks CORE STUDENT SIZE BATCH STEPS` is one side; rank 0 prints images/s.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lgd_timm.students.model import create_student
 from lgd_timm.task import LGDTask
 from lgd_timm.utils.device import keep_memory
 
+from ..settings import Settings, cores
 from .pairs import Goal, Row, Side, measure
-from .settings import Settings, cores
 
 NAMES, DIMENSION = 1000, 512
 
@@ -38,7 +38,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         words = (student, settings.size, settings.batch_size, settings.steps)
         ranks, alone = Side("2 ranks", partial(_ranks, 2, *words)), Side("1 rank", partial(_ranks, 1, *words))
         silent = Side("2 that never talk", partial(_silent, 2, *words))
-        name = f"j  {student}, {settings.size} px, B={settings.batch_size} a rank, gloo, a core a rank"
+        name = f"ranks: {student}, {settings.size} px, B={settings.batch_size} a rank, gloo, a core a rank"
         for other, goal in ((silent, 0.9), (alone, 1.8)):
             yield measure(name, ranks, other, unit="images/s", rounds=settings.rounds, goal=Goal(goal, least=True))
 

@@ -1,11 +1,11 @@
-"""Row g: what a student's step on a CPU gains, and costs, when the process keeps the memory that it frees."""
+"""Row `allocator`: what a student's step on a CPU gains, and costs, when the process keeps the memory that it frees."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..settings import Settings
 from .pairs import Row
-from .settings import Settings
 from .startup import fresh_processes
 
 STUDENT = """
@@ -26,6 +26,6 @@ STEPS = 5
 def rows(settings: Settings) -> Iterator[Row]:
     student = STUDENT.format(batch=settings.batch_size, size=settings.size)
     timed = f"for _ in range({STEPS}): step()"
-    what = f"g  {STEPS} steps of mobilenetv2_100, {settings.size} px, B={settings.batch_size}"
+    what = f"allocator: {STEPS} steps of mobilenetv2_100, {settings.size} px, B={settings.batch_size}"
     kept, given = ("memory kept", KEEP + student, timed), ("as glibc does", student, timed)
     yield from fresh_processes(what, kept, given, rounds=settings.rounds)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.evidence import __main__ as command
-from benchmarks.evidence.report import markdown, spread
-from benchmarks.evidence.runs import identity, recipe_of
-from benchmarks.evidence.tables import CIFAR10, HUNDRED, OTHER, TABLES
+from benchmarks.accuracy import __main__ as command
+from benchmarks.accuracy.report import markdown, spread
+from benchmarks.accuracy.runs import identity, recipe_of
+from benchmarks.accuracy.tables import CIFAR10, HUNDRED, OTHER, TABLES
 from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.objectives import objective_config
 

@@ -10,7 +10,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 # As many names of other things, none of them close to one of the ten
 OTHER = ["mountain", "chair", "clock", "pizza", "guitar", "castle", "tulip", "telephone", "waterfall", "bottle"]
 # The ten among a hundred: the rest are names of CIFAR-100, without those that a truck or an automobile might be called
-HUNDRED = "benchmarks/evidence/hundred_names.txt"
+HUNDRED = "benchmarks/accuracy/hundred_names.txt"
 
 PAPER: Overrides = {"objective": {"kind": "lgd", "preset": "paper"}}
 TWICE: Overrides = {**PAPER, "schedule.epochs": 2}

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks.speed import scaling
 
 LINE = Namespace(step_ms=100.0, machine=8, inside=100.0, bandwidth=10.0, hop=0.0)
 

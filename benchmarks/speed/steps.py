@@ -1,4 +1,4 @@
-"""Rows a and b: a step of distillation beside the student's own step, and beside a step with the teacher at work."""
+"""Rows `step` and `online`: a distillation step beside the student's own step, and beside one with an online teacher."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lgd_timm.training.optim import build_optimizer
 from lgd_timm.training.state import Run
 from lgd_timm.training.step import train_step
 
+from ..settings import Settings, cores
 from .feed import Feed
 from .pairs import Goal, Row, Side, measure, seconds
 from .photographs import photographs
-from .settings import Settings, cores
 from .teaching import NAMES, online_teacher, stored_teaching
 
 ENDLESS = 10**9  # steps
@@ -131,7 +131,7 @@ def _autocast(run: Run) -> Any:
 
 
 def stored_over_bare(settings: Settings) -> Iterator[Row]:
-    """Row a. On an accelerator also over the same step without a loader, and over plain supervised training."""
+    """Row `step`. On an accelerator also over the same step without a loader, and over plain supervised training."""
     goal = Goal(1.10 if cores() <= 2 else 1.05)
     for student in settings.students:
         run, other = prepare(settings, student), prepare(settings, student)
@@ -146,7 +146,7 @@ def stored_over_bare(settings: Settings) -> Iterator[Row]:
             _warm_up(run, batches)
             for name, step in sides.items():
                 yield measure(
-                    f"a  {student}, {settings.where}",
+                    f"step: {student}, {settings.where}",
                     Side("distil step from shards", fed(run, batches, settings.steps)),
                     Side(name, in_memory(step, settings)),
                     unit="ms a step",
@@ -156,7 +156,7 @@ def stored_over_bare(settings: Settings) -> Iterator[Row]:
 
 
 def stored_over_online(settings: Settings) -> Iterator[Row]:
-    """Row b. A run does not compile its teacher; one that did would have the second variant's time."""
+    """Row `online`. A run does not compile its teacher; one that did would have the second variant's time."""
     for name in ("online RN50", "online RN50, compiled"):
         teacher = online_teacher(settings.device).to(memory_format=torch.channels_last)
         if name.endswith("compiled"):
@@ -168,7 +168,7 @@ def stored_over_online(settings: Settings) -> Iterator[Row]:
                 for side, run, batches in ((name, online, online_batches), ("stored", stored, stored_batches)):
                     _warm_up(run, batches)
                     sides.append(Side(side, fed(run, batches, settings.steps)))
-                what = f"b  {student}, {settings.where}"
+                what = f"online: {student}, {settings.where}"
                 yield measure(what, *sides, unit="ms a step", rounds=settings.rounds, goal=SPEEDUP[student])
 
 

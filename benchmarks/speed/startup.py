@@ -1,4 +1,4 @@
-"""Row f: what it costs to import us and to create a model, beside timm alone. Each measurement is a process of its own."""
+"""Row `startup`: the time and memory to import us and create a model, beside timm alone; each in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from lgd_timm.settings import hub_folder
 
+from ..settings import Settings
 from .pairs import Goal, Row, Side, measure
-from .settings import Settings
 
 WEIGHT = "lgd_mobilenetv2.conse_cifar10"
 CHILD = """
 import json, sys, time
-from benchmarks.memory import peak_memory
+from benchmarks.speed.memory import peak_memory
 preparation, timed = sys.argv[1:]
 exec(preparation)
 start = time.perf_counter()
@@ -45,7 +45,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         ),
     )
     for what, a, b, goal in comparisons:
-        yield from fresh_processes(f"f  {what}", a, b, rounds=settings.rounds, goal=goal, difference=True)
+        yield from fresh_processes(f"startup: {what}", a, b, rounds=settings.rounds, goal=goal, difference=True)
 
 
 def fresh_processes(

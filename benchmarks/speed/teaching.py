@@ -1,4 +1,4 @@
-"""Teachers for the rows that need one, and row e: what `lgd-timm teach` makes of its teacher."""
+"""Teachers for the rows that need one, and row `teach`: `lgd-timm teach` over its teacher alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lgd_timm.teachers import ImageTeacher, OpenCLIP
 from lgd_timm.teachers.text_bank import save_bank, text_bank_name
 from lgd_timm.training.teach import teach
 
+from ..settings import Settings
 from .pairs import Row, Side, measure, seconds
 from .photographs import photographs
-from .settings import Settings
 
 DIM = 1024  # of CLIP RN50
 NAMES = [f"name {i}" for i in range(1000)]
@@ -71,7 +71,7 @@ def bank(size: int) -> Tensor:
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """Row e. Each round teaches into an empty folder: reading, rendering, workers' start, writing and checking are included."""
+    """Row `teach`. Each round teaches into an empty folder: reading, rendering, workers' start, writing and checking are included."""
     shards = photographs(settings.photographs)
     if settings.device.type == "cpu":  # one shard of them is enough to do
         shards = replace(shards, filenames=shards.filenames[:1], lengths=shards.lengths[:1], sha256=shards.sha256[:1])
@@ -92,7 +92,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     def bare() -> float:
         return batch / seconds(lambda: teacher(images), calls=max(1, total // batch), device=settings.device)
 
-    name = f"e  teach, RN50, {len(shards)} images x 2 views, {settings.where}"
+    name = f"teach: RN50, {len(shards)} images x 2 views, {settings.where}"
     yield measure(
         name,
         Side("teach", taught),

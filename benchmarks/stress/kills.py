@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kills`: SIGKILL at random moments of shards, teach, distill and save; each is then started again.
+"""`python -m benchmarks.stress.kills`: SIGKILL at random moments of shards, teach, distill and save; each is then started again.
 
 Of every command: how often it was killed in its work, what stood there afterwards that was not whole, what was lost, and whether it
 ended, started again, with the bytes of a run that nobody touched. Random teacher, real images: wiring, not accuracy.
@@ -29,7 +29,7 @@ from lgd_timm.errors import LGDError
 from lgd_timm.publish.check import check_folder
 from lgd_timm.utils.checkpoint import all_checkpoints
 
-from .world import prepare
+from .small_world import prepare
 
 EVERY = 0.02  # minutes between checkpoints
 
@@ -239,7 +239,9 @@ def _all_readable(out: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks.kills", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.stress.kills", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--kills", type=int, default=50, help="shared out evenly over the four commands")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     return parser

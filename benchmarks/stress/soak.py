@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak --minutes 60`: one distillation in peace and the same one among faults, side by side, on small images.
+"""`python -m benchmarks.stress.soak --minutes 60`: one distillation in peace and the same one among faults, side by side, on small images.
 
 The disturbed one reads its shards and embeddings from a server that cuts, stalls, flips, shortens and refuses every third answer;
 its process or its loader's worker is killed, or it is told to stop, at random moments, and it is started again with an empty cache.
@@ -35,7 +35,7 @@ from lgd_timm.data.samplers import EpochSampler
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.publish.training_curve import Row, read_log
 
-from .world import prepare
+from .small_world import prepare
 
 IMAGES, BATCH = 1000, 32
 SAVED_EVERY = 0.5  # minutes
@@ -254,9 +254,9 @@ def _digest(keys: Sequence[str]) -> str:
 def _worker(seen: Path, words: Sequence[str]) -> int:
     """The command line, which notes the samples of each step."""
     from lgd_timm import cli
-    from lgd_timm.training import loop as train
+    from lgd_timm.training import loop
 
-    take = train.train_step
+    take = loop.train_step
     with seen.open("a", encoding="utf-8", buffering=1) as file:
 
         def noted(run, batch):  # type: ignore[no-untyped-def]  # it is whatever train_step is
@@ -264,7 +264,7 @@ def _worker(seen: Path, words: Sequence[str]) -> int:
             file.write(f"{run.step} {_digest(batch.keys)}\n")
             return result
 
-        train.train_step = noted
+        loop.train_step = noted
         return cli.main(list(words))
 
 
@@ -364,7 +364,7 @@ class _Server:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks.soak", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.stress.soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0, help="that both take, side by side")
     parser.add_argument("--epochs", type=int, help="instead of so many minutes")
     parser.add_argument("--every", type=float, default=3.0, help="minutes between blows, on average")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.evidence TABLE`: every row of a table for every seed, then mean and spread. It goes on where it was stopped.
+"""`python -m benchmarks.accuracy TABLE`: every row of a table for every seed, then mean and spread. It goes on where it was stopped.
 
 Notes are kept in docs/evidence.jsonl, one line a run, whatever table it stands in, and the published folders in output/evidence.
 """
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks.evidence", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.accuracy", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="these alone")

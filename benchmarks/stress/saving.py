@@ -1,4 +1,4 @@
-"""`python -m benchmarks.saving`: what a checkpoint costs, on the disk when it returns, as a share of the 15 minutes between two of them."""
+"""`python -m benchmarks.stress.saving`: what a checkpoint costs, on the disk when it returns, as a share of the 15 minutes between two of them."""
 
 from __future__ import annotations
 

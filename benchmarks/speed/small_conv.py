@@ -1,4 +1,4 @@
-"""Row i: convolutions over maps smaller than their kernel, which small images end in: the short way over torch's own."""
+"""Row `small-convs`: convolutions over maps smaller than their kernel, as small images end in, over torch's own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 from lgd_timm.students.entrypoints import stock_name
 from lgd_timm.students.small_conv import speed_up_small_convs
 
+from ..settings import Settings, cores
 from .pairs import Row, Side, measure
-from .settings import Settings, cores
 
 BATCH, STEPS = 128, 2
 LAYERS = (
@@ -27,7 +27,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     for channels, kernel, size in LAYERS:
         layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
         yield _pair(
-            f"i  depthwise layer, {channels} x {size} x {size}, kernel {kernel}",
+            f"small-convs: depthwise layer, {channels} x {size} x {size}, kernel {kernel}",
             layer,
             (channels, size, size),
             settings,
@@ -35,7 +35,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     for student in settings.students:
         for size in (32, 48):
             yield _pair(
-                f"i  step of {stock_name(student)}, {size} px",
+                f"small-convs: step of {stock_name(student)}, {size} px",
                 timm.create_model(stock_name(student)),
                 (3, size, size),
                 settings,

@@ -1,5 +1,6 @@
-"""Row h: what it costs to verify weights, while they come and when they are there. The weights are as large as ResNet-18's, the
-largest student's; the Hub is a file server on loopback, as fast as it can be and with the speed of a good line.
+"""Row `pull`: the cost of verifying weights, while they come and when they are there.
+
+The weights are as large as ResNet-18's, the largest student's; the Hub is a file server on loopback, as fast as it can be and with the speed of a good line.
 
 A server process, and a client process that is asked for one side after the other.
 """
@@ -20,8 +21,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from ..settings import Settings
 from .pairs import Goal, Row, Side, measure
-from .settings import Settings
 
 NAME, REPO, COMMIT = "lgd_resnet18.benchmark", "lgd-timm/benchmark", "0" * 40
 SIZES = {
@@ -46,13 +47,13 @@ def rows(settings: Settings) -> Iterator[Row]:
                     Side(name, partial(ask, mode))
                     for name, mode in (("verified", "cold"), ("not verified", "cold-unchecked"))
                 )
-                yield measure(f"h  cold pull, {words}", a, b, unit="s", rounds=rounds, goal=Goal(1.03))
+                yield measure(f"pull: cold, {words}", a, b, unit="s", rounds=rounds, goal=Goal(1.03))
                 if speed is None:
                     a, b = (
                         Side(name, partial(ask, mode))
                         for name, mode in (("ours, verified", "warm"), ("the Hub's client", "warm-client"))
                     )
-                    yield measure("h  warm load", a, b, unit="s", rounds=rounds, goal=Goal(0.005), difference=True)
+                    yield measure("pull: warm load", a, b, unit="s", rounds=rounds, goal=Goal(0.005), difference=True)
 
 
 def _publish(served: Path, sizes: dict[str, int]) -> None:
@@ -111,7 +112,7 @@ def _client(root: Path, url: str) -> Iterator[Callable[[str], float]]:
         "LGD_TIMM_CACHE": str(root / "lgd"),
         "LGD_TIMM_HUB": str(root / "none"),
     }
-    command = [sys.executable, "-m", "benchmarks.pulling", str(root)]
+    command = [sys.executable, "-m", "benchmarks.speed.pulling", str(root)]
     with subprocess.Popen(
         command, env={**os.environ, **settings}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as client:

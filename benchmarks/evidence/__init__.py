@@ -1,1 +1,0 @@
-"""The evidence: the method, its rivals, its switches and its names on one footing. `python -m benchmarks.evidence`."""
