@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from lgd_timm.evaluate.feature_splits import FeatureSplits
 from lgd_timm.evaluate.knn import knn
 from lgd_timm.evaluate.linear_probe import linear_probe
 from lgd_timm.evaluate.models import find_model
+from lgd_timm.publish.metrics import read_metrics
 
 
 def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
     """Top-1 in percent. The probe and its neighbours know the labels of the first training shard, a tenth of CIFAR-10."""
     model = find_model(str(published))
-    data, metrics = recipe.data, json.loads((published / "metrics.json").read_text(encoding="utf-8"))
+    data, metrics = recipe.data, read_metrics(published)
     splits = {data.train_split: first_shard(open_shards(data.shards, split=data.train_split))}
     assert data.val_split is not None
     splits[data.val_split] = open_shards(data.shards, split=data.val_split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,8 @@ from ..data.dataset import ShardDataset
 from ..data.subset import draw_labels
 from ..errors import LGDError, MissingExtra, VocabularyError, WeightsError
 from ..publish.card import rewrite_card
-from ..publish.metrics import EVALUATIONS
+from ..publish.metrics import EVALUATIONS, LINEAR_PROBES, read_metrics, write_metrics
 from ..students.model import Student
-from ..utils.files import write_json
 from .agreement import Agreement, agreement
 from .calibration import Calibration, calibrate, similarity_logits, teacher_calibration
 from .feature_splits import FeatureSplits
@@ -31,11 +29,6 @@ Score = ZeroShot | KNN | LinearProbe | Calibration | Agreement
 
 TITLES = {evaluation.key: evaluation.title for evaluation in EVALUATIONS}
 UNTAUGHT = "Its teacher's embeddings of these images are not stored: lgd-timm teach, with views.augmentation none."
-FRACTIONS = {
-    "linear_probe": None,
-    "linear_probe_10": 0.1,
-    "linear_probe_1": 0.01,
-}  # key in metrics.json -> share of the labels
 
 
 @dataclass
@@ -198,13 +191,13 @@ def probe(
 ) -> None:
     """k-NN and linear probes of frozen features; keys begin with `prefix`."""
     results.measure(f"{prefix}knn", lambda: knn(train, test, k=k, device=device))
-    for key, fraction in FRACTIONS.items():
+    for evaluation in LINEAR_PROBES:
 
-        def learn(fraction: float | None = fraction) -> LinearProbe:
-            subset = None if fraction is None else draw_labels(train.keys, train.labels, fraction=fraction, seed=seed)
+        def learn(fraction: float = evaluation.labels) -> LinearProbe:
+            subset = None if fraction == 1 else draw_labels(train.keys, train.labels, fraction=fraction, seed=seed)
             return linear_probe(train, test, protocol=protocol, subset=subset, seed=seed, device=device)
 
-        results.measure(f"{prefix}{key}", learn)
+        results.measure(f"{prefix}{evaluation.key}", learn)
 
 
 def check_writable(name: str, folder: StudentFolder | None, *, data: str | Path, train_split: str, split: str) -> None:
@@ -214,7 +207,7 @@ def check_writable(name: str, folder: StudentFolder | None, *, data: str | Path,
             f"{name} is no published folder on this disk, so nothing can be written into it. Leave --write out."
         )
     recipe = read_recipe(folder.path / "recipe.yaml")
-    metrics = _read_metrics(folder.path)
+    metrics = read_metrics(folder.path)
     if (train_split, split) != (recipe.data.train_split, recipe.data.val_split):
         raise WeightsError(
             f"The card of {name} speaks of the splits {recipe.data.train_split!r} and {recipe.data.val_split!r} of its recipe, not of "
@@ -228,18 +221,12 @@ def check_writable(name: str, folder: StudentFolder | None, *, data: str | Path,
 
 def write_results(results: Results, folder: Path) -> None:
     """Put scores into a published folder's metrics.json, rounded top-1 accuracies into its `summary`, and write its card anew."""
-    metrics = {**_read_metrics(folder), **results.to_dict()}
+    metrics = {**read_metrics(folder), **results.to_dict()}
     top1 = {
         f"{key}_top1": round(score.top1, 2)
         for key, score in results.scores.items()
         if isinstance(score, ZeroShot | KNN | LinearProbe)
     }
     metrics["summary"] = {**(metrics.get("summary") or {}), **top1}
-    write_json(folder / "metrics.json", metrics)
+    write_metrics(folder, metrics)
     rewrite_card(folder)
-
-
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return metrics

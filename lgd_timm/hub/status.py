@@ -108,7 +108,10 @@ def _pulled_row(repo: RepoCache, there: Snapshot) -> Row:
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    """The summary in `metrics.json`; a folder without one, or with another, has none to show."""
+    """Read the `summary` of a folder's metrics.json; {} where there is none: one broken folder must not end the list.
+
+    Not by `publish.metrics.read_metrics`: `hub` may not import `publish`.
+    """
     path = folder / "metrics.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8")).get("summary", {})

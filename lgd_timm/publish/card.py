@@ -30,7 +30,7 @@ from ..utils.files import atomic_file
 from .card_metadata import front_matter, teacher_spec
 from .card_snippets import ORGANISATION, repository_of, retarget, section
 from .lgd_safetensors import read_lgd
-from .metrics import EVALUATIONS, SCORES
+from .metrics import EVALUATIONS, SCORES, read_metrics
 
 __all__ = ["Network", "card_of", "model_card", "retarget", "rewrite_card", "weight_name"]
 
@@ -116,7 +116,6 @@ def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None 
     """The card of a published folder, from the other files in it. Raises: LGDError when they can't be read."""
     folder = Path(folder)
     recipe, lgd = read_recipe(folder / "recipe.yaml"), read_lgd(folder / "lgd.safetensors")
-    metrics = folder / "metrics.json"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -125,7 +124,7 @@ def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None 
     return model_card(
         name=name or weight_name(recipe),
         recipe=recipe,
-        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        metrics=read_metrics(folder),
         vocabulary=Vocabulary(lgd.banks.names, lgd.banks.templates),
         network=Network(str(config["architecture"]), parameters, features=lgd.features),
         files={path.name for path in folder.iterdir()},

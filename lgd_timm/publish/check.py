@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import LGDError, WeightsError
 from ..hub.verify import FileFacts, StrPath, facts_of
 from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
+from .metrics import read_metrics
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,8 +47,7 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
         _check_lgd(folder, features)
     if "recipe.yaml" in names:
         _check_recipe(folder / "recipe.yaml")
-    if "metrics.json" in names:
-        _read_json(folder / "metrics.json")
+    read_metrics(folder)
     if "training.png" in names and not (folder / "training.png").read_bytes().startswith(b"\x89PNG\r\n"):
         raise WeightsError(f"{folder}/training.png is no PNG. Remove it, or save the run again.")
     if names.intersection(OPEN_CLIP_FILES):

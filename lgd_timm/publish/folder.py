@@ -32,6 +32,7 @@ from ..teachers import TeacherSpec
 from ..utils.files import atomic_folder, room_for, write_json
 from .card import card_of
 from .lgd_safetensors import Banks, projector_tensors, read_lgd, write_lgd
+from .metrics import read_metrics, write_metrics
 from .open_clip import write_open_clip
 from .registration import check_name, manifest_row, register
 
@@ -97,7 +98,7 @@ def save(
         _drop_model_args(temporary / "config.json")
         write_lgd(temporary / "lgd.safetensors", student=student, banks=banks, dtype=dtype)
         (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        write_json(temporary / "metrics.json", dict(metrics))
+        write_metrics(temporary, metrics)
         if curve is not None:
             (temporary / "training.png").write_bytes(curve)
         if open_clip is not None:
@@ -167,12 +168,11 @@ def load(folder: str | Path) -> Published:
         ) from error
     student = Student(backbone, embed_dim=lgd.banks.text.shape[1], projector=lgd.projector_kind, image_size=size)
     student.projector.load_state_dict(lgd.projector)
-    metrics = folder / "metrics.json"
     return Published(
         student=student.eval(),
         banks=lgd.banks,
         recipe=read_recipe(folder / "recipe.yaml"),
-        metrics=json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        metrics=read_metrics(folder),
         label_names=tuple(config.get("label_names", ())),
     )
 

@@ -1,26 +1,93 @@
-"""Read and write `metrics.json`, and say what its scores are called."""
+"""`metrics.json` of a published folder: read it, write it, and the table of evaluations whose scores it holds."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightsError
+from ..utils.files import write_json
+
+FILE = "metrics.json"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One sort of evaluation: its key in `metrics.json`, where `teacher_<key>` is the teacher's; how people and the Hub name it."""
+    """One evaluation. Its scores stand under `key` in `metrics.json`, the teacher's under `teacher_<key>`."""
 
     key: str
-    title: str
-    task: str
+    title: str  # in a sentence or a row of the card
+    heading: str  # over a column or a figure of the report
+    command: str  # what measures it: the words after `lgd-timm`
+    task: str | None = None  # the Hub's name of the task; None: it has none for this
+    labels: float = 0.0  # share of the training split's labels that it learns from
+    score: str = "top1"  # the number of its scores that stands for it, in percent
 
 
 EVALUATIONS = (
-    Evaluation("zero_shot", "zero-shot", "zero-shot-image-classification"),
-    Evaluation("knn", "k-NN", "image-classification"),
-    Evaluation("linear_probe", "linear probe", "image-classification"),
-    Evaluation("linear_probe_10", "linear probe, 10 % of labels", "image-classification"),
-    Evaluation("linear_probe_1", "linear probe, 1 % of labels", "image-classification"),
-)
+    Evaluation("zero_shot", "zero-shot", "Zero-shot", "evaluate zero-shot", task="zero-shot-image-classification"),
+    Evaluation("knn", "k-NN", "k-NN", "evaluate knn", task="image-classification", labels=1.0),
+    Evaluation(
+        "linear_probe",
+        "linear probe",
+        "Linear probe 100 %",
+        "evaluate linear-probe",
+        task="image-classification",
+        labels=1.0,
+    ),
+    Evaluation(
+        "linear_probe_10",
+        "linear probe, 10 % of labels",
+        "Linear probe 10 %",
+        "evaluate linear-probe --fraction 0.1",
+        task="image-classification",
+        labels=0.1,
+    ),
+    Evaluation(
+        "linear_probe_1",
+        "linear probe, 1 % of labels",
+        "Linear probe 1 %",
+        "evaluate linear-probe --fraction 0.01",
+        task="image-classification",
+        labels=0.01,
+    ),
+)  # those that measure an accuracy
+LINEAR_PROBES = tuple(evaluation for evaluation in EVALUATIONS if evaluation.key.startswith("linear_probe"))
+CALIBRATION = Evaluation("calibration", "calibration", "ECE", "evaluate calibration", score="ece")
+
+SCORES = {"top1": "top-1", "top5": "top-5"}  # accuracies of an evaluation, in percent -> as people read them
 
 
-SCORES = {"top1": "top-1", "top5": "top-5"}
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """Read a folder's `metrics.json`.
+
+    Args:
+        folder: a published folder, or one that may become one.
+
+    Returns:
+        Its content as plain data; an empty dictionary where the folder has no such file.
+
+    Raises:
+        WeightsError: the file is not JSON, or not an object.
+    """
+    path = Path(folder) / FILE
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} can't be read ({error}). Pull or save the folder again.") from error
+    if not isinstance(metrics, dict):
+        raise WeightsError(f"{path} holds {type(metrics).__name__}, not an object. Pull or save the folder again.")
+    return metrics
+
+
+def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Write a folder's `metrics.json`, whole or not at all.
+
+    Args:
+        folder: where the file goes.
+        metrics: all of its content, as JSON holds it.
+    """
+    write_json(Path(folder) / FILE, dict(metrics))

@@ -12,6 +12,7 @@ from ..hub import weights
 from ..students.entrypoints import STUDENTS
 from ..utils.files import write_json
 from .check import check_folder
+from .metrics import read_metrics
 
 
 def check_name(name: str) -> None:
@@ -44,11 +45,10 @@ def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mappi
     cfg["num_classes"] = config["num_classes"]
     if "label_names" in config:
         cfg["label_names"] = config["label_names"]
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return {
         "repo_id": repo_id,
         "commit": commit,
         "files": dict(files),
-        "metrics": metrics.get("summary", {}),
+        "metrics": read_metrics(folder).get("summary", {}),
         "cfg": cfg,
     }

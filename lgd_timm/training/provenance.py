@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import RecipeError, WeightsError
+from ..publish.metrics import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def compare(
 
     Raises: RecipeError when the folder's metrics.json can't be read.
     """
-    theirs = _read(folder / "metrics.json")
+    theirs = _read(folder)
     others = [
         what
         for what, keys in _ORIGINS.items()
@@ -50,13 +50,11 @@ def compare(
         log.info("repeats %s: the same images and the same teacher%s", folder, note)
 
 
-def _read(path: Path) -> Any:
+def _read(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(
-            f"{path} can't be read ({error}). Pull the folder again, or give its recipe.yaml alone."
-        ) from error
+        return read_metrics(folder)
+    except WeightsError as error:
+        raise RecipeError(f"{error} Or give its recipe.yaml alone.") from error
 
 
 def _get(data: Any, keys: tuple[str, ...]) -> Any:

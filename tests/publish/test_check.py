@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         r"recipe.yaml is no recipe that this version reads: .*nme",
     ),
     "a recipe that is no YAML": (write("recipe.yaml", "a: ["), "recipe.yaml is no recipe that this version reads"),
-    "metrics that are no JSON": (write("metrics.json", "{"), "metrics.json is not JSON"),
+    "metrics that are no JSON": (write("metrics.json", "{"), "metrics.json can't be read"),
     "metrics that are a list": (write("metrics.json", "[]"), "metrics.json holds list, not an object"),
     "a picture that is none": (write("training.png", "GIF89a"), "training.png is no PNG"),
     "half of open_clip's files": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import statistics
@@ -17,6 +16,7 @@ from ...config.recipe import MACHINE, Recipe
 from ...config.sandbox import check_reach
 from ...errors import LGDError, WeightsError
 from ...objectives import objective_config
+from ...publish.metrics import read_metrics
 from ...publish.training_curve import Row, read_log
 from ...utils.files import fingerprint
 from .labels import label_groups
@@ -118,7 +118,7 @@ def read_trial(path: str | Path) -> Trial:
         path=path,
         published=published,
         recipe=read_recipe(source / "recipe.yaml"),
-        metrics=_read_metrics(source / "metrics.json"),
+        metrics=read_metrics(source),
         log=read_log(path / "log.jsonl", until=sys.maxsize),
     )
 
@@ -173,13 +173,3 @@ def _decisive(trial: Trial) -> dict[str, Any]:
         "images": trial.metrics.get("shards"),
         "finished": trial.published is not None,
     }
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} can't be read ({error}). Pull or save the folder again.") from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{path} holds {type(data).__name__}, not an object. Pull or save the folder again.")
-    return data

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
 
 import numpy as np
 
 from ... import __version__
+from ...publish.metrics import CALIBRATION, EVALUATIONS, Evaluation
 from ...publish.training_curve import POINTS, Row
 from ...students.entrypoints import short_name
 from . import figures
@@ -21,24 +21,6 @@ from .page import Block, Picture, Section, Table
 
 NONE = "—"
 _SCALE = figures.DPI / 100
-
-
-class Measure(NamedTuple):
-    """An accuracy in metrics.json, and what measures it."""
-
-    key: str
-    title: str
-    command: str
-
-
-MEASURES = (
-    Measure("zero_shot", "Zero-shot", "evaluate zero-shot"),
-    Measure("knn", "k-NN", "evaluate knn"),
-    Measure("linear_probe", "Linear probe 100 %", "evaluate linear-probe"),
-    Measure("linear_probe_10", "Linear probe 10 %", "evaluate linear-probe --fraction 0.1"),
-    Measure("linear_probe_1", "Linear probe 1 %", "evaluate linear-probe --fraction 0.01"),
-)
-CALIBRATION = Measure("calibration", "ECE", "evaluate calibration")
 
 
 def colour(index: int) -> str:
@@ -67,11 +49,11 @@ def lead(groups: Sequence[Group]) -> str:
 
 def headline(groups: Sequence[Group]) -> Section:
     measured = [
-        measure
-        for measure in (*MEASURES, CALIBRATION)
-        if any(_has(trial, measure) for group in groups for trial in group.trials)
+        evaluation
+        for evaluation in (*EVALUATIONS, CALIBRATION)
+        if any(_has(trial, evaluation) for group in groups for trial in group.trials)
     ]
-    head = ["Setting", "Student", "Objective", "n", *(measure.title for measure in (*MEASURES, CALIBRATION))]
+    head = ["Setting", "Student", "Objective", "n", *(evaluation.heading for evaluation in (*EVALUATIONS, CALIBRATION))]
     head += ["Teacher zero-shot", "Chance", "Images", "Epochs", "Minutes"]
     sentence = "Top-1 accuracy in percent: mean ± sample standard deviation over n runs that differ only in their seed."
     if CALIBRATION in measured:
@@ -86,30 +68,32 @@ def headline(groups: Sequence[Group]) -> Section:
         notes=tuple(filter(None, map(_seeds, groups))),
         commands=(
             ("Zero-shot at a run's end, images, epochs, minutes", _distil(groups[0].trials[0])),
-            *((measure.title, _evaluation(measure, groups)) for measure in measured),
+            *((evaluation.heading, _command(evaluation, groups)) for evaluation in measured),
         ),
     )
 
 
 def bars(groups: Sequence[Group]) -> Section:
     pictures, files, commands = [], {}, []
-    for measure in MEASURES:
+    for evaluation in EVALUATIONS:
         rows = [
             figures.Bar(
                 label=group.label,
                 score=score,
                 colour=colour(i),
-                teacher=_mean(group, f"teacher_{measure.key}", "top1"),
-                chance=_mean(group, measure.key, "chance"),
+                teacher=_mean(group, f"teacher_{evaluation.key}", "top1"),
+                chance=_mean(group, evaluation.key, "chance"),
             )
             for i, group in enumerate(groups)
-            if (score := group.spread(measure.key, "top1"))
+            if (score := group.spread(evaluation.key, "top1"))
         ]
         if rows:
-            png = figures.bars(rows, title=measure.title)
-            pictures.append(Picture(png, f"{measure.title}: {'; '.join(_said(row) for row in rows)}", scale=_SCALE))
-            files[f"2-{measure.key.replace('_', '-')}.png"] = png
-            commands.append((measure.title, _evaluation(measure, groups)))
+            png = figures.bars(rows, title=evaluation.heading)
+            pictures.append(
+                Picture(png, f"{evaluation.heading}: {'; '.join(_said(row) for row in rows)}", scale=_SCALE)
+            )
+            files[f"2-{evaluation.key.replace('_', '-')}.png"] = png
+            commands.append((evaluation.heading, _command(evaluation, groups)))
     if not pictures:
         return Section(
             "bars", "Accuracy", notes=("No accuracy was measured: lgd-timm evaluate does it, on labelled images.",)
@@ -193,7 +177,7 @@ def made(groups: Sequence[Group], *, command: str) -> Section:
 def _row(group: Group) -> list[str]:
     seconds = group.spread("training", "seconds")
     beside = [group.spread("teacher_zero_shot", "top1"), group.spread("zero_shot", "chance")]
-    scores = [*(group.spread(measure.key, "top1") for measure in MEASURES), group.spread(CALIBRATION.key, "ece")]
+    scores = [group.spread(evaluation.key, evaluation.score) for evaluation in (*EVALUATIONS, CALIBRATION)]
     counts = [group.spread("training", key) for key in ("images", "epochs")]
     return [
         group.label,
@@ -318,20 +302,20 @@ def _line(
 # -------------------------------------------------------------------------------------------------------------- commands
 
 
-def _evaluation(measure: Measure, groups: Sequence[Group]) -> str:
+def _command(evaluation: Evaluation, groups: Sequence[Group]) -> str:
     """The command that measures it, for the first run that has it."""
-    trial = next(trial for group in groups for trial in group.trials if _has(trial, measure))
+    trial = next(trial for group in groups for trial in group.trials if _has(trial, evaluation))
     folder, data = str(trial.published or trial.path), trial.recipe.data
-    words = ["lgd-timm", *measure.command.split(), folder, "--data", data.shards, "--split", data.val_split or "val"]
-    if (k := trial.number(measure.key, "k")) is not None:
+    words = ["lgd-timm", *evaluation.command.split(), folder, "--data", data.shards, "--split", data.val_split or "val"]
+    if (k := trial.number(evaluation.key, "k")) is not None:
         words += ["--k", f"{k:.0f}"]
-    if (protocol := trial.text(measure.key, "protocol")) is not None:
+    if (protocol := trial.text(evaluation.key, "protocol")) is not None:
         words += ["--protocol", protocol]
     return shlex.join(words)
 
 
-def _has(trial: Trial, measure: Measure) -> bool:
-    return trial.number(measure.key, "ece" if measure is CALIBRATION else "top1") is not None
+def _has(trial: Trial, evaluation: Evaluation) -> bool:
+    return trial.number(evaluation.key, evaluation.score) is not None
 
 
 def _distil(trial: Trial) -> str:
