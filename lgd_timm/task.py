@@ -10,7 +10,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .errors import LGDError
-from .objectives import Objective
+from .objectives import Assigned, Objective
 from .students.model import Student
 from .teachers import ImageTeacher
 
@@ -75,7 +75,7 @@ class LGDTask(TrainingTask):
 
     def forward(
         self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's.
 
         `labels`, int64 [B], are looked at by an objective that needs them, and by no other.
@@ -100,9 +100,14 @@ class LGDTask(TrainingTask):
             )
         return self.teacher(input).clone()  # a clone leaves inference mode, so that autograd accepts it
 
-    def update(self, teacher: Tensor) -> None:
-        """After the optimizer's step: let the objective take the batch into its banks."""
-        self.objective.update(teacher)
+    def update(self, teacher: Tensor, *, assigned: Assigned | None = None) -> None:
+        """Update the objective's banks, after the optimizer's step.
+
+        Args:
+            teacher: `teacher` of `forward`'s result [B, D].
+            assigned: `assigned` of it, if the objective gives one; saves a product with the text bank.
+        """
+        self.objective.update(teacher, assigned=assigned)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LGDTask:
         result = super()._apply(fn, *args, **kwargs)

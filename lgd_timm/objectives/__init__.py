@@ -1,10 +1,11 @@
-"""What a student is asked to reproduce. One objective a file, all with the same call.
+"""Losses between student and teacher embeddings, one a file, all called in the same way.
 
-objective(student [B, D], teacher [B, D]) -> {"loss": ..., named parts}      embeddings BEFORE L2 normalisation
-objective.update(teacher [B, D])             the step of its own state (banks, queues), after the loss
+    losses = objective(student, teacher)      # [B, D] each, BEFORE L2 normalisation -> {"loss": ..., "loss_*": ...}
+    losses["loss"].backward()
+    objective.update(teacher)                 # banks and queues, after the loss
 """
 
-from .base import Objective
+from .base import Assigned, Objective, join_assigned
 from .clip_kd import CLIPKD
 from .lgd import LGD
 from .logits import Logits
@@ -18,10 +19,12 @@ __all__ = [
     "LGD",
     "OBJECTIVES",
     "SEED",
+    "Assigned",
     "Logits",
     "Objective",
     "Regression",
     "Supervised",
     "create_objective",
+    "join_assigned",
     "objective_config",
 ]

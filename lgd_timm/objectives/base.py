@@ -1,10 +1,10 @@
-"""The call that every objective answers."""
+"""The base class of all objectives."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,25 @@ from torch.nn.functional import normalize
 from ..errors import LGDError
 
 
+class Assigned(NamedTuple):
+    """Which name a batch's teacher embeddings are nearest to: found by the loss, used again by the bank's update."""
+
+    nearest: Tensor  # index of the name, int64 [B]
+    confidence: Tensor  # the teacher's probability of that name, float32 [B]
+
+
+def join_assigned(parts: Sequence[Assigned | None]) -> Assigned | None:
+    """Join the assignments of a batch that was taken in several passes; None if a pass has none."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    return Assigned(torch.cat([part.nearest for part in known]), torch.cat([part.confidence for part in known]))
+
+
 class Objective(nn.Module):
-    """Scores a batch of student embeddings against the teacher's. State lives in buffers, so it goes into checkpoints.
+    """Score a batch of student embeddings against the teacher's. State lives in buffers, so it goes into checkpoints.
 
     Args:
         text_bank: unit rows [C, D], one a category name.
@@ -22,18 +39,18 @@ class Objective(nn.Module):
         seed: of whatever starts at random, so that every rank starts with the same.
         switches: fields of the preset that are set otherwise.
 
-    Buffers: `text_bank` [C, D], and whatever a subclass has. Raises: LGDError for a bank that is no [C, D] matrix of unit
-    rows, an unknown preset, unknown switches.
+    Buffers: `text_bank` float32 [C, D], and whatever a subclass has.
+
+    Raises:
+        LGDError: the bank is no [C, D] matrix of unit rows, the preset or a switch is unknown.
     """
 
     presets: ClassVar[Mapping[str, Any]]  # name -> frozen dataclass of switches, `student_temperature` among them
     method: ClassVar[str]  # what it is called, with its source, in Markdown
-    per_image: bool = (
-        True  # the loss is a mean over images, each of which could be asked alone, and does not move the state
-    )
-    needs_labels: ClassVar[bool] = (
-        False  # then `forward` is given labels, int64 [B], in place of the teacher's embeddings
-    )
+    # Whether the loss is a mean over images that do not depend on one another and does not change the state:
+    # only then can a batch be taken in several passes.
+    per_image: bool = True
+    needs_labels: ClassVar[bool] = False  # whether `forward` takes labels, int64 [B], in place of teacher embeddings
     text_bank: Tensor
 
     def __init__(self, text_bank: Tensor, *, preset: str | None = None, seed: int = 0, **switches: Any) -> None:
@@ -45,7 +62,7 @@ class Objective(nn.Module):
 
     @classmethod
     def configure(cls, preset: str | None = None, **switches: Any) -> Any:
-        """A preset with some switches changed. Raises: LGDError for unknown presets, switches or values."""
+        """Return a preset with some switches changed. Raises: LGDError for unknown presets, switches or values."""
         if preset is None:
             preset = next(iter(cls.presets))
         if preset not in cls.presets:
@@ -55,21 +72,38 @@ class Objective(nn.Module):
             raise LGDError(f"objective has no switch {unknown[0]!r}; it has {', '.join(known)}.")
         return replace(cls.presets[preset], **switches)
 
-    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Embeddings [B, D] of student and teacher, before L2 normalisation -> `loss` and its named parts, float32 scalars."""
+    def forward(self, student: Tensor, target: Tensor) -> dict[str, Any]:
+        """Compute the losses of a batch.
+
+        Args:
+            student: the student's embeddings before L2 normalisation [B, D].
+            target: the teacher's embeddings before L2 normalisation [B, D]; labels, int64 [B], with `needs_labels`.
+
+        Returns:
+            `loss`, which is minimised, and its parts, `loss_*`: float32 scalars. An entry whose name does not begin
+            with "loss" is not a loss: `assigned` is for `update`.
+
+        Raises:
+            LGDError: the embeddings do not fit the text bank or one another.
+        """
         s, t = self.unit_rows(student, target)
         with torch.autocast(s.device.type, enabled=False):
             return self.score(s, t)
 
-    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """The same of float32 unit rows [B, D], of which the student's have a gradient; autocast is off."""
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Any]:
+        """Compute what `forward` returns, from float32 unit rows [B, D] and with autocast off."""
         raise NotImplementedError
 
-    def update(self, teacher: Tensor) -> None:
-        """Take the batch's teacher embeddings [B, D] into the state. Called once a step, on every rank."""
+    def update(self, teacher: Tensor, *, assigned: Assigned | None = None) -> None:
+        """Update banks and queues by the batch's teacher embeddings [B, D]. Called once a step, on every rank.
+
+        Args:
+            teacher: embeddings before L2 normalisation [B, D].
+            assigned: `assigned` of the loss's result, if it has one; whoever needs it computes it anew if None.
+        """
 
     def check(self, who: str, embeddings: Tensor) -> None:
-        """Raises: LGDError for embeddings that do not fit the text bank."""
+        """Refuse embeddings that do not fit the text bank. Raises: LGDError."""
         expected = self.text_bank.shape[1]
         if embeddings.ndim != 2 or embeddings.shape[1] != expected:
             raise LGDError(
@@ -77,18 +111,19 @@ class Objective(nn.Module):
             )
 
     def unit_rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as float32 unit rows [B, D], the teacher's without a gradient. Raises: LGDError where they do not fit."""
+        """Normalise both to float32 unit rows [B, D], the teacher's without a gradient. Raises: LGDError."""
         self.check("student", student)
         self.check("teacher", teacher)
         if len(student) != len(teacher):
             raise LGDError(
-                f"{len(student)} student embeddings stand beside {len(teacher)} of the teacher; both must be of the same images."
+                f"{len(student)} student embeddings stand beside {len(teacher)} of the teacher; "
+                "both must be of the same images."
             )
         with torch.autocast(student.device.type, enabled=False):  # temperatures of 0.01 need float32
             return normalize(student.float(), dim=1), normalize(teacher.detach().float(), dim=1)
 
     def random_rows(self, count: int) -> Tensor:
-        """Random unit rows [count, D], the same for the same seed on any machine, beside the text bank."""
+        """Draw unit rows [count, D] on the text bank's device, the same for the same seed on any machine."""
         rows = torch.randn(count, self.text_bank.shape[1], generator=torch.Generator().manual_seed(self.seed))
         return normalize(rows.to(self.text_bank.device), dim=1)
 
@@ -97,7 +132,7 @@ class Objective(nn.Module):
 
 
 def above_zero(config: Any, *names: str) -> None:
-    """Raises: LGDError for a field that is given and not above 0."""
+    """Refuse a field that is given and not above 0. Raises: LGDError."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not value > 0:
@@ -105,7 +140,7 @@ def above_zero(config: Any, *names: str) -> None:
 
 
 def between(config: Any, low: float, high: float, *names: str) -> None:
-    """Raises: LGDError for a field outside [low, high]."""
+    """Refuse a field outside [low, high]. Raises: LGDError."""
     for name in names:
         value = getattr(config, name)
         if not low <= value <= high:
@@ -113,7 +148,7 @@ def between(config: Any, low: float, high: float, *names: str) -> None:
 
 
 def one_of(config: Any, name: str, *choices: str) -> None:
-    """Raises: LGDError for a field that is none of the choices."""
+    """Refuse a field that is none of the choices. Raises: LGDError."""
     if getattr(config, name) not in choices:
         raise LGDError(f"objective.{name} = {getattr(config, name)!r} is unknown; choose {' or '.join(choices)}.")
 

@@ -10,7 +10,7 @@ CLIP-KD contrasts the student's images with the teacher's captions; here the tea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class CLIPKD(Objective):
     config: CLIPKDConfig
     per_image = False
 
-    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Any]:
         config, own = self.config, rank_and_world_size()[0] * len(s) + torch.arange(len(s), device=s.device)
         contrastive = cross_entropy(s @ concat_all_gather(t).T / config.student_temperature, own)
         feature = mse_loss(s, t)

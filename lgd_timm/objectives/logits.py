@@ -6,7 +6,7 @@ It is what CLIP's author advises for a small model with a fixed list of labels (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Logits(Objective):
     presets: ClassVar[dict[str, LogitsConfig]] = {"logits": LogitsConfig()}
     config: LogitsConfig
 
-    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Any]:
         config = self.config
         similarity = similarity_loss(
             s,

@@ -8,7 +8,7 @@ SimReg's strength is its deep head: `student.projector: deep`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -31,5 +31,5 @@ class Regression(Objective):
     method = "SimReg's regression ([arXiv 2201.05131](https://arxiv.org/abs/2201.05131))"
     presets: ClassVar[dict[str, RegressionConfig]] = {"simreg": RegressionConfig()}
 
-    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Any]:
         return {"loss": (2 - 2 * (s * t).sum(1)).mean()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..utils.distributed import concat_all_gather
-from .base import Objective, above_zero, one_of
+from .base import Assigned, Objective, above_zero, one_of
 from .similarity import similarity_loss
 
 
@@ -54,7 +54,7 @@ class SEED(Objective):
         self.register_buffer("queue", self.random_rows(self.config.queue_size))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64, device=text_bank.device))
 
-    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Any]:
         if self.training and self.config.update == "before":
             self._enqueue(t)
         similarity = similarity_loss(
@@ -68,7 +68,8 @@ class SEED(Objective):
         return {"loss": similarity.loss}
 
     @torch.no_grad()
-    def update(self, teacher: Tensor) -> None:
+    def update(self, teacher: Tensor, *, assigned: Assigned | None = None) -> None:
+        """Put the batch's teacher embeddings [B, D] in the queue. Raises: LGDError where they do not fit the bank."""
         self.check("teacher", teacher)
         if self.config.update == "after":
             self._enqueue(normalize(teacher.float(), dim=1))

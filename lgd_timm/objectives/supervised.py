@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Supervised(Objective):
     needs_labels = True
     config: SupervisedConfig
 
-    def forward(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: Tensor, target: Tensor) -> dict[str, Any]:
         """`target`: labels int64 [B], the place of the image's name in the text bank."""
         self.check("student", student)
         with torch.autocast(student.device.type, enabled=False):

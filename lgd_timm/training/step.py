@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ..data.dataset import Batch
+from ..objectives import Assigned, join_assigned
 from .engine import step_seed
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], bool]:
     torch.manual_seed(step_seed(run.recipe.run.seed, step=run.step, rank=run.ranks.rank))
     statistics = list(run.task.student.buffers())  # which a forward pass moves
     before = [buffer.clone() for buffer in statistics]
-    losses, teacher = _gradients(run, batch)
+    losses, teacher, assigned = _gradients(run, batch)
     run.scaler.unscale_(run.optimizer)
     finite = bool(_norm(run).isfinite())
     if finite:
         run.scaler.step(run.optimizer)
-        run.task.update(teacher)
+        run.task.update(teacher, assigned=assigned)
         run.task.update_ema(step=run.step)
     else:
         for buffer, value in zip(statistics, before, strict=True):
@@ -39,12 +40,16 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], bool]:
     return losses, finite
 
 
-def _gradients(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradients of the batch's mean loss, in as many passes as the recipe says. Returns the losses and the teacher's embeddings."""
+def _gradients(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Assigned | None]:
+    """Gradients of the batch's mean loss, in as many passes as the recipe says.
+
+    Returns the losses, the teacher's embeddings [B, D], and the names that they are nearest to, if the loss knows them.
+    """
     amp, parts = run.recipe.run.amp, batch.split(run.recipe.run.accumulate)
     dtype = torch.float16 if amp == "float16" else torch.bfloat16
     losses: dict[str, Tensor] = {}
     teachers: list[Tensor] = []
+    assigned: list[Assigned | None] = []
     run.optimizer.zero_grad(set_to_none=True)
     for number, part in enumerate(parts, start=1):
         share = len(part.keys) / len(batch.keys)
@@ -59,7 +64,8 @@ def _gradients(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         for name in (name for name in result if name.startswith("loss")):
             losses[name] = losses.get(name, 0) + share * result[name].detach()
         teachers.append(result["teacher"])
-    return losses, teachers[0] if len(teachers) == 1 else torch.cat(teachers)
+        assigned.append(result.get("assigned"))
+    return losses, teachers[0] if len(teachers) == 1 else torch.cat(teachers), join_assigned(assigned)
 
 
 def _norm(run: Run) -> Tensor:

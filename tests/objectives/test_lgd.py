@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from lgd_timm.errors import LGDError
-from lgd_timm.objectives import LGD
+from lgd_timm.objectives import LGD, Assigned, join_assigned
 from lgd_timm.objectives.lgd import PRESETS, LGDConfig
 from tests.helpers import ROOT
 
@@ -41,11 +41,15 @@ def objective(**switches) -> LGD:
     return LGD(text_bank(), **{"teacher_temperature": SOFT, "momentum": 0.9, **switches})
 
 
+def losses_of(result: dict) -> dict[str, Tensor]:
+    return {name: value for name, value in result.items() if name != "assigned"}
+
+
 def gradient(loss: Tensor, student: Tensor) -> Tensor:
     return torch.autograd.grad(loss, student, retain_graph=True)[0]
 
 
-# Plain statements of facts.md 1.2 and 1.3, in float64.
+# Plain statements of the paper's equations (arXiv 2406.11689, section 3; docs/concepts/method.md), in float64.
 
 
 def unit(x) -> np.ndarray:
@@ -411,16 +415,41 @@ def test_backward_after_the_update_gives_the_losses_own_gradient(switches):
 
 @pytest.mark.parametrize("switches", [{}, {"threshold": 0.4}, {"assignment": "soft"}])
 def test_what_the_loss_found_out_changes_nothing_in_the_update(switches):
-    noted, fresh, other = (objective(**switches) for _ in range(3))
+    told, fresh, other = (objective(**switches) for _ in range(3))
     for step in range(3):
         student, teacher = batch(step)
-        for lgd in (noted, fresh, other):
-            lgd(student, teacher)
-        noted.update(teacher)
-        fresh.update(teacher.clone())  # equal numbers, another tensor
+        results = [lgd(student, teacher) for lgd in (told, fresh, other)]
+        told.update(teacher, assigned=results[0]["assigned"])
+        fresh.update(teacher)
         other.update(batch(step + 1)[1])
-        assert torch.equal(noted.visual_bank, fresh.visual_bank)
-    assert not torch.equal(noted.visual_bank, other.visual_bank)
+        assert torch.equal(told.visual_bank, fresh.visual_bank)
+    assert not torch.equal(told.visual_bank, other.visual_bank)
+
+
+@pytest.mark.parametrize("switches", [{}, {"threshold": 0.4}, {"assignment": "soft"}])
+def test_a_batch_in_several_passes_moves_the_bank_as_in_one(switches):
+    whole, parted = objective(**switches), objective(**switches)
+    student, teacher = batch(size=10)
+    assigned = [parted(student[part], teacher[part])["assigned"] for part in (slice(0, 4), slice(4, 10))]
+    parted.update(teacher, assigned=join_assigned(assigned))
+    whole.update(teacher, assigned=whole(student, teacher)["assigned"])
+    assert torch.equal(parted.visual_bank, whole.visual_bank)
+    assert torch.equal(parted.seen, whole.seen)
+
+
+def test_without_an_assignment_of_every_pass_there_is_none():
+    known = objective()(*batch())["assigned"]
+    assert join_assigned([]) is None
+    assert join_assigned([None, None]) is None
+    assert join_assigned([known, None]) is None
+    assert join_assigned([known]) is known
+
+
+def test_an_assignment_of_another_batch_is_refused():
+    lgd = objective()
+    assigned = lgd(*batch(size=4))["assigned"]
+    with pytest.raises(LGDError, match="4 assignments were given for 9 teacher embeddings"):
+        lgd.update(batch()[1], assigned=assigned)
 
 
 def test_a_teacher_changed_in_place_between_loss_and_update_is_noticed():
@@ -433,20 +462,21 @@ def test_a_teacher_changed_in_place_between_loss_and_update_is_noticed():
     assert torch.equal(changed.visual_bank, fresh.visual_bank)
 
 
-def test_inference_tensors_are_taken_though_they_have_no_version():
+def test_inference_tensors_are_taken():
     noted, plain = objective(), objective()
     student, teacher = batch()
     with torch.inference_mode():
-        unversioned = teacher.clone()
-    for lgd, one in ((noted, unversioned), (plain, teacher)):
-        lgd(student, one)["loss"].backward()
-        lgd.update(one)
+        frozen = teacher.clone()
+    for lgd, one in ((noted, frozen), (plain, teacher)):
+        result = lgd(student, one)
+        result["loss"].backward()
+        lgd.update(one, assigned=result["assigned"])
     assert torch.equal(noted.visual_bank, plain.visual_bank)
 
 
-def products(lgd: LGD, teacher: Tensor) -> int:
+def products(lgd: LGD, teacher: Tensor, assigned: Assigned | None = None) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        lgd.update(teacher)
+        lgd.update(teacher, assigned=assigned)
     return sum(event.name in ("aten::addmm_", "aten::mm") for event in profile.events())
 
 
@@ -456,9 +486,8 @@ def test_an_update_after_the_loss_multiplies_no_matrices(compile):
     lgd, (student, teacher) = objective(), batch()
     if compile:
         lgd.compile(backend="eager", fullgraph=True)
-    lgd(student, teacher)
-    assert products(lgd, teacher) == 0
-    assert products(lgd, teacher) == 1, "the note is for one update, and this one is on its own"
+    assert products(lgd, teacher, lgd(student, teacher)["assigned"]) == 0
+    assert products(lgd, teacher) == 1, "an update on its own has to find the names"
 
 
 @pytest.mark.parametrize("assignment", ["hard", "soft"])
@@ -467,11 +496,9 @@ def test_teacher_rows_that_are_not_finite_stay_out_of_the_bank(assignment, poiso
     student, teacher = batch()
     sound = teacher[torch.arange(BATCH) != 4]
     teacher[4, 2] = poison
-    for noted in (True, False):
+    for told in (True, False):
         lgd, expected = objective(assignment=assignment), objective(assignment=assignment)
-        if noted:
-            lgd(student, teacher)
-        lgd.update(teacher)
+        lgd.update(teacher, assigned=lgd(student, teacher)["assigned"] if told else None)
         expected.update(sound)
         torch.testing.assert_close(lgd.visual_bank, expected.visual_bank)
         assert torch.equal(lgd.seen, expected.seen)
@@ -481,7 +508,7 @@ def test_a_copy_of_a_compiled_objective_has_its_own_bank():
     torch.compiler.reset()
     lgd, (student, teacher) = objective(), batch()
     lgd.compile(backend="eager")
-    lgd(student, teacher * student)  # a note with a graph behind it, which has no copy
+    lgd(student, teacher * student)  # a teacher with a graph behind it, of which nothing may be kept
     twin = pickle.loads(pickle.dumps(copy.deepcopy(lgd)))
     before = lgd(student, teacher)["loss"]
     twin.visual_bank.neg_()
@@ -511,7 +538,7 @@ def test_half_precision_embeddings_are_computed_in_float32(dtype, switches):
     student, teacher = (x.detach().to(dtype) for x in batch())
     rounded = [x.float().requires_grad_() for x in (student, teacher)]
     student.requires_grad_()
-    mine, expected = half(student, teacher), full(*rounded)
+    mine, expected = losses_of(half(student, teacher)), losses_of(full(*rounded))
     assert {value.dtype for value in mine.values()} == {torch.float32}
     for key, value in expected.items():
         assert value.isfinite()
@@ -570,7 +597,7 @@ def operations(names: int, switches: dict) -> list[str]:
     lgd = LGD(text_bank(names), teacher_temperature=SOFT, **switches)
     student, teacher = batch()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        lgd(student, teacher)
+        lgd.update(teacher, assigned=lgd(student, teacher)["assigned"])
         lgd.update(teacher)
     return [event.name for event in profile.events()]
 
@@ -605,8 +632,7 @@ def test_no_value_is_read_on_the_host(switches):
         result = lgd(fake, mode.from_tensor(teacher))
         result["loss"].backward()
         lgd.update(mode.from_tensor(teacher))
-        lgd(fake, (again := mode.from_tensor(teacher)))
-        lgd.update(again)
+        lgd.update(mode.from_tensor(teacher), assigned=lgd(fake, mode.from_tensor(teacher))["assigned"])
     assert fake.grad.shape == student.shape
 
 
@@ -621,7 +647,7 @@ def test_compiled_whole_it_gives_the_same_numbers(switches):
     for step in range(3):
         student, teacher = batch(step)
         mine, expected = loss(student, teacher), plain(student, teacher)
-        for key, value in expected.items():
+        for key, value in losses_of(expected).items():
             torch.testing.assert_close(mine[key], value)
         torch.testing.assert_close(gradient(mine["loss"], student), gradient(expected["loss"], student))
         update(teacher)

@@ -56,7 +56,7 @@ def test_a_step_gives_finite_losses_and_a_gradient_to_the_student_alone(kind: st
     student, teacher = (rows.to(dtype).requires_grad_() for rows in batch())
     losses = objective(student, target_of(objective, teacher))
     losses["loss"].backward()
-    objective.update(teacher.detach())
+    objective.update(teacher.detach(), assigned=losses.pop("assigned", None))
     assert all(loss.dtype == torch.float32 and loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     assert student.grad is not None
     assert student.grad.abs().sum() > 0
