@@ -107,7 +107,7 @@ class _ConseText(TextTeacher):
 def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
         raise TeacherError(
-            f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare_cifar10.py"
+            f"teacher.classifier {name!r}: no such folder. For the CIFAR-10 recipes: python recipes/prepare/cifar10.py"
         )
     source = timm_source(name, field="teacher.classifier", pretrained=pretrained)
     try:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One row of the paper's main table (arXiv 2406.11689), from prepared shards to every number that the row has.
 #
-#   python recipes/paper/prepare_imagenet.py TRAIN VAL data/in1k             # once; TRAIN, VAL: the extracted archives
-#   python recipes/paper/prepare_caltech256.py 256_ObjectCategories data/ct256
+#   python recipes/prepare/imagenet.py TRAIN VAL data/in1k             # once; TRAIN, VAL: the extracted archives
+#   python recipes/prepare/caltech256.py 256_ObjectCategories data/ct256
 #   bash recipes/paper/run.sh lgd_resnet18_in1k_200 [--dry-run] [--field.sub value ...]
 #
 # Rows, their recipes and the paper's numbers are in rows.tsv; hours and what was never run, in docs/imagenet.md. `--dry-run` prints

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,6 +15,8 @@ from lgd_timm.data import Views, open_shards
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.subset import keys_by_class, positions, read_subset
 from lgd_timm.data.vocabulary import load_vocabulary
+from recipes.prepare import caltech256 as prepare_caltech256
+from recipes.prepare import imagenet as prepare_imagenet
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 
@@ -39,16 +39,6 @@ def jpeg(shade: int = 0) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def prepare_caltech256(script: Callable[[str], ModuleType]) -> ModuleType:
-    return script("prepare_caltech256")
-
-
-@pytest.fixture(scope="module")
-def prepare_imagenet(script: Callable[[str], ModuleType]) -> ModuleType:
-    return script("prepare_imagenet")
-
-
-@pytest.fixture(scope="module")
 def caltech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """256_ObjectCategories with its clutter and strays: 6 images in the first class, 4 in each other."""
     root = tmp_path_factory.mktemp("caltech") / "256_ObjectCategories"
@@ -65,7 +55,7 @@ def caltech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ct256(caltech: Path, prepare_caltech256: ModuleType) -> Path:
+def ct256(caltech: Path) -> Path:
     """As the script makes it, but for 3 images of a class to learn from."""
     assert prepare_caltech256.PER_CLASS == 60
     with pytest.MonkeyPatch.context() as patch:
@@ -92,7 +82,7 @@ def test_caltech256s_names_are_a_vocabulary_in_the_labels_order(ct256: Path) -> 
 
 
 def test_caltech256s_split_is_the_seeds(
-    caltech: Path, ct256: Path, tmp_path: Path, prepare_caltech256: ModuleType, monkeypatch: pytest.MonkeyPatch
+    caltech: Path, ct256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_caltech256, "PER_CLASS", 3)
     splits = {0: keys_by_class(open_shards(ct256, split="val"))}
@@ -106,7 +96,7 @@ def test_caltech256s_split_is_the_seeds(
 
 
 def test_what_is_not_caltech256_is_one_line_that_says_where_it_is(
-    caltech: Path, tmp_path: Path, prepare_caltech256: ModuleType, capsys: pytest.CaptureFixture[str]
+    caltech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "001.ak47").mkdir()
     for folder in (tmp_path / "none", tmp_path):
@@ -151,7 +141,7 @@ def write_devkit(folder: Path, order: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def in1k(imagenet: Path, prepare_imagenet: ModuleType) -> Path:
+def in1k(imagenet: Path) -> Path:
     """As the script makes it, but for subsets of 1 and 2 images of a class."""
     assert prepare_imagenet.SUBSETS == (13, 128)
     with pytest.MonkeyPatch.context() as patch:
@@ -170,7 +160,7 @@ def test_imagenets_labels_are_the_synsets_in_sorted_order(in1k: Path) -> None:
 
 
 def test_a_flat_folder_and_the_devkit_give_the_same_labels(
-    imagenet: Path, in1k: Path, tmp_path: Path, prepare_imagenet: ModuleType, monkeypatch: pytest.MonkeyPatch
+    imagenet: Path, in1k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_imagenet, "SUBSETS", ())
     words = [
@@ -192,9 +182,7 @@ def test_the_subsets_are_what_the_linear_probe_reads(in1k: Path) -> None:
     assert list(json.loads((in1k / "subset_1.json").read_text())) == SYNSETS
 
 
-def test_a_second_call_makes_what_is_missing(
-    in1k: Path, imagenet: Path, prepare_imagenet: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_call_makes_what_is_missing(in1k: Path, imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_imagenet, "SUBSETS", (1, 2))
     before = {path: path.read_bytes() for path in in1k.iterdir()}
     (in1k / "subset_1.json").unlink()
@@ -217,7 +205,6 @@ def test_what_is_not_imagenet_is_one_line_that_says_where_it_is(
     words: list[str],
     message: str,
     tmp_path: Path,
-    prepare_imagenet: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,31 +1,17 @@
-"""recipes/transfer/prepare_samples.py on small copies of what the packages hold: one layout comes out, which training reads."""
+"""recipes/prepare/samples.py on small copies of what the packages hold: one layout comes out, which training reads."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lgd_timm.transfer.detect.annotations import Annotations, read_annotations
-from tests.helpers import ROOT
+from recipes.prepare import samples
 from tests.helpers.detect_data import SIZE, content, draw_pictures, write
-
-SCRIPT = ROOT / "recipes" / "transfer" / "prepare_samples.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_samples", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -48,7 +34,7 @@ def names(out: Path) -> list[str]:
     return (out / "classes.txt").read_text().splitlines()
 
 
-def test_coco(script: ModuleType, tmp_path: Path, out: Path) -> None:
+def test_coco(tmp_path: Path, out: Path) -> None:
     """Both files become one; a segment's number is its own picture's, and of what has none the label is 255."""
     source = tmp_path / "labelbox-7.17.0" / "tests" / "data" / "assets" / "coco"
     whole = content(draw_pictures(source / "images", count=2))
@@ -71,14 +57,14 @@ def test_coco(script: ModuleType, tmp_path: Path, out: Path) -> None:
     ]
     write(source / "panoptic.json", {"annotations": segments, "categories": categories})
 
-    found = prepared(script.prepare_coco, tmp_path, out)
+    found = prepared(samples.prepare_coco, tmp_path, out)
     assert len(found.images) == 2
     assert [len(objects) for objects in found.objects] == [2, 2]
     assert names(out) == ["green", "red", "sky"]
     assert [labels(out, f"{number:012d}")[0, [0, 10, 20]].tolist() for number in (1, 2)] == [[255, 0, 1], [255, 2, 1]]
 
 
-def test_pennfudan(script: ModuleType, tmp_path: Path, out: Path) -> None:
+def test_pennfudan(tmp_path: Path, out: Path) -> None:
     source = tmp_path / "icedata" / "datasets" / "pennfudan" / "sample_data"
     for part in ("PNGImages", "PedMasks"):
         (source / part).mkdir(parents=True)
@@ -87,7 +73,7 @@ def test_pennfudan(script: ModuleType, tmp_path: Path, out: Path) -> None:
     people[2:10, 3:8], people[5:20, 10:14] = 1, 2
     Image.fromarray(people).save(source / "PedMasks" / "a_mask.png")
 
-    found = prepared(script.prepare_pennfudan, tmp_path, out)
+    found = prepared(samples.prepare_pennfudan, tmp_path, out)
     assert found.classes == ("pedestrian",)
     assert [entry["bbox"] for entry in found.objects[0]] == [[3, 2, 5, 8], [10, 5, 4, 15]]
     assert np.array_equal(found.mask(found.objects[0][1], 0), people == 2)
@@ -95,7 +81,7 @@ def test_pennfudan(script: ModuleType, tmp_path: Path, out: Path) -> None:
     assert np.array_equal(labels(out, "a"), people > 0)
 
 
-def test_pets(script: ModuleType, tmp_path: Path, out: Path) -> None:
+def test_pets(tmp_path: Path, out: Path) -> None:
     source = tmp_path / "icedata" / "datasets" / "pets" / "sample_data" / "annotations"
     for part in ("images", "xmls", "trimaps"):
         (source / part).mkdir(parents=True)
@@ -106,7 +92,7 @@ def test_pets(script: ModuleType, tmp_path: Path, out: Path) -> None:
     box = "<bndbox><xmin>6</xmin><ymin>7</ymin><xmax>8</xmax><ymax>8</ymax></bndbox>"
     (source / "xmls" / "pug_1.xml").write_text(f"<annotation><object><name>dog</name>{box}</object></annotation>")
 
-    found = prepared(script.prepare_pets, tmp_path, out, masks=False)
+    found = prepared(samples.prepare_pets, tmp_path, out, masks=False)
     assert found.classes == ("cat head", "dog head")
     assert [(entry["bbox"], entry["category_id"]) for entry in found.objects[0]] == [([5, 6, 3, 2], 2)]
     assert names(out) == ["background", "cat", "dog"]

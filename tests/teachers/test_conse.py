@@ -240,7 +240,7 @@ def test_encoders_that_are_not_there_are_refused(classifier, encoder, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("local-dir:/nowhere", r"teacher\.classifier 'local-dir:/nowhere': no such folder.*prepare_cifar10"),
+        ("local-dir:/nowhere", r"teacher\.classifier 'local-dir:/nowhere': no such folder.*prepare/cifar10"),
         ("resnet_nope", r"teacher\.classifier 'resnet_nope' can't be built \(Unknown model"),
         ("resnet18.nope", r"teacher\.classifier 'resnet18\.nope' can't be built \(Invalid pretrained tag"),
     ],
@@ -290,7 +290,7 @@ def test_the_real_teacher_knows_two_thirds_of_cifar10():
     """
     folder = DATA / "teachers" / "efficientnet_lite0"
     if not folder.is_dir() or not (DATA / "cifar10" / "_info.json").is_file():
-        pytest.skip("needs data/cifar10 and data/teachers: python recipes/prepare_cifar10.py")
+        pytest.skip("needs data/cifar10 and data/teachers: python recipes/prepare/cifar10.py")
     from lgd_timm.data import Views, open_shards
     from lgd_timm.data.dataset import ShardDataset
     from lgd_timm.data.loader import loader

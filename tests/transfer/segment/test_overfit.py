@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 def test_every_head_learns_real_pictures_by_heart(tmp_path: Path, head: str) -> None:
     """Scored whole, at the labels' own size, where training saw crops of 128 pixels."""
     if not (ROOT / "data/transfer/pets").is_dir():
-        pytest.skip("python recipes/transfer/prepare_samples.py fetches the pictures")
+        pytest.skip("python recipes/prepare/samples.py fetches the pictures")
     overrides = {
         "head": head,
         "data.root": str(ROOT / "data/transfer/pets"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Caltech-256, extracted, becomes shards as the paper splits it: 256 classes, 60 images of each for training, the rest for evaluation.
 
-    python recipes/paper/prepare_caltech256.py 256_ObjectCategories data/ct256 [--seed 0]
+    python recipes/prepare/caltech256.py 256_ObjectCategories data/ct256 [--seed 0]
 
     data/ct256/            shards: split train (15,360 images), split val (the rest)
     data/ct256/names.txt   the names of the labels in their order, `001.ak47` as "ak47", `063.electric-guitar-101` as "electric guitar"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes recipes/cifar10_small, the real data that the repository carries: a stratified part of CIFAR-10, taught once.
 
-python recipes/prepare_cifar10.py && python recipes/make_quickstart_data.py
+python recipes/prepare/cifar10.py && python recipes/prepare/quickstart_data.py
 
 train: 4,000 images without labels, with 2 views' ConSE embeddings      val: 1,000 labelled images, with 1 plain view's
 """
@@ -23,8 +23,8 @@ from lgd_timm.teachers import Stored
 from lgd_timm.teachers.text_bank import encode_vocabulary, save_bank, text_bank_name
 from lgd_timm.training.teach import teach_recipe
 
-HERE = Path(__file__).parent
-OUT = HERE / "cifar10_small"
+RECIPES = Path(__file__).resolve().parents[1]
+OUT = RECIPES / "cifar10_small"
 
 
 def main() -> None:
@@ -38,10 +38,10 @@ def main() -> None:
             write_shards(folder, OUT, split=split, samples_per_shard=2000)
     for split, views in (("train", {"views.augmentation": "light", "views.count": 2}), ("val", {})):
         recipe = read_teach_recipe(
-            HERE / "teach_conse_cifar10.yaml", overrides={"shards": str(OUT), "split": split, **views}
+            RECIPES / "teach_conse_cifar10.yaml", overrides={"shards": str(OUT), "split": split, **views}
         )
         stored = teach_recipe(recipe)
-        vocabulary = load_vocabulary(read_recipe(HERE / "cifar10_conse_mobilenetv2.yaml").vocabulary.source)
+        vocabulary = load_vocabulary(read_recipe(RECIPES / "cifar10_conse_mobilenetv2.yaml").vocabulary.source)
         assert not isinstance(recipe.teacher, Stored)
         text = recipe.teacher.text()
         save_bank(

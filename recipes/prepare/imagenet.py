@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """ImageNet-1k (ILSVRC 2012), extracted, becomes shards; the paper's subsets of 13 and 128 images a class are drawn, with a seed.
 
-    python recipes/paper/prepare_imagenet.py TRAIN VAL data/in1k [--devkit ILSVRC2012_devkit_t12] [--seed 0]
+    python recipes/prepare/imagenet.py TRAIN VAL data/in1k [--devkit ILSVRC2012_devkit_t12] [--seed 0]
 
     TRAIN     n01440764/, ...: one folder for each of the 1,000 synsets
     VAL       the same; or the 50,000 images as the archive has them, flat, and then --devkit says which is what (needs scipy)

