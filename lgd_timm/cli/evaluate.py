@@ -326,18 +326,14 @@ def _names(options: argparse.Namespace) -> Any:
 
 def _subset(options: argparse.Namespace) -> Subset | None:
     """The labels that may be used; None: all."""
-    import torch
-
     from ..data import open_shards
-    from ..data.subset import draw_labels, keys_by_class, read_subset
+    from ..data.subset import draw_labels, labelled_keys, read_subset
 
     if options.subset is not None:
         return read_subset(options.subset)
     if options.fraction is None and options.per_class is None:
         return None
-    classes = keys_by_class(open_shards(options.data, split=options.train_split))
-    keys = [key for keys in classes.values() for key in keys]
-    labels = torch.tensor([label for label, keys in classes.items() for _ in keys])
+    keys, labels = labelled_keys(open_shards(options.data, split=options.train_split))
     return draw_labels(keys, labels, fraction=options.fraction, per_class=options.per_class, seed=options.seed)
 
 

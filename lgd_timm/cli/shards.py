@@ -90,9 +90,11 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _subset(options: argparse.Namespace) -> None:
     from ..data import open_shards
-    from ..data.subset import write_subset
+    from ..data.subset import draw_labels, labelled_keys
 
-    count = write_subset(
-        open_shards(options.shards, split=options.split), options.out, per_class=options.per_class, seed=options.seed
+    shards = open_shards(options.shards, split=options.split)
+    subset = draw_labels(
+        *labelled_keys(shards), per_class=options.per_class, seed=options.seed, class_names=shards.class_names
     )
-    print(f"{options.out}: {count} images, {options.per_class} of each class")
+    subset.write(options.out)
+    print(f"{options.out}: {len(subset)} images, {options.per_class} of each class")

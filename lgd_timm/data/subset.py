@@ -1,8 +1,8 @@
-"""Subsets with so many images of each class, for "1 %" and "10 % of ImageNet" and the like: a pure function of (seed, keys).
+"""Draw subsets of a split by class: "1 %" or "10 % of ImageNet" and the like, a pure function of (seed, keys).
 
-The paper's are random too, but unseeded (13 and 128 images of each class of ImageNet, 60 of Caltech-256), so they can't be repeated.
-Here a key's place is decided by a hash of seed and key: neither the order of the images nor the machine has a say, and of
-two subsets with the same seed the smaller lies within the larger.
+The paper's subsets are random too (13 and 128 images of each class of ImageNet, 60 of Caltech-256), but without a seed,
+so they can't be repeated. Here keys are ranked by a hash of seed and key: neither the order of the images nor the
+machine matters, and of two subsets with the same seed the smaller lies within the larger.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import ShardError
@@ -22,7 +23,7 @@ from .tar import IndexedTar
 
 
 def draw(keys: Iterable[str], count: int, *, seed: int = 0) -> list[str]:
-    """`count` of the keys, sorted. Raises: ShardError where there are fewer."""
+    """Draw `count` of the keys, sorted. Raises: ShardError where there are fewer."""
     keys = list(keys)
     if not 0 < count <= len(keys):
         raise ShardError(f"{count} of {len(keys)} images were asked for. Ask for 1 to {len(keys)}.")
@@ -32,7 +33,7 @@ def draw(keys: Iterable[str], count: int, *, seed: int = 0) -> list[str]:
 
 
 def keys_by_class(shards: ShardSet) -> dict[int, list[str]]:
-    """Label -> keys of its images, by label. Raises: ShardError for images without a label, and for a damaged shard."""
+    """Read label -> keys, sorted by label. Raises: ShardError for an image without a label, and for a damaged shard."""
     classes: dict[int, list[str]] = {}
     for number in range(len(shards.filenames)):
         tar = IndexedTar(shards.path(number))
@@ -47,26 +48,11 @@ def keys_by_class(shards: ShardSet) -> dict[int, list[str]]:
     return dict(sorted(classes.items()))
 
 
-def draw_subset(shards: ShardSet, *, per_class: int, seed: int = 0) -> dict[str, list[str]]:
-    """Class -> `per_class` of its keys. A class is called by its folder, or by its label where shards don't say.
-
-    Raises: ShardError for a class of fewer images, and as `keys_by_class`.
-    """
-    subset = {}
-    for label, keys in keys_by_class(shards).items():
-        name = shards.class_names[label] if label < len(shards.class_names) else str(label)
-        try:
-            subset[name] = draw(keys, per_class, seed=seed)
-        except ShardError as error:
-            raise ShardError(f"class {name!r} of {shards.root} ({shards.split}): {error}") from error
-    return subset
-
-
-def write_subset(shards: ShardSet, out: str | Path, *, per_class: int, seed: int = 0) -> int:
-    """Write `draw_subset` as JSON, which `evaluate linear-probe --subset` reads. Returns the number of images. Raises: as `draw_subset`."""
-    subset = draw_subset(shards, per_class=per_class, seed=seed)
-    write_json(Path(out), subset)
-    return sum(map(len, subset.values()))
+def labelled_keys(shards: ShardSet) -> tuple[list[str], Tensor]:
+    """Read the keys of a split and their labels, int64 [N], as `draw_labels` takes them. Raises: as `keys_by_class`."""
+    classes = keys_by_class(shards)
+    labels = [label for label, keys in classes.items() for _ in keys]
+    return [key for keys in classes.values() for key in keys], torch.tensor(labels, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ class Subset:
     """Keys of training images, by class."""
 
     classes: Mapping[str, tuple[str, ...]]
-    rule: str  # how it was drawn, in words
+    rule: str  # how they were drawn, in words
 
     @property
     def keys(self) -> frozenset[str]:
@@ -82,7 +68,7 @@ class Subset:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the set of keys, whatever rule drew them."""
+        """16 hexadecimal digits over the keys, whatever rule drew them."""
         return fingerprint(sorted(self.keys))
 
     def __len__(self) -> int:
@@ -94,12 +80,27 @@ class Subset:
 
 
 def draw_labels(
-    keys: Sequence[str], labels: Tensor, *, fraction: float | None = None, per_class: int | None = None, seed: int = 0
+    keys: Sequence[str],
+    labels: Tensor,
+    *,
+    fraction: float | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+    class_names: Sequence[str] = (),
 ) -> Subset:
-    """That share of each class's images, rounded and at least one; or so many of each class.
+    """Draw a share of each class's images, or so many of each class. `.write(path)` makes a file of it.
 
-    `labels` int64 [N] are those of `keys`. Raises: ShardError unless exactly one of `fraction` (above 0, at most 1) and
-    `per_class` is given, for images without a label, and for a class with too few images.
+    Args:
+        keys: of the images.
+        labels: their labels, int64 [N].
+        fraction: share of each class, above 0 and at most 1; rounded, and at least one image.
+        per_class: images of each class. Exactly one of this and `fraction` is given.
+        seed: of the draw.
+        class_names: by label, what the classes are called in the subset; by their labels where a name is missing.
+
+    Raises:
+        ShardError: neither or both of `fraction` and `per_class` are given, `fraction` is out of its range, an image
+            has no label, or a class has too few images.
     """
     if (fraction is None) == (per_class is None):
         raise ShardError("A subset is either a fraction of each class or so many images per class. Give one of them.")
@@ -114,12 +115,14 @@ def draw_labels(
         )
     classes = {}
     for label in sorted(by_class):
+        named = label < len(class_names)
         count = per_class if fraction is None else max(1, round(fraction * len(by_class[label])))
         assert count is not None
         try:
-            classes[str(label)] = tuple(draw(by_class[label], count, seed=seed))
+            drawn = tuple(draw(by_class[label], count, seed=seed))
         except ShardError as error:
-            raise ShardError(f"class {label}: {error}") from error
+            raise ShardError(f"class {repr(class_names[label]) if named else label}: {error}") from error
+        classes[class_names[label] if named else str(label)] = drawn
     rule = f"{100 * fraction:g} % of each class" if fraction is not None else f"{per_class} of each class"
     return Subset(classes, f"{rule}, seed {seed}")
 
@@ -140,22 +143,23 @@ def read_subset(path: str | Path) -> Subset:
 
 
 def positions(shards: ShardSet, subset: Subset) -> list[int]:
-    """Where the subset's images stand in a split, in order. Raises: ShardError for a key that the split does not have."""
+    """Find the positions of a subset's images in a split, in order. Raises: ShardError for a key that it lacks."""
     wanted, found, start = subset.keys, [], 0
     missing = set(wanted)
     for number, length in enumerate(shards.lengths):
-        for place, key in enumerate(IndexedTar(shards.path(number)).keys):
+        for index, key in enumerate(IndexedTar(shards.path(number)).keys):
             if key in wanted:
-                found.append(start + place)
+                found.append(start + index)
                 missing.discard(key)
         start += length
-    check_there(missing, subset, where=f"{shards.root} ({shards.split})")
+    check_keys_found(missing, subset, where=f"{shards.root} ({shards.split})")
     return found
 
 
-def check_there(missing: set[str], subset: Subset, *, where: str) -> None:
-    """Raises: ShardError where keys of the subset are missing."""
+def check_keys_found(missing: set[str], subset: Subset, *, where: str) -> None:
+    """Refuse a subset of which keys are missing. Raises: ShardError."""
     if missing:
         raise ShardError(
-            f"{where} lacks {len(missing)} of the subset's {len(subset)} keys, first {min(missing)!r}. Is it of other shards?"
+            f"{where} lacks {len(missing)} of the subset's {len(subset)} keys, first {min(missing)!r}. "
+            "Is it of other shards?"
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from tqdm import tqdm
 
-from ..data.subset import Subset, check_there, draw_labels
+from ..data.subset import Subset, check_keys_found, draw_labels
 from ..errors import LGDError
 from .features import Features, class_count
 
@@ -85,7 +85,7 @@ def linear_probe(
     classes = class_count(train, test)
     if subset is not None:
         unread = {key for key, _ in train.bad}
-        check_there(set(subset.keys) - set(train.keys) - unread, subset, where=train.name)
+        check_keys_found(set(subset.keys) - set(train.keys) - unread, subset, where=train.name)
         train = train.only(subset.keys)
         class_count(train)
     scale = _Scale(train.features.to(device), standardise=protocol != "sgd")

@@ -25,7 +25,7 @@ from timm.data import ImageNetInfo
 
 from lgd_timm.data import open_shards
 from lgd_timm.data.index import INFO, read_info
-from lgd_timm.data.subset import write_subset
+from lgd_timm.data.subset import draw_labels, labelled_keys
 from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, ShardError, require
 
@@ -61,11 +61,12 @@ def prepare(train: Path, val: Path, out: Path, *, devkit: Path | None = None, se
         if "train" not in there:
             check_synsets(train)
             write_shards(train, out, split="train", name="in1k", samples_per_shard=10_000)
+    shards = open_shards(out, split="train")
+    keys, labels = labelled_keys(shards)
     for per_class in SUBSETS:
-        count = write_subset(
-            open_shards(out, split="train"), out / f"subset_{per_class}.json", per_class=per_class, seed=seed
-        )
-        print(f"{out}/subset_{per_class}.json: {count} images")
+        subset = draw_labels(keys, labels, per_class=per_class, seed=seed, class_names=shards.class_names)
+        subset.write(out / f"subset_{per_class}.json")
+        print(f"{out}/subset_{per_class}.json: {len(subset)} images")
     for split in ("train", "val"):
         print(f"{out}: {len(open_shards(out, split=split))} images, split {split!r}")
 

@@ -10,7 +10,7 @@ import torch
 from lgd_timm.data import Views
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.index import ShardSet
-from lgd_timm.data.subset import positions, write_subset
+from lgd_timm.data.subset import labelled_keys, positions
 from lgd_timm.errors import ShardError
 from lgd_timm.evaluate import draw_labels, read_subset
 
@@ -50,7 +50,7 @@ def test_it_is_written_and_read(tmp_path: Path) -> None:
 
 
 def test_positions_are_where_the_images_stand(train_shards: ShardSet, tmp_path: Path) -> None:
-    write_subset(train_shards, tmp_path / "five.json", per_class=5)  # the command's file
+    draw_labels(*labelled_keys(train_shards), per_class=5).write(tmp_path / "five.json")  # the command's file
     subset = read_subset(tmp_path / "five.json")
     places = positions(train_shards, subset)
     assert len(places) == 15

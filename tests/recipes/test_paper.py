@@ -20,7 +20,7 @@ from lgd_timm.cli.common import parse_overrides
 from lgd_timm.cli.main import build_parser, main
 from lgd_timm.config.reader import read_recipe, recipe_from_dict
 from lgd_timm.data import Views, open_shards
-from lgd_timm.data.subset import write_subset
+from lgd_timm.data.subset import draw_labels, labelled_keys
 from lgd_timm.students.entrypoints import STUDENTS
 from lgd_timm.training.build import build
 from tests.helpers import ROOT
@@ -204,9 +204,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
         shutil.copytree(shard_folder, root / name)
         (root / name / "names.txt").write_text("blue\ngreen\nred\n")
         for per_class, called in ((2, 13), (8, 128)):
-            write_subset(
-                open_shards(root / name, split="train"), root / name / f"subset_{called}.json", per_class=per_class
-            )
+            keys, labels = labelled_keys(open_shards(root / name, split="train"))
+            draw_labels(keys, labels, per_class=per_class).write(root / name / f"subset_{called}.json")
     return root
 
 
