@@ -1,0 +1,83 @@
+"""Code in README and docs: Python blocks run, `lgd-timm` lines are what the command line takes, recipes that are named exist.
+
+A block that can't run here has a comment above it, `<!-- not run: needs ... -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from lgd_timm.cli.main import build_parser
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"(?ms)^(<!-- not run: (?P<reason>[^\n]*) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    name: str
+    language: str
+    code: str
+    reason: str | None  # why it can't run here
+
+
+def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for found in FENCE.finditer(text):
+            line = text.count("\n", 0, found.start("code"))
+            yield Block(f"{page.relative_to(ROOT)}:{line}", found["language"], found["code"], found["reason"])
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """The `lgd-timm` calls of a shell block, as words."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["torchrun"] and "lgd_timm.cli" in words:
+            words = ["lgd-timm", *words[words.index("lgd_timm.cli") + 1 :]]
+        if words[:1] == ["lgd-timm"]:
+            yield words[1:]
+
+
+ALL = list(blocks())
+PYTHON = [block for block in ALL if block.language == "python" and block.reason is None]
+SHELL = [(block.name, words) for block in ALL if block.language == "bash" for words in commands(block.code)]
+
+
+@pytest.fixture
+def names() -> dict[str, Any]:
+    """What a block may take as given."""
+    torch.manual_seed(0)
+    student = torch.randn(4, 8, requires_grad=True)
+    bank = normalize(torch.randn(3, 8), dim=1)
+    return {"text_bank": bank, "student_embedding": student, "teacher_embedding": torch.randn(4, 8)}
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=[block.name for block in PYTHON])
+def test_python_runs(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(compile(block.code, block.name, "exec"), names)
+
+
+@pytest.mark.parametrize(("name", "words"), SHELL, ids=[f"{name} {' '.join(words[:3])}" for name, words in SHELL])
+def test_the_command_line_takes_it(name: str, words: list[str]) -> None:
+    options, rest = build_parser().parse_known_args(words)
+    assert not rest or options.takes_overrides, f"{name}: {rest}"
+    recipe = getattr(options, "recipe", "")
+    if recipe.startswith("recipes/"):
+        assert (ROOT / recipe).exists(), name
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(PYTHON) >= 4
+    assert len(SHELL) >= 30

@@ -1,0 +1,57 @@
+"""README and docs: their size, their links, their generated pages, and what they may not cite."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+FILE = re.compile(r"(?<![\w/.-])(?:lgd_timm|tests|benchmarks|recipes)/[\w/.-]+\.(?:py|yaml|sh|tsv|png)")
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_readme_is_of_three_minutes() -> None:
+    lines = text_of("README.md").splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    folder = (ROOT / page).parent
+    assert [link for link in LINK.findall(text_of(page)) if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    moved = page == "CHANGELOG.md"  # it also names what was before
+    assert moved or [name for name in FILE.findall(text_of(page)) if not (ROOT / name).exists()] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"[\w/-]+\.md", text_of("mkdocs.yml")))
+    assert listed == {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+
+
+def test_generated_pages_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), f"{done.stdout}{done.stderr}Run python docs/generate.py."
+
+
+def test_no_file_cites_notes_that_are_not_in_the_repository() -> None:
+    notes = ["facts", "mechanics"]
+    cited = re.compile("|".join([*(rf"\b{name}\.md" for name in notes), "shared" + "/reference"]))
+    folders = ("lgd_timm", "tests", "benchmarks", "recipes", "docs")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")]
+    assert [path.relative_to(ROOT).as_posix() for path in files if cited.search(path.read_text(encoding="utf-8"))] == []
