@@ -1,7 +1,7 @@
 """Write the pages that come from the code: the command line, the recipe's fields, the objectives' switches.
 
-    python docs/generate.py            # writes them
-    python docs/generate.py --check    # says which are stale; status 1
+python docs/generate.py            # writes them
+python docs/generate.py --check    # says which are stale; status 1
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def switch_tables() -> str:
         rows = ["| switch | " + " | ".join(presets) + " | |", "|---" * (len(presets) + 2) + "|"]
         for item in dataclasses.fields(config):
             values = [f"`{getattr(preset, item.name)!r}`" for preset in presets.values()]
-            rows.append("| " + " | ".join([f"`{item.name}`", *values, texts.get(item.name, "").replace("|", "\\|")]) + " |")
+            rows.append(
+                "| " + " | ".join([f"`{item.name}`", *values, texts.get(item.name, "").replace("|", "\\|")]) + " |"
+            )
         parts.append(f"### `{kind}`\n\n" + "\n".join(rows))
     return "\n\n".join(parts)
 

@@ -13,4 +13,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/zensical build --strict
 exec .venv/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -1,6 +1,6 @@
 """`python -m benchmarks.accuracy TABLE`: every row of a table for every seed, then mean and spread. It goes on where it was stopped.
 
-Notes are kept in docs/evidence.jsonl, one line a run, whatever table it stands in, and the published folders in output/evidence.
+Notes are kept in docs/results/evidence.jsonl, one line a run, whatever table it stands in, and the published folders in output/evidence.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("recipes/evidence_cifar10.yaml"),
         help="the footing; --field.sub value changes it",
     )
-    parser.add_argument("--notes", type=Path, default=Path("docs/evidence.jsonl"))
+    parser.add_argument("--notes", type=Path, default=Path("docs/results/evidence.jsonl"))
     parser.add_argument("--output", type=Path, default=Path("output/evidence"))
     parser.add_argument("--show", action="store_true", help="run nothing, print what is noted")
     return parser

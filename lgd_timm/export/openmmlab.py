@@ -2,7 +2,7 @@
 
 The layouts are those of their own model definitions: {mmdet,mmseg}/models/backbones/{resnet,mobilenet_v2}.py, and efficientnet.py of
 mmdet and of mmpretrain, as mmseg has none. Their loader reads pickles alone (mmengine/runner/checkpoint.py), and we write none:
-docs/export.md has the line that makes one. Without `prefix`, a file serves a backbone's `init_cfg=dict(type='Pretrained', ...)`; with
+docs/guides/export.md has the line that makes one. Without `prefix`, a file serves a backbone's `init_cfg=dict(type='Pretrained', ...)`; with
 `backbone.`, a detector's `load_from`.
 """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the rows of the paper's table would cost: GPU hours and storage, estimated. Nothing here was measured on a GPU by us.
 
-    python recipes/paper/estimate.py       # prints the tables of docs/imagenet.md
+    python recipes/paper/estimate.py       # prints the tables of docs/results/imagenet.md
 
 Hours are images / (images a second). Throughputs are published ones of an RTX 3090 (timm's benchmark results, mixed precision,
 channels last, 224 px); an ImageNet ResNet-50 stands for CLIP's RN50, which is somewhat larger. They are those of the GPU alone:

@@ -5,7 +5,7 @@
 #   python recipes/prepare/caltech256.py 256_ObjectCategories data/ct256
 #   bash recipes/paper/run.sh lgd_resnet18_in1k_200 [--dry-run] [--field.sub value ...]
 #
-# Rows, their recipes and the paper's numbers are in rows.tsv; hours and what was never run, in docs/imagenet.md. `--dry-run` prints
+# Rows, their recipes and the paper's numbers are in rows.tsv; hours and what was never run, in docs/results/imagenet.md. `--dry-run` prints
 # the commands; further words are recipe fields for `distill`. A stopped run goes on where it was when it is started again.
 #
 #   DATA    folder of the shards in1k and ct256        [data]

@@ -1,4 +1,4 @@
-"""Code in README and docs: Python blocks run, `lgd-timm` lines are what the command line takes, recipes that are named exist.
+"""Code in README and docs: Python blocks run, `lgd-timm` lines are what the command line takes, their recipes exist.
 
 A block that can't run here has a comment above it, `<!-- not run: needs ... -->`.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import pytorch_lightning
+import timm
 import torch
 from torch.nn.functional import normalize
 
@@ -60,7 +62,12 @@ def names() -> dict[str, Any]:
     torch.manual_seed(0)
     student = torch.randn(4, 8, requires_grad=True)
     bank = normalize(torch.randn(3, 8), dim=1)
-    return {"text_bank": bank, "student_embedding": student, "teacher_embedding": torch.randn(4, 8)}
+    folder = str(ROOT / "hub" / "lgd_mobilenetv2.conse_cifar10")
+    return {
+        **{"text_bank": bank, "student_embedding": student, "teacher_embedding": torch.randn(4, 8)},
+        **{"torch": torch, "timm": timm, "lightning": pytorch_lightning},
+        **{"FOLDER": folder, "pixels": torch.rand(1, 3, 48, 48)},
+    }
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=[block.name for block in PYTHON])

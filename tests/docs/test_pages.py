@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
-FILE = re.compile(r"(?<![\w/.-])(?:lgd_timm|tests|benchmarks|recipes)/[\w/.-]+\.(?:py|yaml|sh|tsv|png)")
+FILE = re.compile(r"(?<![\w/.-])(?:tests|benchmarks|recipes)/[\w/.-]+\.(?:py|yaml|sh|tsv|png)\b")
 
 
 def text_of(page: str) -> str:
@@ -53,5 +53,7 @@ def test_no_file_cites_notes_that_are_not_in_the_repository() -> None:
     notes = ["facts", "mechanics"]
     cited = re.compile("|".join([*(rf"\b{name}\.md" for name in notes), "shared" + "/reference"]))
     folders = ("lgd_timm", "tests", "benchmarks", "recipes", "docs")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")]
+    files = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")
+    ]
     assert [path.relative_to(ROOT).as_posix() for path in files if cited.search(path.read_text(encoding="utf-8"))] == []

@@ -1,4 +1,4 @@
-"""What docs/export.md shows, run as it stands."""
+"""What docs/guides/export.md shows, run as it stands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.helpers import ROOT
 
-PAGE = ROOT / "docs" / "export.md"
+PAGE = ROOT / "docs" / "guides" / "export.md"
 
 
 def run_snippet(holding: str, **names: Any) -> dict[str, Any]:

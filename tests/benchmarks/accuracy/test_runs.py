@@ -115,7 +115,7 @@ def test_spread_is_the_sample_deviation_and_needs_two() -> None:
 def test_the_record_shows_what_is_noted(
     table: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/reproduction.md holds each table as the command prints it from the notes of all runs."""
+    """docs/results/reproduction.md holds each table as the command prints it from the notes of all runs."""
     monkeypatch.setattr(sys, "argv", ["evidence", table, "--show"])
     assert command.main() == 0
-    assert capsys.readouterr().out.strip() in Path("docs/reproduction.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in Path("docs/results/reproduction.md").read_text(encoding="utf-8")
