@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose.
+"""The errors that this package raises on purpose.
 
     LGDError(ValueError)      bad input: names the value, the reason and what to do
     |-- RecipeError           a recipe that can't be read, or a field that it does not have
@@ -35,7 +35,7 @@ class ShardError(LGDError):
 
 
 class CacheError(LGDError):
-    """The cache can't be written, say because the disk is full: no shard's fault, and not to be counted as bad samples."""
+    """The cache can't be written, for example on a full disk. Samples that it affects do not count as bad."""
 
 
 class TeacherError(LGDError):
@@ -43,7 +43,7 @@ class TeacherError(LGDError):
 
 
 class WeightsError(LGDError):
-    """A published folder, a download or a push that is not what it should be."""
+    """A published folder, a download or a push that is incomplete, altered or refused."""
 
 
 class MissingExtra(ImportError):
@@ -51,7 +51,15 @@ class MissingExtra(ImportError):
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional library, or say which extra of ours installs it."""
+    """Import an optional library.
+
+    Args:
+        module: its name, such as `open_clip`.
+        extra: extra of lgd_timm that installs it.
+
+    Raises:
+        MissingExtra: says how to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

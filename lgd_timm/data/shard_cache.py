@@ -30,7 +30,7 @@ from huggingface_hub.utils import WeakFileLock
 from .. import settings
 from ..errors import CacheError, ShardError
 from ..utils.files import atomic_file, write_json
-from ..utils.http import PAUSES, Download, Retry, Truncated, passing
+from ..utils.http import PAUSES, Download, Retry, Truncated, is_transient
 from .paths import Place, RemotePath
 from .storage import Refused, source_of
 
@@ -45,10 +45,10 @@ def read_small(where: Place) -> bytes:
     if isinstance(where, Path):
         return where.read_bytes()
     content = io.BytesIO()
-    part = Download(content, digest=hashlib.sha256, most=LARGEST_INDEX)
+    part = Download(content, digest=hashlib.sha256, max_size=LARGEST_INDEX)
     source = source_of(where)
     with _explained(where):
-        part.receive(source, patience=lambda: Retry(settings.hub_patience()))
+        part.run(source, retry=lambda: Retry(settings.hub_patience()))
     if part.size > LARGEST_INDEX:
         raise ShardError(f"{where} is no index of shards: it has more than {LARGEST_INDEX} bytes. Check the address.")
     return content.getvalue()
@@ -116,7 +116,7 @@ def _download(address: RemotePath, path: Path, sha256: str) -> int:
                 part = Download(file, digest=hashlib.sha256)
                 source = source_of(address, fresh=fresh)
                 with _explained(address):
-                    part.receive(source, patience=lambda: _patience(address))
+                    part.run(source, retry=lambda: _patience(address))
             if part.hexdigest != sha256:
                 raise _Altered  # and `atomic_file` removes it
             return part.size
@@ -212,7 +212,7 @@ def _explained(address: RemotePath) -> Iterator[None]:
     try:
         yield
     except (HTTPError, Truncated, Refused, OfflineModeIsEnabled) as error:
-        kind = _Outage if passing(error) else ShardError
+        kind = _Outage if is_transient(error) else ShardError
         raise kind(f"{address} can't be had: {_reason(error, address)}") from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LGDError
-from ..utils.files import atomic_file, atomic_folder, room_for
+from ..utils.files import atomic_file, atomic_folder, explain_full_disk
 
 if TYPE_CHECKING:
     from .loading import ExportModel
@@ -74,7 +74,7 @@ def export(source: ExportModel, out: str | Path, *, to: str, **options: Any) -> 
     out, target = Path(out), check_export(out, to=to, options=options)
     write = getattr(importlib.import_module(f".{target.module}", __package__), target.function)
     place: AbstractContextManager[Path] = atomic_file(out) if target.ending else atomic_folder(out)
-    with room_for(out), place as temporary:
+    with explain_full_disk(out), place as temporary:
         said: str = write(source, temporary, **options)
     return said
 

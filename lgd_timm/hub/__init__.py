@@ -1,14 +1,14 @@
-"""Download published weights from the Hugging Face Hub, and say which there are. Every file is checked by its hash.
+"""Download published weights from the Hugging Face Hub and list them. Every file is verified by its hash.
 
-    manifest()      what this package knows to be published: repository, commit, size and sha256 of every file
+    manifest()      the weights that this package knows: repository, commit, size and sha256 of every file
     locate(name)    the folder of such a weight: in the local hub folder, else from the Hub
-    pull(name)      a published folder, ours or anybody's (`org/name[@revision]`), whole and at one commit
+    pull(name)      a published folder, ours or anybody's (`org/name[@revision]`), all files at one commit
     snapshot(name)  the same for other files of a repository
     listing()       what is published, where it is, and whether it is right
 
-The Hub's own client compares sizes only: a byte that flips on the way stays, silently. Here nothing is used
-before its hash was compared, and only safetensors are read. Every failure is a WeightsError, and every wait has a bound
-(`lgd_timm.settings`). Uploads are `lgd_timm.publish.push`.
+The Hub's own client compares sizes only, and keeps a byte that flips on the way. Here no file is used before its hash
+was compared, and only safetensors are read. Every failure is a WeightsError, and every wait has a bound
+(`lgd_timm.settings`). To upload, use `lgd_timm.publish.push`.
 """
 
 from typing import TYPE_CHECKING

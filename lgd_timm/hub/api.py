@@ -1,4 +1,4 @@
-"""Asking the Hub: what is at a revision, within bounded time, and in words what went wrong."""
+"""Ask the Hub which files a revision has, within bounded time, and turn its client's errors into WeightsErrors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from huggingface_hub.utils import get_session
 
 from .. import settings
 from ..errors import WeightsError
-from ..utils.http import Retry, passing
+from ..utils.http import Retry, is_transient
 from .verify import FileFacts
 
 T = TypeVar("T")
@@ -29,7 +29,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of a repository at one commit."""
+    """The files of a repository at one commit.
+
+    Attributes:
+        repo_id: `org/name`.
+        commit: 40 hexadecimal digits.
+        files: path in the repository -> size and hash.
+        private: whether it takes a token to read it.
+    """
 
     repo_id: str
     commit: str
@@ -38,11 +45,24 @@ class Snapshot:
 
 
 class Unreachable(WeightsError):
-    """The Hub gives no answer, or none but that it is in trouble: what is in the cache may serve."""
+    """The Hub does not answer, or answers with a server error. Files in the cache can still be used."""
 
 
 def resolve(repo_id: str, revision: str | None, token: str | None) -> Snapshot:
-    """Resolve a revision to its commit, with the size and hash of every file there."""
+    """Ask the Hub for the commit of a revision, and for the size and hash of every file in it.
+
+    Args:
+        repo_id: `org/name`.
+        revision: branch, tag or commit; None: the default branch.
+        token: access token; None: the one that `hf auth login` stored, or HF_TOKEN.
+
+    Returns:
+        All files at that commit.
+
+    Raises:
+        Unreachable: if the Hub does not answer within `settings.hub_patience()` seconds.
+        WeightsError: for a repository or revision that does not exist or may not be read.
+    """
     api = HfApi(token=token)
     with as_weights_error(repo_id, revision):
         info = retrying(
@@ -60,25 +80,35 @@ def resolve(repo_id: str, revision: str | None, token: str | None) -> Snapshot:
 
 
 def retrying(call: Callable[[], T]) -> T:
-    """Repeat a call that fails for a reason that may pass, for `settings.hub_patience()` at most. It must be safe to repeat."""
-    patience = Retry(settings.hub_patience())
+    """Call a function, and repeat it while it fails for a transient reason.
+
+    Args:
+        call: makes one request, which must be safe to repeat.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        HTTPError, OSError: what `call` raised last, after `settings.hub_patience()` seconds.
+    """
+    retry = Retry(settings.hub_patience())
     while True:
         try:
             return call()
         except (HTTPError, OSError) as error:
-            if not patience.again(error):
+            if not retry.wait(error):
                 raise
 
 
 def true_cause(error: BaseException) -> BaseException:
-    """What went wrong; the client wraps it where an upload is involved."""
+    """Return the error inside the RuntimeError that the Hub's client raises for a failed upload, or `error` itself."""
     wraps = isinstance(error.__cause__, (HTTPError, OfflineModeIsEnabled)) and not isinstance(error, HTTPError)
     return error.__cause__ if wraps and error.__cause__ else error
 
 
 @contextmanager
 def client_timeout(seconds: float) -> Iterator[None]:
-    """Within the block, calls of the Hub's client that have no time-out of their own get this one; by default they wait for ever."""
+    """Give the Hub client's calls that set no time-out this one, in seconds; by default they wait for ever."""
     session = get_session()
     before = session.timeout
     session.timeout = seconds
@@ -107,7 +137,17 @@ _REASONS: tuple[tuple[type[Exception] | int, str], ...] = (
 
 @contextmanager
 def as_weights_error(repo_id: str, revision: str | None, *, remedy: str = OTHER_WAY) -> Iterator[None]:
-    """Turn what the Hub's client raises into a WeightsError with value, reason and what to do; `remedy`: what else one can do."""
+    """Turn what the Hub's client raises in the block into a WeightsError that says value, reason and what to do.
+
+    Args:
+        repo_id: `org/name`, for the message.
+        revision: for the message.
+        remedy: what else the user can do while the Hub is unreachable.
+
+    Raises:
+        Unreachable: for a transient failure.
+        WeightsError: for any other.
+    """
     try:
         yield
     except WeightsError:
@@ -115,7 +155,7 @@ def as_weights_error(repo_id: str, revision: str | None, *, remedy: str = OTHER_
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         cause = true_cause(error)
         subject = f"{repo_id} at {revision}" if revision else repo_id
-        kind = Unreachable if passing(cause) else WeightsError
+        kind = Unreachable if is_transient(cause) else WeightsError
         page = f"{constants.ENDPOINT}/{repo_id}"
         raise kind(
             f"{subject}: {_reason(cause)} {remedy if kind is Unreachable else ''}".replace("{page}", page).rstrip()

@@ -1,9 +1,9 @@
-"""The Hub's cache of one repository, in the layout that every client of the Hub shares, entered only by verified files.
+"""The Hub's cache of one repository, in the layout that every client of the Hub shares. Only verified files enter it.
 
-models--ORG--NAME/blobs/HASH            a file's content
-                  snapshots/COMMIT/F    a link to it
-                  refs/REVISION         the commit of a branch or tag, when it was last asked for
-                  lgd_timm/COMMIT.json  ours: all files of that commit with their hashes, as the Hub stated them
+models--ORG--NAME/blobs/HASH            content of a file
+                  snapshots/COMMIT/F    link to it
+                  refs/REVISION         commit of a branch or tag, at the last request
+                  lgd_timm/COMMIT.json  ours: all files of that commit with their hashes, as the Hub listed them
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class RepoCache:
-    """One repository in the Hub's cache. Nothing here makes a request."""
+    """One repository in the Hub's cache. No method makes a request.
+
+    Args:
+        repo_id: `org/name`.
+        cache_dir: cache of all repositories; None: the Hub client's own.
+    """
 
     def __init__(self, repo_id: str, cache_dir: StrPath | None) -> None:
         cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).absolute()
@@ -46,31 +51,36 @@ class RepoCache:
         self.locks = cache / ".locks" / name
 
     def folder(self, commit: str) -> Path:
+        """Return the folder of a commit's files, whether it exists or not."""
         return self.root / "snapshots" / commit
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes of ours out, and clear away what killed ones of any client left half-written."""
+    def locked(self) -> Iterator[None]:
+        """Hold a lock against other processes of this package, and remove the partial downloads of killed ones.
+
+        Raises:
+            WeightsError: if another process holds it for `settings.lock_timeout()` seconds.
+        """
         self.locks.mkdir(parents=True, exist_ok=True)
         seconds = settings.lock_timeout()
         try:
             with WeakFileLock(self.locks / "lgd_timm.lock", timeout=seconds):
-                self._sweep()
+                self._remove_partial_downloads()
                 yield
         except Timeout as error:
             raise WeightsError(
-                f"{self.repo_id}: another process has been downloading to {self.root} for {seconds:g} s (LGD_TIMM_LOCK_TIMEOUT). "
-                "Wait for it, or end it."
+                f"{self.repo_id}: another process has been downloading to {self.root} for {seconds:g} s "
+                "(LGD_TIMM_LOCK_TIMEOUT). Wait for it, or end it."
             ) from error
 
-    def _sweep(self) -> None:
-        """Remove `blobs/HASH.RANDOM.incomplete` files that nobody writes: a client that does holds the lock of that hash."""
+    def _remove_partial_downloads(self) -> None:
+        """Remove `blobs/HASH.RANDOM.incomplete` files that no client writes: one that does locks the hash."""
         for path in self.blobs.glob("*.incomplete"):
             with suppress(Timeout), FileLock(self.locks / f"{path.name.partition('.')[0]}.lock", timeout=0):
                 path.unlink(missing_ok=True)
 
     def link(self, commit: str, name: str, blob: Path) -> None:
-        """Let a file of a snapshot be that blob. Where links can't be made (Windows), the content moves there itself."""
+        """Link a file of a snapshot to its blob; where links can't be made (Windows), move the blob there."""
         path = self.folder(commit) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -79,34 +89,35 @@ class RepoCache:
         except OSError:
             blob.replace(path)
 
-    def drop(self, path: Path) -> None:
-        """Remove a wrong file, and its content wherever in the cache the links lead: nobody else (timm, transformers) may load it."""
+    def remove(self, path: Path) -> None:
+        """Remove a wrong file and the blob that it links to, so that no other library (timm, transformers) loads it."""
         while path.is_symlink():
             target = Path(os.path.normpath(path.parent / path.readlink()))
             path.unlink()
             if not target.is_relative_to(self.root.parent):
-                return  # a file of the user's own, to which the user made a link
+                return  # a link that the user made, to a file outside the cache
             path = target
         path.unlink(missing_ok=True)
 
-    def remember(self, snapshot: Snapshot) -> None:
-        """Keep what the Hub stated, so that later the cache can be told complete and right without it."""
-        if not self._listing(snapshot.commit).is_file():
+    def write_file_list(self, snapshot: Snapshot) -> None:
+        """Store which files the Hub listed, so that the cache can be verified later without a request."""
+        path = self._file_list(snapshot.commit)
+        if not path.is_file():
             with _if_writable():
-                write_json(self._listing(snapshot.commit), asdict(snapshot))
+                write_json(path, asdict(snapshot))
 
-    def remembered(self, commit: str) -> Snapshot | None:
-        """What the Hub stated of a commit, or None when this package never asked."""
+    def read_file_list(self, commit: str) -> Snapshot | None:
+        """Return which files the Hub listed at a commit, or None if it was never asked or the list is damaged."""
         try:
-            listing = json.loads(self._listing(commit).read_text(encoding="utf-8"))
+            listing = json.loads(self._file_list(commit).read_text(encoding="utf-8"))
             return Snapshot(
                 **{**listing, "files": {name: FileFacts(**facts) for name, facts in listing["files"].items()}}
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or damaged: then the Hub is asked
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # the caller asks the Hub
             return None
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit of a revision, when it was last asked for."""
+        """Return the commit that a revision had at the last request, or None if there was none."""
         if COMMIT.fullmatch(revision):
             return revision
         try:
@@ -116,7 +127,7 @@ class RepoCache:
         return text if COMMIT.fullmatch(text) else None
 
     def set_commit(self, revision: str, commit: str) -> None:
-        """Say which commit a branch or tag is, so that timm and other clients find it without the network too."""
+        """Store the commit of a branch or tag, so that timm and other clients find it without the network too."""
         if self.commit_of(revision) != commit:
             ref, temporary = self.root / "refs" / revision, self.root / "lgd_timm" / f".{secrets.token_hex(4)}"
             with _if_writable():
@@ -124,15 +135,15 @@ class RepoCache:
                 temporary.write_text(commit, encoding="utf-8")
                 temporary.replace(ref)
 
-    def _listing(self, commit: str) -> Path:
+    def _file_list(self, commit: str) -> Path:
         return self.root / "lgd_timm" / f"{commit}.json"
 
     def copy(self, commit: str, names: Iterable[str], folder: Path) -> None:
-        """Copy files of a snapshot into a new folder, which appears when it is whole. What a killed copy left is cleared away."""
+        """Copy files of a snapshot to a new folder, which appears complete or not at all."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = folder.parent / f".{folder.name}.partial"
         with WeakFileLock(self.locks / f"{fingerprint(str(folder))}.lock", timeout=settings.lock_timeout()):
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)  # of a copy that was killed
             try:
                 for name in names:
                     (staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -144,8 +155,8 @@ class RepoCache:
 
 @contextmanager
 def _if_writable() -> Iterator[None]:
-    """Notes for later are worth having, and no reason to fail: a cache that may only be read can still be right."""
+    """Log an OSError instead of raising it: a cache that is read-only can still be complete and right."""
     try:
         yield
     except OSError as error:
-        log.debug("not noted: %s", error)
+        log.debug("not stored in the cache: %s", error)

@@ -1,9 +1,9 @@
-"""One file from the Hub into the cache, verified before it has a name there.
+"""Download one file from the Hub into the cache, verified before it gets its name there.
 
-The Hub's client is asked for everything but this. Its own downloads were measured (shared/reference/hub.md, section 3): they keep
-a flipped byte, over HTTP and Xet alike, give up on a reset, and wait up to 223 s. Here the hash is computed while the bytes come,
-so that verification costs no second reading, and a wrong file never gets into the cache, where other libraries would find it.
-Addresses, sessions, tokens and errors are the client's.
+Everything else is left to the Hub's client: addresses, sessions, tokens and errors. Its downloads are not used, because
+they keep a flipped byte, over HTTP and Xet alike, give up on a reset connection, and wait up to 223 s
+(tests/hub/test_faults.py has each case). Here the hash is computed while the bytes arrive, so that
+verification needs no second read, and a wrong file never enters the cache, where other libraries would find it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,20 @@ from .verify import FileFacts, git_digest, hash_of
 
 
 def download(name: str, snapshot: Snapshot, blobs: Path, *, token: str | None, progress: Progress) -> Path:
-    """Fetch a file of a snapshot as `blobs/HASH`. A wrong one is fetched once more, past all caches on the way, then refused.
+    """Download a file of a snapshot as `blobs/HASH`. If it is wrong, try once more without the caches on the way.
 
-    Raises: WeightsError; nothing half-written stays.
+    Args:
+        name: path in the repository.
+        snapshot: has the file's size and hash.
+        blobs: folder of the cache for contents.
+        token: access token; None: the stored one.
+        progress: called with the number of bytes that arrived, negative where they are fetched again.
+
+    Returns:
+        The path of the content.
+
+    Raises:
+        WeightsError: if the Hub does not answer, or the file is wrong twice. No partial file is left.
     """
     facts = snapshot.files[name]
     digest = hash_of(facts)[1]
@@ -38,34 +49,34 @@ def download(name: str, snapshot: Snapshot, blobs: Path, *, token: str | None, p
     headers = build_hf_headers(token=token, library_name="lgd_timm")
     blobs.mkdir(parents=True, exist_ok=True)
     found = ""
-    for again in ({}, {"Cache-Control": "no-cache"}):
+    for more in ({}, {"Cache-Control": "no-cache"}):
 
-        def source(offset: int, again: dict[str, str] = again) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
-            return over_http(get_session(), url, offset, headers={**headers, **again}, size=facts["size"])
+        def source(offset: int, more: dict[str, str] = more) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
+            return over_http(get_session(), url, offset, headers={**headers, **more}, size=facts["size"])
 
         path = blobs / f"{digest}.{secrets.token_hex(4)}.incomplete"
         try:
             with as_weights_error(snapshot.repo_id, snapshot.commit), path.open("wb") as file:
-                part = Download(file, digest=partial(_new_digest, facts), most=facts["size"], progress=progress)
-                part.receive(source, patience=lambda: Retry(settings.hub_patience()))
-            if not (found := _difference(part, facts)):
+                received = Download(file, digest=partial(_new_digest, facts), max_size=facts["size"], progress=progress)
+                received.run(source, retry=lambda: Retry(settings.hub_patience()))
+            if not (found := _difference(received, facts)):
                 blob = blobs / digest
                 os.replace(path, blob)
                 return blob
         finally:
             path.unlink(missing_ok=True)
-        progress(-part.size)
+        progress(-received.size)
     raise WeightsError(
         f"{snapshot.repo_id} at {snapshot.commit}: {name} {found}, also when fetched again; it was deleted. "
         f"Something between {constants.ENDPOINT} and here alters it. Try another network. {OTHER_WAY}"
     )
 
 
-def _difference(part: Download, facts: FileFacts) -> str:
-    """How what came differs from what was published, in words; nothing when it does not."""
+def _difference(received: Download, facts: FileFacts) -> str:
+    """Return how a download differs from the published file, in words; "" if it does not."""
     size, (kind, digest) = facts["size"], hash_of(facts)
     expected = f"{size} bytes with {kind} {digest}"
-    found = f"{'more than ' if part.size > size else ''}{part.size} bytes with {kind} {part.hexdigest}"
+    found = f"{'more than ' if received.size > size else ''}{received.size} bytes with {kind} {received.hexdigest}"
     return "" if found == expected else f"should have {expected}, but there is {found}"
 
 

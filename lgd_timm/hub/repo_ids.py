@@ -1,4 +1,4 @@
-"""Names of repositories on the Hub."""
+"""Find the names of repositories on the Hub in what timm and open_clip call their models."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 
 def timm_repository(model: str) -> str | None:
-    """The repository of a timm model's own weights: resnet18 -> timm/resnet18.a1_in1k."""
+    """Return the repository of a timm model's weights, or None: `resnet18` -> `timm/resnet18.a1_in1k`."""
     if model.startswith("hf-hub:"):
-        return _repository(model.removeprefix("hf-hub:"))
+        return repo_id_of(model.removeprefix("hf-hub:"))
     cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     if cfg is None or not cfg.hf_hub_id:
         return None
     architecture = model.partition(".")[0]
-    return _repository(f"timm/{architecture}.{cfg.tag}" if cfg.hf_hub_id == "timm/" else cfg.hf_hub_id)
+    return repo_id_of(f"timm/{architecture}.{cfg.tag}" if cfg.hf_hub_id == "timm/" else cfg.hf_hub_id)
 
 
-def _repository(text: str) -> str | None:
-    """`org/name` at the start of what open_clip and timm write: a file or @revision may follow. None where there is none."""
+def repo_id_of(text: str) -> str | None:
+    """Return the `org/name` at the start of a text, or None.
+
+    Args:
+        text: as timm and open_clip write it: a file (`org/name/file`) or a revision (`org/name@revision`) may follow.
+    """
     parts: Sequence[str] = text.partition("@")[0].split("/")
     repo_id = "/".join(parts[:2])
-    return repo_id if len(parts) >= 2 and _is_repo_id(repo_id) else None
+    return repo_id if len(parts) >= 2 and is_repo_id(repo_id) else None
 
 
-def _is_repo_id(text: str) -> bool:
+def is_repo_id(text: str) -> bool:
+    """Return whether the Hub allows this name of a repository."""
     try:
         validate_repo_id(text)
     except HFValidationError:

@@ -1,9 +1,9 @@
-"""Weights that a recipe names, as folders of which only safetensors and plain configuration are opened.
+"""Resolve the weights that a recipe names to folders without pickles.
 
-    local-dir:PATH              a folder, which must hold the file that its library takes before any pickle
-    hf-hub:ORG/NAME[@REVISION]  a repository, of which only such files are fetched, each verified (`hub.snapshot`)
+    local-dir:PATH              a folder, which must hold the safetensors file that its library prefers to a pickle
+    hf-hub:ORG/NAME[@REVISION]  a repository, of which only such files are downloaded, each verified (`hub.snapshot`)
 
-timm, open_clip and sentence-transformers all fall back to pickles where they find no safetensors. Here they never get that far.
+timm, open_clip and sentence-transformers load a pickle if they find no safetensors. These functions raise before that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from ..errors import RecipeError, WeightsError
 from .snapshot_download import snapshot
 
-# Endings of files that hold pickles, or (.npz, .tar) may hold them.
+# Endings of files that are pickles, or (.npz, .tar) may contain them.
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar", ".tgz", ".npz", ".npy", ".joblib", ".jit")
 
 # What the libraries raise for a name, a folder or a configuration that they can't use.
@@ -31,11 +31,22 @@ BUILD_ERRORS = (
     SafetensorError,
 )
 
-_CONVERT = "Convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')."
+_CONVERT = (
+    "Convert it where you trust it: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')."
+)
 
 
 def refuse_pickle(value: str | None, *, field: str) -> None:
-    """Raises: RecipeError for the name of a file that is, or may be, a pickle."""
+    """Refuse the name of a file that is, or may be, a pickle.
+
+    Args:
+        value: file name or address; None is accepted.
+        field: field of the recipe that has it, for the message.
+
+    Raises:
+        RecipeError: for such a name.
+    """
     if value is not None and value.lower().rstrip("/\\ ").endswith(PICKLES):
         raise RecipeError(
             f"{field} = {value!r} names a pickle, and pickles can run code: they are never opened. {_CONVERT}"
@@ -43,9 +54,17 @@ def refuse_pickle(value: str | None, *, field: str) -> None:
 
 
 def weights_folder(name: str, *, field: str, require: Sequence[str], allow: Sequence[str] = ()) -> Path | None:
-    """The folder behind `local-dir:` or `hf-hub:`, with the files `require`; None for a name without either.
+    """Return the folder that `local-dir:` or `hf-hub:` names, or None for a name without either.
 
-    Raises: RecipeError for a malformed name; WeightsError for a folder that is not there or lacks a file, and as `hub.snapshot`.
+    Args:
+        name: a model's name, as in a recipe.
+        field: field of the recipe that has it, for messages.
+        require: files that the folder must hold.
+        allow: patterns (`fnmatch`) of further files to download.
+
+    Raises:
+        RecipeError: for a malformed name.
+        WeightsError: for a folder that does not exist or lacks a file, and as `hub.snapshot`.
     """
     schema, colon, rest = name.partition(":")
     if not colon:
@@ -67,9 +86,15 @@ def weights_folder(name: str, *, field: str, require: Sequence[str], allow: Sequ
 
 
 def timm_source(name: str, *, field: str, pretrained: bool) -> str:
-    """The name that timm is to build: its own as it is, a folder or repository as a folder without surprises.
+    """Return the name for `timm.create_model`: timm's own unchanged, a folder or repository as `local-dir:FOLDER`.
 
-    Raises: as `weights_folder`.
+    Args:
+        name: a model's name, as in a recipe.
+        field: field of the recipe that has it, for messages.
+        pretrained: whether its weights are needed, and not its config.json alone.
+
+    Raises:
+        RecipeError, WeightsError: as `weights_folder`.
     """
     refuse_pickle(name, field=field)
     require = ("config.json", "model.safetensors") if pretrained else ("config.json",)

@@ -1,4 +1,4 @@
-"""From the Hub, or from where it was put before, to a folder of files that are what was published."""
+"""Download files of a repository at one commit, or find them on the disk, and verify each of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ log = logging.getLogger(__name__)
 
 
 def locate(name: str, *, cache_dir: StrPath | None = None) -> Path:
-    """Verified folder of a manifest weight: `settings.hub_folder()/name` when it exists, else the Hub's cache.
+    """Return the verified folder of a weight of the manifest: `settings.hub_folder()/name`, else the Hub's cache.
 
-    The files of open_clip, which no timm model needs and which can be large, are not looked at.
-    WeightsError for unknown names, for a folder that is not what was published, and as `pull` does.
+    The files of open_clip, which can be large and which no timm model needs, are neither downloaded nor verified.
+
+    Args:
+        name: a key of `manifest()`.
+        cache_dir: cache of all repositories; None: the Hub client's own.
+
+    Raises:
+        WeightsError: for an unknown name, for a folder that differs from what was published, and as `pull`.
     """
-    timms = [file for file in PUBLISHED_FILES if file not in OPEN_CLIP_FILES]
-    return local_folder(name) or snapshot(name, require=REQUIRED_FILES, allow=timms, cache_dir=cache_dir)
+    timm_files = [file for file in PUBLISHED_FILES if file not in OPEN_CLIP_FILES]
+    return local_folder(name) or snapshot(name, require=REQUIRED_FILES, allow=timm_files, cache_dir=cache_dir)
 
 
 def pull(
@@ -39,19 +45,29 @@ def pull(
     local_dir: StrPath | None = None,
     token: str | None = None,
 ) -> Path:
-    """Download a published folder, all files at one commit and each verified; return the folder.
+    """Download a published folder, all files at one commit and each of them verified.
 
-    `name_or_repo` is a name of the manifest (then at its pinned commit) or `org/name[@revision]`; `revision` is a
-    branch, tag or commit. The folder lies in the Hub's cache (`cache_dir`), or is `local_dir`, which appears whole
-    or not at all and is never overwritten. What is there and right is not asked for again: a commit makes no request at all,
-    a branch or tag one, and if the Hub is out of reach, what it was before is used and a warning says so.
-    WeightsError says what was wrong and what to do.
+    Files that are in the cache and right are not downloaded again: a commit needs no request at all, a branch or tag
+    one. If the Hub does not answer, the commit of the last request is used, and a warning says so.
+
+    Args:
+        name_or_repo: a key of `manifest()`, then at its pinned commit, or `org/name[@revision]`.
+        revision: branch, tag or commit.
+        cache_dir: cache of all repositories; None: the Hub client's own.
+        local_dir: a new folder for the files; it appears complete or not at all and is never overwritten.
+        token: access token; None: the one that `hf auth login` stored, or HF_TOKEN.
+
+    Returns:
+        The folder: `local_dir`, or that of the commit in the cache.
+
+    Raises:
+        WeightsError: says what was wrong and what to do.
     """
-    cache, snapshot = _obtain(
+    cache, found = _fetch(
         name_or_repo, require=REQUIRED_FILES, allow=PUBLISHED_FILES, revision=revision, cache_dir=cache_dir, token=token
     )
-    folder = cache.folder(snapshot.commit)
-    return folder if local_dir is None else _placed(cache, snapshot, Path(local_dir).absolute())
+    folder = cache.folder(found.commit)
+    return folder if local_dir is None else _copy_out(cache, found, Path(local_dir).absolute())
 
 
 def snapshot(
@@ -63,16 +79,27 @@ def snapshot(
     cache_dir: StrPath | None = None,
     token: str | None = None,
 ) -> Path:
-    """The same for any repository `org/name[@revision]`: its files that match a pattern of `require` or `allow`.
+    """Download the files of any repository that match a pattern, all at one commit and each of them verified.
 
-    Patterns are those of `fnmatch`, and `*` matches slashes too. WeightsError as of `pull`, and where nothing matches a
-    required pattern.
+    Args:
+        name: `org/name[@revision]`, or a key of `manifest()`.
+        require: patterns of `fnmatch` (`*` matches slashes too), each of which must match a file.
+        allow: patterns of further files.
+        revision: branch, tag or commit.
+        cache_dir: cache of all repositories; None: the Hub client's own.
+        token: access token; None: the one that `hf auth login` stored, or HF_TOKEN.
+
+    Returns:
+        The folder of the commit in the cache.
+
+    Raises:
+        WeightsError: as `pull`, and where no file matches a required pattern.
     """
-    cache, found = _obtain(name, require=require, allow=allow, revision=revision, cache_dir=cache_dir, token=token)
+    cache, found = _fetch(name, require=require, allow=allow, revision=revision, cache_dir=cache_dir, token=token)
     return cache.folder(found.commit)
 
 
-def _obtain(
+def _fetch(
     name: str,
     *,
     require: Sequence[str],
@@ -81,25 +108,25 @@ def _obtain(
     cache_dir: StrPath | None,
     token: str | None,
 ) -> tuple[RepoCache, Snapshot]:
-    """The wanted files of a repository at one commit, all in its cache and right."""
+    """Bring the wanted files of a repository at one commit into its cache, and verify them."""
     target, revision = _parse(name, revision)
     command = f"lgd-timm pull {target}{f'@{revision}' if revision else ''}"
     weight = None if "/" in target else get_weight(target)
     if weight and revision in (None, weight.commit):
         cache = RepoCache(weight.repo_id, cache_dir)
-        found = _selected(Snapshot(weight.repo_id, pinned_commit(weight), weight.files), require, allow)
-        _fill(cache, found, token, command)
+        found = _select(Snapshot(weight.repo_id, pinned_commit(weight), weight.files), require, allow)
+        _complete(cache, found, token, command)
         return cache, found
     repo_id = weight.repo_id if weight else target
     cache = RepoCache(repo_id, cache_dir)
-    found = _selected(_stated(cache, revision, token, command), require, allow)
-    _fill(cache, found, token, command)
+    found = _select(_list_files(cache, revision, token, command), require, allow)
+    _complete(cache, found, token, command)
     cache.set_commit(revision or "main", found.commit)
     return cache, found
 
 
 def _parse(name: str, revision: str | None) -> tuple[str, str | None]:
-    """`[hub://]name[@revision]` -> name, revision."""
+    """Split `[hub://]name[@revision]` into name and revision."""
     target, _, at = name.removeprefix("hub://").partition("@")
     if at and revision and at != revision:
         raise WeightsError(f"{name!r} names another revision than {revision!r}. Give one of them.")
@@ -109,51 +136,52 @@ def _parse(name: str, revision: str | None) -> tuple[str, str | None]:
     return target, revision
 
 
-def _stated(cache: RepoCache, revision: str | None, token: str | None, command: str) -> Snapshot:
-    """All files at a revision with their hashes: as the Hub states them, now or, where it can't be asked, when it last was."""
+def _list_files(cache: RepoCache, revision: str | None, token: str | None, command: str) -> Snapshot:
+    """Return all files at a revision with their hashes, as the Hub lists them, or did at the last request."""
     commit = cache.commit_of(revision or "main")
-    before = cache.remembered(commit) if commit else None
-    if before and (settings.offline() or revision == commit):
-        return before
+    last = cache.read_file_list(commit) if commit else None
+    if last and (settings.offline() or revision == commit):
+        return last
     if settings.offline():
         raise WeightsError(
-            f"{cache.repo_id}{f'@{revision}' if revision else ''}: HF_HUB_OFFLINE is set, and {cache.root} holds no folder that lgd_timm "
-            f"pulled whole. Where there is a network: `{command}`. {OTHER_WAY}"
+            f"{cache.repo_id}{f'@{revision}' if revision else ''}: HF_HUB_OFFLINE is set, and {cache.root} holds no "
+            f"folder that lgd_timm pulled whole. Where there is a network: `{command}`. {OTHER_WAY}"
         )
     try:
-        stated = resolve(cache.repo_id, revision, token)
+        listed = resolve(cache.repo_id, revision, token)
     except Unreachable as error:
-        if before is None:
+        if last is None:
             raise
-        log.warning("%s Using commit %s, which it was when it was last pulled.", error, before.commit)
-        return before
-    cache.remember(stated)
-    return stated
+        log.warning("%s Using commit %s, which it was when it was last pulled.", error, last.commit)
+        return last
+    cache.write_file_list(listed)
+    return listed
 
 
-def _selected(stated: Snapshot, require: Sequence[str], allow: Sequence[str]) -> Snapshot:
-    """The wanted ones of a repository's files. WeightsError when a required one is missing, or a name leads out of the folder."""
-    missing = ", ".join(pattern for pattern in require if not any(fnmatch(name, pattern) for name in stated.files))
+def _select(listed: Snapshot, require: Sequence[str], allow: Sequence[str]) -> Snapshot:
+    """Select the wanted files. Raises: WeightsError if a required one is missing, or a path leads out of the folder."""
+    missing = ", ".join(pattern for pattern in require if not any(fnmatch(name, pattern) for name in listed.files))
     if missing:
-        safe = any(name.endswith(".safetensors") for name in stated.files)
+        safe = any(name.endswith(".safetensors") for name in listed.files)
         reason = f"without {missing}" if safe else "no safetensors, and pickles can run code: they are never downloaded"
         raise WeightsError(
-            f"{stated.repo_id} at {stated.commit} is no published folder: {reason}. It holds: {', '.join(stated.files)}. "
+            f"{listed.repo_id} at {listed.commit} is no published folder: {reason}. "
+            f"It holds: {', '.join(listed.files)}. "
             f"Ask its owner to publish {', '.join(require)} (`lgd-timm push` does)."
         )
     files: dict[str, FileFacts] = {}
-    for name, facts in stated.files.items():
+    for name, facts in listed.files.items():
         if any(fnmatch(name, pattern) for pattern in (*require, *allow)):
             if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
                 raise WeightsError(
-                    f"{stated.repo_id} at {stated.commit} holds {name!r}, which leads out of the folder. Don't use it."
+                    f"{listed.repo_id} at {listed.commit} holds {name!r}, which leads out of the folder. Don't use it."
                 )
             files[name] = facts
-    return Snapshot(stated.repo_id, stated.commit, files, private=stated.private)
+    return Snapshot(listed.repo_id, listed.commit, files, private=listed.private)
 
 
-def _fill(cache: RepoCache, wanted: Snapshot, token: str | None, command: str) -> None:
-    """Make the snapshot's folder in the cache complete and right. Where it is already, nothing is written and nobody asked."""
+def _complete(cache: RepoCache, wanted: Snapshot, token: str | None, command: str) -> None:
+    """Download what is missing or wrong in the snapshot's folder in the cache. If nothing is, make no request."""
     folder = cache.folder(wanted.commit)
     wrong = wrong_files(folder, wanted.files)
     if wrong and settings.offline():
@@ -163,33 +191,33 @@ def _fill(cache: RepoCache, wanted: Snapshot, token: str | None, command: str) -
         )
     if not wrong:
         return
-    with as_weights_error(wanted.repo_id, wanted.commit), cache.alone():
-        wrong = wrong_files(folder, wanted.files)  # again: another process may have been at it
+    with as_weights_error(wanted.repo_id, wanted.commit), cache.locked():
+        wrong = wrong_files(folder, wanted.files)  # another process may have downloaded them meanwhile
         total = sum(wanted.files[name]["size"] for name in wrong)
         with tqdm(total=total, unit="B", unit_scale=True, desc=f"pull {wanted.repo_id}", disable=None) as bar:
             for name in wrong:
-                cache.drop(folder / name)
+                cache.remove(folder / name)
                 cache.link(wanted.commit, name, _blob(name, wanted, cache, token, bar.update))
         stamp_verified(folder, {name: wanted.files[name] for name in wrong})
 
 
 def _blob(name: str, wanted: Snapshot, cache: RepoCache, token: str | None, progress: Callable[[int], object]) -> Path:
-    """The verified content of a file: another commit or another client may have brought it already, else it is downloaded."""
+    """Return the verified content of a file: one that another commit or client left in the cache, else downloaded."""
     facts = wanted.files[name]
     blob = cache.blobs / hash_of(facts)[1]
     if not wrong_files(cache.blobs, {blob.name: facts}):
         progress(facts["size"])
         return blob
-    cache.drop(blob)
+    cache.remove(blob)
     return download(name, wanted, cache.blobs, token=token, progress=progress)
 
 
-def _placed(cache: RepoCache, there: Snapshot, folder: Path) -> Path:
-    """The files in a folder of the user's, which is never overwritten: what is there is right, or it is refused."""
+def _copy_out(cache: RepoCache, found: Snapshot, folder: Path) -> Path:
+    """Copy the files to a folder of the user's. One that has files is verified instead, and never overwritten."""
     if folder.exists() and not folder.is_dir():
         raise WeightsError(f"{folder} is a file, and published weights are a folder. Give another local_dir.")
     if not folder.is_dir() or not any(folder.iterdir()):
-        with as_weights_error(there.repo_id, there.commit):
-            cache.copy(there.commit, there.files, folder)
-    verify(folder, there.files)
+        with as_weights_error(found.repo_id, found.commit):
+            cache.copy(found.commit, found.files, folder)
+    verify(folder, found.files)
     return folder

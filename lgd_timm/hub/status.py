@@ -1,4 +1,4 @@
-"""What is published, where it lies, and whether it is right. No request is made."""
+"""List what is published, where it is on this disk, and whether it is right. No request is made."""
 
 from __future__ import annotations
 
@@ -19,29 +19,47 @@ from .weights import PUBLISHED_FILES, REQUIRED_FILES, Weight, manifest
 
 @dataclass(frozen=True)
 class Row:
-    """One published folder. `places`: where it is, `local`, `cached` or `remote`, and the path or address."""
+    """One published folder.
+
+    Attributes:
+        name: key of the manifest, folder name, or `org/name@commit`.
+        repo_id: `org/name`; None for a folder in the local hub folder that the manifest does not have.
+        commit: 40 hexadecimal digits; None while it is not on the Hub.
+        size: bytes of all its files.
+        metrics: the summary of its metrics.json, such as `zero_shot_top1` in percent.
+        places: `local`, `cached` or `remote` -> path or address.
+        wrong: file -> how it differs from what was published, in words.
+        verified: whether its files are what was published; None if no file is here, or no hash is known.
+    """
 
     name: str
-    repo_id: str | None  # None: a folder in the local hub folder that the manifest does not have
+    repo_id: str | None
     commit: str | None
-    size: int  # bytes
+    size: int
     metrics: dict[str, Any]
     places: dict[str, str]
-    wrong: dict[str, str]  # file -> how it differs from what was published
-    verified: bool | None  # None: there is nothing to compare, or nothing to compare it with
+    wrong: dict[str, str]
+    verified: bool | None
 
     @property
     def state(self) -> str:
+        """`verified`, `not verified`, or `WRONG: ` and how files differ."""
         return {True: "verified", False: "WRONG: " + "; ".join(self.wrong.values()), None: "not verified"}[
             self.verified
         ]
 
 
 def listing(*, cache_dir: StrPath | None = None) -> list[Row]:
-    """The manifest's weights, then other folders in the local hub folder, then what was pulled from others.
+    """List the manifest's weights, then other folders in the local hub folder, then what was pulled from others.
 
-    Hashes of files without a stamp are computed, so the first call takes longer. `remote` says that the manifest knows a
-    commit, not that the Hub was asked.
+    The first call takes longer, as it hashes every file that has no stamp yet. The place `remote` means that a commit
+    is known, not that the Hub was asked.
+
+    Args:
+        cache_dir: cache of all repositories; None: the Hub client's own.
+
+    Raises:
+        WeightsError: if the manifest is damaged.
     """
     weights = manifest()
     rows = [_manifest_row(weight, cache_dir) for weight in weights.values()]
@@ -84,33 +102,33 @@ def _folder_row(path: Path) -> Row:
 
 def _pulled_rows(cache_dir: StrPath | None) -> Iterator[Row]:
     cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
-    for listed in sorted(cache.glob("models--*--*/lgd_timm/*.json")):
-        repo = RepoCache(listed.parent.parent.name.removeprefix("models--").replace("--", "/", 1), cache_dir)
-        there = repo.remembered(listed.stem)
-        if there and repo.folder(there.commit).is_dir() and all(name in there.files for name in REQUIRED_FILES):
-            yield _pulled_row(repo, there)
+    for path in sorted(cache.glob("models--*--*/lgd_timm/*.json")):
+        repo = RepoCache(path.parent.parent.name.removeprefix("models--").replace("--", "/", 1), cache_dir)
+        pulled = repo.read_file_list(path.stem)
+        if pulled and repo.folder(pulled.commit).is_dir() and all(name in pulled.files for name in REQUIRED_FILES):
+            yield _pulled_row(repo, pulled)
 
 
-def _pulled_row(repo: RepoCache, there: Snapshot) -> Row:
-    folder = repo.folder(there.commit)
-    files = {name: there.files[name] for name in PUBLISHED_FILES if name in there.files}
+def _pulled_row(repo: RepoCache, pulled: Snapshot) -> Row:
+    folder = repo.folder(pulled.commit)
+    files = {name: pulled.files[name] for name in PUBLISHED_FILES if name in pulled.files}
     wrong = wrong_files(folder, files)
     return Row(
-        name=f"{there.repo_id}@{there.commit}",
-        repo_id=there.repo_id,
-        commit=there.commit,
+        name=f"{pulled.repo_id}@{pulled.commit}",
+        repo_id=pulled.repo_id,
+        commit=pulled.commit,
         size=sum(facts["size"] for facts in files.values()),
         metrics=_metrics(folder),
-        places={"cached": str(folder), "remote": f"{constants.ENDPOINT}/{there.repo_id}/tree/{there.commit}"},
+        places={"cached": str(folder), "remote": f"{constants.ENDPOINT}/{pulled.repo_id}/tree/{pulled.commit}"},
         wrong=wrong,
         verified=not wrong,
     )
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    """Read the `summary` of a folder's metrics.json; {} where there is none: one broken folder must not end the list.
+    """Return the `summary` of a folder's metrics.json, {} if none can be read: one broken folder must not end the list.
 
-    Not by `publish.metrics.read_metrics`: `hub` may not import `publish`.
+    `publish.metrics.read_metrics` is not used, as `hub` may not import `publish`.
     """
     path = folder / "metrics.json"
     try:

@@ -1,8 +1,9 @@
-"""Is a folder, byte for byte, what was published? Sizes and hashes are compared; a file that was verified is not hashed again.
+"""Verify that the files of a folder are, byte for byte, what was published, without hashing a verified file again.
 
-A stamp says that a file had a hash at a moment: its size, inode and times of change are kept with it in `settings.cache_folder()`.
-As long as they are the same, the hash is. A file that was written less than a moment before its stamp is not trusted, since a
-clock's tick could hide a second write (git does the same with its index). Where no stamp can be written, files are hashed each time.
+Sizes and hashes are compared. A stamp records that a file had a hash: it is kept in `settings.cache_folder()`, with the
+file's size, inode and times of change, and holds as long as these stay the same. A stamp that was made less than
+`MOMENT` after its file was written does not count, since a second write could hide in one tick of the file system's
+clock (git does the same with its index). Where no stamp can be written, files are hashed each time.
 """
 
 from __future__ import annotations
@@ -32,24 +33,32 @@ class FileFacts(TypedDict, total=False):
 
     size: int
     sha256: str
-    git_sha1: str  # all that the Hub tells of small files: git's name for the blob
+    git_sha1: str  # the only hash that the Hub tells of small files: git's name for the blob
 
 
 Hash = Literal["sha256", "git_sha1"]
 
 
 def hash_of(facts: FileFacts) -> tuple[Hash, str]:
-    """Which hash is known of a file, and what it is."""
+    """Return which hash is known of a file, and its hexadecimal digits."""
     return ("git_sha1", facts["git_sha1"]) if "git_sha1" in facts else ("sha256", facts["sha256"])
 
 
 def facts_of(path: Path) -> FileFacts:
-    """Size and sha256 of a file."""
+    """Return the size and sha256 of a file."""
     return FileFacts(size=path.stat().st_size, sha256=sha256_of(path))
 
 
 def verify(folder: StrPath, files: Mapping[str, FileFacts]) -> None:
-    """Compare size and hash of each file in `folder` with `files`; WeightsError names all that differ."""
+    """Check the size and hash of files.
+
+    Args:
+        folder: where they are; it may hold others.
+        files: path below the folder -> what was published.
+
+    Raises:
+        WeightsError: names every file that differs.
+    """
     if wrong := wrong_files(folder, files):
         raise WeightsError(
             f"{folder} is not what was published: {'; '.join(wrong.values())}. "
@@ -58,10 +67,18 @@ def verify(folder: StrPath, files: Mapping[str, FileFacts]) -> None:
 
 
 def wrong_files(folder: StrPath, files: Mapping[str, FileFacts]) -> dict[str, str]:
-    """The files that differ from their facts, and how, in words. Files with a valid stamp are not read."""
+    """Compare the size and hash of files. Files with a valid stamp are not read.
+
+    Args:
+        folder: where they are; it may hold others.
+        files: path below the folder -> what was published.
+
+    Returns:
+        The path of each file that differs -> how, in words.
+    """
     folder = Path(os.path.abspath(folder))
     stamps = _read_stamps(folder)
-    known = dict(stamps)
+    updated = dict(stamps)
     wrong = {}
     for name, facts in files.items():
         kind, digest = hash_of(facts)
@@ -72,16 +89,21 @@ def wrong_files(folder: StrPath, files: Mapping[str, FileFacts]) -> dict[str, st
             continue
         size, actual, stamp = found
         if (size, actual) == (facts["size"], digest):
-            known[name] = stamp
+            updated[name] = stamp
         else:
             wrong[name] = f"{name} should have {expected}, but there is {size} bytes with {kind} {actual}"
-    if known != stamps:
-        _write_stamps(folder, known)
+    if updated != stamps:
+        _write_stamps(folder, updated)
     return wrong
 
 
 def stamp_verified(folder: StrPath, files: Mapping[str, FileFacts]) -> None:
-    """Stamp files whose hash was compared while they were written, so that they need not be read for it."""
+    """Write stamps for files whose hash was checked while they were downloaded, so that they are not read again.
+
+    Args:
+        folder: where they are.
+        files: path below the folder -> size and hash that were checked.
+    """
     folder = Path(os.path.abspath(folder))
     stamps = _read_stamps(folder)
     for name, facts in files.items():
@@ -91,32 +113,32 @@ def stamp_verified(folder: StrPath, files: Mapping[str, FileFacts]) -> None:
 
 
 def _content(path: Path, kind: str, stamp: Mapping[str, Any]) -> tuple[int, str, dict[str, Any]] | None:
-    """Size, hash and stamp of a file, or None when there is none. It is read only if its stamp does not vouch for it."""
+    """Return the size, hash and stamp of a file, or None if there is none. A file with a valid stamp is not read."""
     if not path.is_file():
         return None
     state = _state(path)
     if stamp.get("state") == state and kind in stamp and stamp.get("at", 0) - max(state[2:]) > MOMENT:
         return state[0], stamp[kind], dict(stamp)
-    at = time.time_ns()  # before reading: what is written while we read is newer than the stamp
+    at = time.time_ns()  # before reading: what is written meanwhile is newer than the stamp
     digest = sha256_of(path) if kind == "sha256" else git_sha1(path.read_bytes())
     return state[0], digest, {"state": state, kind: digest, "at": at}
 
 
 def _state(path: Path) -> list[int]:
-    """What changes with every write. The time of the inode's change can't be set back by a program."""
-    facts = path.stat()
-    return [facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns]
+    """Return what changes with every write. No program can set back ctime, the time of the inode's change."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def git_sha1(content: bytes) -> str:
-    """git's name for a file: the Hub tells no other hash of small ones."""
+    """Return git's hash of a file's content, in hexadecimal digits."""
     digest = git_digest(len(content))
     digest.update(content)
     return digest.hexdigest()
 
 
 def git_digest(size: int) -> Any:
-    """The beginning of git's hash of a file of so many bytes; `update` takes its content."""
+    """Start git's hash of a file of `size` bytes; `update` takes its content."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
@@ -127,7 +149,7 @@ def _stamps(folder: Path) -> Path:
 def _read_stamps(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         stamps = json.loads(_stamps(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: everything is hashed, and stamped anew
+    except (OSError, ValueError):  # none yet, or damaged: every file is hashed and stamped anew
         return {}
     return stamps if isinstance(stamps, dict) and all(isinstance(stamp, dict) for stamp in stamps.values()) else {}
 
@@ -135,5 +157,5 @@ def _read_stamps(folder: Path) -> dict[str, dict[str, Any]]:
 def _write_stamps(folder: Path, stamps: Mapping[str, Any]) -> None:
     try:
         write_json(_stamps(folder), dict(stamps))
-    except OSError as error:  # a home that can't be written costs time, not correctness
+    except OSError as error:  # a read-only home costs time, not correctness
         log.debug("no stamps for %s: %s", folder, error)

@@ -1,4 +1,4 @@
-"""The weights that this package knows to be published: `manifest.json`, one row a weight; and where they lie without the Hub."""
+"""The weights that this package knows to be published (`manifest.json`), and their folders without the Hub."""
 
 from __future__ import annotations
 
@@ -23,18 +23,31 @@ MANIFEST = Path(__file__).resolve().with_name("manifest.json")
 
 @dataclass(frozen=True)
 class Weight:
-    """One row of the manifest. `commit` is None as long as the weight is not on the Hub."""
+    """One row of the manifest.
+
+    Attributes:
+        name: `ARCHITECTURE.TAG`, as `timm.create_model` takes it.
+        repo_id: `org/name`.
+        commit: 40 hexadecimal digits; None while the weight is not on the Hub.
+        files: path in the repository -> size and sha256.
+        metrics: the summary of its metrics.json, such as `zero_shot_top1` in percent.
+        cfg: for timm's pretrained_cfg: num_classes, input_size, mean, std, interpolation, crop_pct.
+    """
 
     name: str
     repo_id: str
     commit: str | None
     files: dict[str, FileFacts]
     metrics: dict[str, Any]
-    cfg: dict[str, Any]  # facts for timm's pretrained_cfg: num_classes, input_size, mean, std, interpolation, crop_pct
+    cfg: dict[str, Any]
 
 
 def manifest() -> dict[str, Weight]:
-    """The weights that this package knows to be published, by name. WeightsError when the file is damaged."""
+    """Read the weights that this package knows to be published, by name.
+
+    Raises:
+        WeightsError: if manifest.json can't be read.
+    """
     try:
         rows = json.loads(MANIFEST.read_text(encoding="utf-8"))
         return {name: _weight(name, **row) for name, row in rows.items()}
@@ -51,7 +64,11 @@ def _weight(name: str, *, repo_id: str, commit: str | None, files: Any, metrics:
 
 
 def get_weight(name: str) -> Weight:
-    """The weight of that name. WeightsError for one that the manifest does not have, with the nearest that it has."""
+    """Return the weight of a name.
+
+    Raises:
+        WeightsError: for a name that the manifest does not have; the message has the nearest that it has.
+    """
     weights = manifest()
     if name in weights:
         return weights[name]
@@ -64,10 +81,12 @@ def get_weight(name: str) -> Weight:
 
 
 def local_folder(name: str) -> Path | None:
-    """`settings.hub_folder()/name`, verified, if there is such a folder.
+    """Return `settings.hub_folder()/name`, verified, or None if there is no such folder.
 
-    The files of open_clip, which no timm model needs and which can be large, are not looked at. WeightsError for a name that the
-    manifest does not have, and for a folder that is not what was published.
+    The files of open_clip, which can be large and which no timm model needs, are not verified.
+
+    Raises:
+        WeightsError: for a name that the manifest does not have, and for a folder that differs from what was published.
     """
     weight, folder = get_weight(name), settings.hub_folder() / name
     if not folder.is_dir():
@@ -77,7 +96,11 @@ def local_folder(name: str) -> Path | None:
 
 
 def pinned_commit(weight: Weight) -> str:
-    """Where the weight is on the Hub. WeightsError while it is not there."""
+    """Return the commit of a weight on the Hub.
+
+    Raises:
+        WeightsError: while the weight is not on the Hub.
+    """
     if weight.commit:
         return weight.commit
     folder = settings.hub_folder() / weight.name

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ..config.recipe import Recipe
-from ..hub.repo_ids import _is_repo_id, _repository, timm_repository
+from ..hub.repo_ids import is_repo_id, repo_id_of, timm_repository
 from .metrics import EVALUATIONS, SCORES
 
 
@@ -55,7 +55,7 @@ def _results(recipe: Recipe, metrics: Mapping[str, Any]) -> list[dict[str, Any]]
 def dataset_id(shards: str) -> str | None:
     """The shard folder's name as an id of the Hub: data/CIFAR10 -> cifar10. None where it can be none."""
     name = PurePath(shards).name.lower()
-    return name if _is_repo_id(name) else None
+    return name if is_repo_id(name) else None
 
 
 def teacher_spec(recipe: Recipe, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -77,9 +77,9 @@ def _teacher_id(spec: Mapping[str, Any]) -> str | None:
     """The repository of an open_clip teacher, or of a ConSE teacher's classifier."""
     model = spec.get("model") or spec.get("classifier") or ""
     if model.startswith("hf-hub:"):
-        return _repository(model.removeprefix("hf-hub:"))
+        return repo_id_of(model.removeprefix("hf-hub:"))
     if spec.get("kind") != "open_clip" or not spec.get("pretrained") or importlib.util.find_spec("open_clip") is None:
         return None
     import open_clip
 
-    return _repository((open_clip.get_pretrained_cfg(model, spec["pretrained"]) or {}).get("hf_hub") or "")
+    return repo_id_of((open_clip.get_pretrained_cfg(model, spec["pretrained"]) or {}).get("hf_hub") or "")

@@ -29,7 +29,7 @@ from ..objectives import objective_config
 from ..students.entrypoints import stock_name
 from ..students.model import Student
 from ..teachers import TeacherSpec
-from ..utils.files import atomic_folder, room_for, write_json
+from ..utils.files import atomic_folder, explain_full_disk, write_json
 from .card import card_of
 from .lgd_safetensors import Banks, projector_tensors, read_lgd, write_lgd
 from .metrics import read_metrics, write_metrics
@@ -93,7 +93,7 @@ def save(
     config: dict[str, Any] = {"architecture": stock.pretrained_cfg["architecture"]}
     if student.projector_kind == "linear":
         config["label_names"] = list(banks.names)
-    with room_for(out), atomic_folder(out) as temporary:
+    with explain_full_disk(out), atomic_folder(out) as temporary:
         timm.models.save_for_hf(stock, str(temporary), model_config=config, safe_serialization=True)
         _drop_model_args(temporary / "config.json")
         write_lgd(temporary / "lgd.safetensors", student=student, banks=banks, dtype=dtype)

@@ -21,7 +21,7 @@ from ..hub.api import Snapshot, as_weights_error, client_timeout, resolve, retry
 from ..hub.verify import FileFacts, StrPath, facts_of, wrong_files
 from ..hub.weights import PUBLISHED_FILES
 from ..utils.files import atomic_file
-from ..utils.http import Retry, passing
+from ..utils.http import Retry, is_transient
 from .check import check_folder
 
 REFUSED = 400  # the Hub's answer to a card that is not as it should be
@@ -185,19 +185,19 @@ def _commit(
 
     An answer can be lost after the Hub has done its part, so before another try it is asked what is there now.
     """
-    patience = Retry(2 * settings.push_timeout())  # so that a try which takes all its time is not the last
+    retry = Retry(2 * settings.push_timeout())  # so that a try which takes all its time is not the last
     while True:
         try:
             with client_timeout(settings.push_timeout()):
                 return _commit_once(api, folder, files, before, message)
         except (HTTPError, OSError, RuntimeError) as error:
             cause = true_cause(error)
-            if not passing(cause) and _status(cause) != MOVED:
+            if not is_transient(cause) and _status(cause) != MOVED:
                 raise
             now = resolve(before.repo_id, None, token)
             if not _changed(folder, files, now) and not _stale(files, now):
                 return now.commit
-            if not patience.again(cause):
+            if not retry.wait(cause):
                 raise
 
 

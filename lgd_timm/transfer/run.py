@@ -24,7 +24,7 @@ from ..data.decode import PICTURES
 from ..errors import LGDError, WeightsError
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
-from ..utils.files import atomic_file, atomic_folder, room_for, write_json
+from ..utils.files import atomic_file, atomic_folder, explain_full_disk, write_json
 from .backbone import blank_backbone, find_backbone
 from .job import Job
 from .loop import fit
@@ -74,7 +74,7 @@ def transfer(
     scores = fit(job, resume=resume)
     metrics = _metrics(task, job, scores)
     if ranks.first:
-        with atomic_file(out / WEIGHTS) as file, room_for(out / WEIGHTS):
+        with atomic_file(out / WEIGHTS) as file, explain_full_disk(out / WEIGHTS):
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in job.model.state_dict().items()}, file)
         write_json(out / METRICS, metrics)
     ranks.wait()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .files import changed_keys, room_for, write_json
+from .files import changed_keys, explain_full_disk, write_json
 
 UNFINISHED = ".step-"  # how the names of folders begin that are being written
 SCORE = "score.json"
@@ -168,7 +168,7 @@ def _load(
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with room_for(path):
+    with explain_full_disk(path):
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
 
 

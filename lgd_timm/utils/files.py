@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and names for their content."""
+"""Write files and folders that appear complete or not at all, and hash their content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from ..errors import WeightsError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the name when the block ends well and is removed when not."""
+    """Write a file atomically.
+
+    Args:
+        path: the file; one that exists is replaced. Its folder is created.
+
+    Yields:
+        A temporary path beside it, for the block to write. It is renamed to `path` when the block ends, and removed if
+        the block raises.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -34,10 +42,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; it takes the name when the block ends well, else it is removed.
+    """Write a folder atomically, or add files to one that exists, such as a second split.
 
-    A folder that exists grows instead (a second split beside the first): files move in one by one, and names that
-    begin with `_` (the indexes) last, so that a folder whose index is there is complete.
+    Args:
+        folder: the folder. Its parent is created.
+
+    Yields:
+        A temporary folder beside it, for the block to fill. When the block ends, it is renamed to `folder`. If `folder`
+        exists, its files are moved there instead, those whose names begin with `_` (the indexes) last, so that a folder
+        with an index is complete. If the block raises, it is removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -54,13 +67,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, one key a line, so that it can be read and compared."""
+    """Write a value as JSON, atomically and with one key a line, which diffs well."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
+    """Return the sha256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -68,20 +81,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def changed_keys(there: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """Names of the facts that are not what was read back from JSON (where tuples are lists)."""
-    return [key for key, value in facts.items() if there.get(key) != json.loads(json.dumps(value))]
+def changed_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return the keys of `current` whose values differ from those that were stored as JSON (where tuples are lists)."""
+    return [key for key, value in current.items() if stored.get(key) != json.loads(json.dumps(value))]
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that name JSON-able parts: equal parts, equal name, on any machine."""
+    """Hash parts that JSON can express to 16 hexadecimal digits, equal on every machine for equal parts."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """safetensors says in an error of its own that a disk is full. Raises: WeightsError instead."""
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn the SafetensorError that safetensors raises when it can't write `path` into a WeightsError.
+
+    Raises:
+        WeightsError: says to make room and repeat the command.
+    """
     try:
         yield
     except SafetensorError as error:

@@ -1,6 +1,6 @@
-"""A file over the network into an open one, hashed while it comes. Where the connection breaks it goes on at the byte where it was.
+"""Download over HTTP into an open file, hash the bytes as they arrive, and resume where a connection breaks.
 
-Waits are bounded, tries too. What the file should be is the caller's business: it compares size and hash, and gives the file its name.
+Waits and retries are bounded. The caller compares size and hash with what they should be, and gives the file its name.
 """
 
 from __future__ import annotations
@@ -11,38 +11,52 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO
 
-from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError is httpx's in huggingface_hub 1, httpx2's in 2
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: httpx's in huggingface_hub 1, httpx2's in 2
 from huggingface_hub.utils import hf_raise_for_status
 
 from .. import settings
 
-# What may pass by itself: the status of an answer, and the pauses in seconds before it is asked for again.
-PASSING = (408, 425, 429, 500, 502, 503, 504)
+# Statuses of transient failures, and the pauses in seconds before each further request.
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 PAUSES = (0.25, 0.5, 1.0, 2.0)
 
-BATCH = 1 << 20  # bytes that are hashed together, as to hand them over costs time too
-PROGRESS = 1 << 17  # bytes that must have come between two failures for the second to count as a first
+HASH_BATCH = 1 << 20  # bytes that are hashed at once: handing them to the thread costs time too
+MIN_PROGRESS = 1 << 17  # bytes that must arrive between two failures for the second to count as a first one
 
-Progress = Callable[[int], object]  # told how many bytes came; fewer than none when some have to come again
-# What there is from a byte on: where it really starts, which is 0 where a server can't go on, and its bytes.
+Progress = Callable[
+    [int], object
+]  # called with the number of bytes that arrived, negative where they are fetched again
+# Opens the file from an offset on; yields the true offset (0 where the server can't resume) and the bytes.
 Source = Callable[[int], AbstractContextManager[tuple[int, Iterable[bytes]]]]
 
 
 class Truncated(ConnectionError):
-    """An answer that ended early, or never came, and nothing else says so."""
+    """A response that ended early without any other error."""
 
 
 class Retry:
-    """How often a request that fails is repeated: with growing pauses, and for some seconds at most."""
+    """Say how often a failing request is repeated.
+
+    Args:
+        seconds: from now on, after which it is not repeated.
+        pauses: seconds before each further request; as many requests as pauses at most.
+    """
 
     def __init__(self, seconds: float, *, pauses: Iterable[float] = PAUSES) -> None:
         self._pauses = iter(pauses)
         self._end = time.monotonic() + seconds
 
-    def again(self, error: BaseException) -> bool:
-        """Sleep and say True, if the failure may pass by itself and there is time for another try."""
+    def wait(self, error: BaseException) -> bool:
+        """Sleep until the next request, if there is to be one.
+
+        Args:
+            error: what the last request raised. A Retry-After header (seconds) makes the pause longer.
+
+        Returns:
+            Whether to repeat the request; False for a permanent failure, or if no time or pause is left.
+        """
         pause = next(self._pauses, None)
-        if pause is None or not passing(error):
+        if pause is None or not is_transient(error):
             return False
         if isinstance(error, HfHubHTTPError):
             asked = error.response.headers.get("retry-after", "")
@@ -53,22 +67,37 @@ class Retry:
         return True
 
 
-def passing(error: BaseException) -> bool:
-    """Whether it makes sense to ask again: the connection broke, or the server says that it is in trouble."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether repeating the request can help: the connection broke, or the server has a problem of its own."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING
+        return error.response.status_code in TRANSIENT
     return isinstance(error, (HTTPError, Truncated))
 
 
 class Download:
-    """A file that is coming, and the hash of what is there. `most`: above so many bytes no more are asked for."""
+    """Download a file, and hash it meanwhile.
+
+    Args:
+        file: opened for writing, empty.
+        digest: makes a hash object of hashlib.
+        max_size: bytes after which the download stops, as the file is too large anyway.
+        progress: see `Progress`.
+
+    Attributes:
+        size: bytes that arrived.
+    """
 
     def __init__(
-        self, file: BinaryIO, *, digest: Callable[[], Any], most: int | None = None, progress: Progress | None = None
+        self,
+        file: BinaryIO,
+        *,
+        digest: Callable[[], Any],
+        max_size: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self._file, self._new_digest, self._most = file, digest, most
+        self._file, self._new_digest, self._max_size = file, digest, max_size
         self._progress = progress or (lambda _: None)
-        self._beside = ThreadPoolExecutor(max_workers=1)  # hashes while we wait for the next bytes
+        self._hasher = ThreadPoolExecutor(max_workers=1)  # hashes while the next bytes arrive
         self._start()
 
     def _start(self) -> None:
@@ -78,41 +107,47 @@ class Download:
 
     @property
     def hexdigest(self) -> str:
-        """Of all that came, once `receive` has ended."""
+        """Hash of all bytes that arrived, in hexadecimal digits, once `run` has ended."""
         digest: str = self._digest.hexdigest()
         return digest
 
-    def receive(self, source: Source, *, patience: Callable[[], Retry]) -> None:
-        """Fetch until it is whole. Where the connection breaks it goes on, as long as something comes.
+    def run(self, source: Source, *, retry: Callable[[], Retry]) -> None:
+        """Download the whole file. Where the connection breaks, request the rest.
 
-        Raises: what the source raises, when patience has an end; OSError where the file can't be written.
+        Args:
+            source: opens the file from an offset on.
+            retry: makes a `Retry`, a new one each time that `MIN_PROGRESS` bytes have arrived since the last failure.
+
+        Raises:
+            HTTPError, Truncated: what the source raised last, when there is no further try.
+            OSError: if the file can't be written.
         """
         try:
-            self._receive(source, patience)
+            self._run(source, retry)
         finally:
             self._hash()
-            self._beside.shutdown()
+            self._hasher.shutdown()
 
-    def _receive(self, source: Source, patience: Callable[[], Retry]) -> None:
-        left, since = patience(), 0
+    def _run(self, source: Source, retry: Callable[[], Retry]) -> None:
+        tries, size_before = retry(), 0
         while True:
             try:
                 self._stream(source)
                 return
             except (HTTPError, Truncated) as error:
-                if self.size - since >= PROGRESS:
-                    left, since = patience(), self.size
-                if not left.again(error):
+                if self.size - size_before >= MIN_PROGRESS:
+                    tries, size_before = retry(), self.size
+                if not tries.wait(error):
                     raise
 
     def _stream(self, source: Source) -> None:
-        """One request, for the rest."""
+        """Make one request, for the bytes that are missing."""
         with source(self.size) as (start, chunks):
             if start != self.size:
                 self._restart()
-            for chunk in chunks:  # as they come: what was received before a break is kept
+            for chunk in chunks:  # written one by one, to keep those that arrive before a break
                 self._write(chunk)
-                if self._most is not None and self.size > self._most:
+                if self._max_size is not None and self.size > self._max_size:
                     return
 
     def _write(self, chunk: bytes) -> None:
@@ -120,11 +155,11 @@ class Download:
         self._chunks.append(chunk)
         self.size += len(chunk)
         self._progress(len(chunk))
-        if self.size - self._hashed > BATCH:
+        if self.size - self._hashed > HASH_BATCH:
             self._hash()
 
     def _hash(self) -> None:
-        self._beside.submit(_update, self._digest, self._chunks)
+        self._hasher.submit(_update, self._digest, self._chunks)
         self._hashed, self._chunks = self.size, []
 
     def _restart(self) -> None:
@@ -143,31 +178,44 @@ def _update(digest: Any, chunks: list[bytes]) -> None:
 def over_http(
     session: Any, url: str, offset: int, *, headers: Mapping[str, str], size: int | None = None
 ) -> Iterator[tuple[int, Iterable[bytes]]]:
-    """One GET, from byte `offset` on, as a `Source` gives it. `size`: of the whole file, where it is known.
+    """Request a file from byte `offset` on, as a `Source`.
 
-    Raises: HfHubHTTPError, whoever's server it is, for a status that is an error; HTTPError; Cut when it ends early and nothing says so.
+    Args:
+        session: the Hub client's session, or another of httpx.
+        url: address of the file.
+        offset: first byte that is wanted.
+        headers: of the request.
+        size: bytes of the whole file, if known.
+
+    Yields:
+        The offset at which the response starts (0 if the server can't resume), and its bytes.
+
+    Raises:
+        HfHubHTTPError: for a status that is an error, also of servers that are no Hub.
+        HTTPError: if the connection fails.
+        Truncated: if the response ends before `size` and has no Content-Length to tell so.
     """
     wanted = {
         **headers,
-        "Accept-Encoding": "identity",  # bytes as they are stored, so that a broken download can go on at any of them
+        "Accept-Encoding": "identity",  # uncompressed, so that an offset in the file is one in the response
         **({"Range": f"bytes={offset}-"} if offset else {}),
     }
     with session.stream("GET", url, headers=wanted, timeout=settings.hub_timeout()) as response:
-        if response.status_code == 416:  # there is no more: the file there is shorter than the one published
+        if response.status_code == 416:  # nothing is left: the file is shorter than the one published
             yield offset, ()
             return
         if response.status_code >= 400:
             response.read()
             hf_raise_for_status(response)
-        goes_on = response.headers.get("content-range", "").startswith(f"bytes {offset}-")
-        start = offset if goes_on else 0
+        resumes = response.headers.get("content-range", "").startswith(f"bytes {offset}-")
+        start = offset if resumes else 0
         yield start, _chunks(response, start, size)
 
 
 def _chunks(response: Any, start: int, size: int | None) -> Iterator[bytes]:
-    there = start
+    received = start
     for chunk in response.iter_bytes():
-        there += len(chunk)
+        received += len(chunk)
         yield chunk
-    if size is not None and there < size and "content-length" not in response.headers:
-        raise Truncated(f"ended after {there} of {size} bytes")
+    if size is not None and received < size and "content-length" not in response.headers:
+        raise Truncated(f"ended after {received} of {size} bytes")

@@ -1,5 +1,7 @@
-"""Downloads that break. For each row of what the Hub's own client was measured to do (shared/reference/hub.md, section 3, "Broken
-downloads" and "HEAD/GET race"), what we do: the right bytes or a clear error, within 15 seconds, and never a wrong file."""
+"""Downloads that break, in each way in which the Hub's own client was measured to fail (broken bodies, HEAD/GET races).
+
+Each ends with the right bytes or a clear error, within 15 seconds, and never with a wrong file.
+"""
 
 from __future__ import annotations
 
@@ -259,7 +261,8 @@ def test_what_killed_downloads_left_is_swept(server: HubServer, client: HubClien
         path.write_bytes(b"half")
     lock = tmp_path / "cache" / ".locks" / "models--me--swept" / f"{'b' * 64}.lock"
     lock.parent.mkdir(parents=True)
-    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+    hold += "print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:

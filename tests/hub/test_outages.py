@@ -1,5 +1,7 @@
-"""Without the Hub. For each row of what its own client was measured to do (shared/reference/hub.md, section 3, "Offline and
-outages"), what we do: no request where none may be made, what is in the cache where it is right, and otherwise words that help."""
+"""Without the Hub: offline, or while it is down, in each way in which its own client was measured.
+
+No request is made where none may be, the cache is used where it is right, and otherwise the error says what helps.
+"""
 
 from __future__ import annotations
 
