@@ -65,7 +65,7 @@ def poison(folder: Path, witness: Path, *names: str) -> None:
         (folder / name).write_bytes(pickle.dumps(Attack(witness)))
 
 
-# ------------------------------------------------------------------------------------------------------------- by the name
+# ---------------------------------------------------------------------------------------------------------- by the name
 
 
 @pytest.mark.parametrize("field", NAMES)
@@ -105,7 +105,7 @@ def test_facts_that_travel_are_checked_like_recipes() -> None:
             spec_from_dict(data)
 
 
-# ------------------------------------------------------------------------------------------------------------- by the file
+# ---------------------------------------------------------------------------------------------------------- by the file
 
 
 @pytest.mark.parametrize("pickles", [("pytorch_model.bin",), ("model.pth", "other.pt")])
@@ -159,7 +159,7 @@ def test_a_foreign_configuration_is_an_error_of_ours(folder: Path, config: str) 
         create_student(f"local-dir:{folder}", embed_dim=4)
 
 
-# ----------------------------------------------------------------------------------------------------------- from the Hub
+# --------------------------------------------------------------------------------------------------------- from the Hub
 
 
 @pytest.fixture
