@@ -7,6 +7,7 @@
     |-- CacheError            a cache that can't be written
     |-- TeacherError          a teacher that can't be built, or does not fit what was stored
     |-- WeightsError          a published folder, a download, a push
+    |-- WorkerError           a process that loads images died: the command line ends with status 1, else with 2
     MissingExtra(ImportError) an optional library: names the extra that installs it
 
 Invariants are `assert`s; whatever else escapes is a bug.
@@ -44,6 +45,10 @@ class TeacherError(LGDError):
 
 class WeightsError(LGDError):
     """A published folder, a download or a push that is incomplete, altered or refused."""
+
+
+class WorkerError(LGDError):
+    """A worker process of a DataLoader died, mostly because memory ran out."""
 
 
 class MissingExtra(ImportError):

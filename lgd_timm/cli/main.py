@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..errors import LGDError, MissingExtra
+from ..errors import LGDError, MissingExtra, WorkerError
 from ..utils.signals import STATUS, Stopped, ending_in_order
 from .common import Parser, first_rank, parse_overrides
 from .completion import add_completion
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None: those of this process.
 
     Returns:
-        The exit status: 0, the command's own, 2 for bad input, 143 after SIGTERM.
+        The exit status: 0, the command's own, 1 after a worker process died, 2 for bad input, 143 after SIGTERM.
 
     Raises:
         SystemExit: status 2 for words that the parser refuses, 0 after --help and --version.
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STATUS
     except (LGDError, MissingExtra, OSError) as error:  # OSError: a full disk, a folder that is a file
         print(f"lgd-timm: error: {_message(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, WorkerError) else 2
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread is
             raise

@@ -1,4 +1,4 @@
-"""Whatever names weights, only safetensors are opened: pickles are refused by name, and folders never fall back to them."""
+"""Only safetensors are opened, whatever names the weights: pickles are refused, and folders never fall back to them."""
 
 from __future__ import annotations
 
