@@ -14,17 +14,16 @@ from typing import Any
 
 from lgd_timm.config.reader import read_recipe
 from lgd_timm.config.recipe import (
-    MACHINE,
     DataRecipe,
+    MachineRecipe,
     OptimizerRecipe,
     Recipe,
-    RunRecipe,
     ScheduleRecipe,
     StudentRecipe,
 )
 from lgd_timm.training.distill import distill
 from lgd_timm.utils.files import fingerprint
-from lgd_timm.utils.schema import to_plain
+from lgd_timm.utils.schema import MACHINE, marked, to_plain
 
 from ..settings import cores
 from .measures import measure
@@ -35,13 +34,12 @@ def recipe_of(base: Path, overrides: Mapping[str, Any], seed: int) -> Recipe:
     return read_recipe(base, overrides={**overrides, "run.seed": seed})
 
 
-_PLACES = {**MACHINE, "data": (*MACHINE["data"], "shards")}  # where the images lie, too
 _DEFAULTS = {
     "student": StudentRecipe(),
     "data": DataRecipe(),
     "optimizer": OptimizerRecipe(),
     "schedule": ScheduleRecipe(),
-    "run": RunRecipe(),
+    "run": MachineRecipe(),
 }
 
 
@@ -52,9 +50,11 @@ def identity(recipe: Recipe) -> str:
     """
     facts = {key: value for key, value in recipe.to_dict().items() if key != "name"}
     for section, default in _DEFAULTS.items():
-        usual, machine = to_plain(default), _PLACES.get(section, ())
+        usual, machine = to_plain(default), {*marked(type(default), MACHINE)}
+        if section == "data":
+            machine.add("shards")  # where the images lie, too
         facts[section] = {
-            key: value for key, value in facts[section].items() if value != usual[key] and key not in machine
+            key: value for key, value in facts[section].items() if key not in machine and value != usual[key]
         }
     teacher = facts.pop("teacher")
     # Stored embeddings lie in a folder that is named after teacher and views.
@@ -77,14 +77,14 @@ def run_once(row: str, *, recipe: Recipe, notes: Path, output: Path) -> dict[str
     for note in noted(notes):
         if note["identity"] == name:
             return note
-    out = output / f"{re.sub(r'[^a-z0-9]+', '_', row.lower()).strip('_')}-s{recipe.run.seed}-{name[:6]}"
+    out = output / f"{re.sub(r'[^a-z0-9]+', '_', row.lower()).strip('_')}-s{recipe.machine.seed}-{name[:6]}"
     shutil.rmtree(out, ignore_errors=True)  # what is left of a run that was stopped
     started = time.perf_counter()
     published = distill(recipe, out=out)
     trained = time.perf_counter() - started
     note = {
         "row": row,
-        "seed": recipe.run.seed,
+        "seed": recipe.machine.seed,
         "identity": name,
         **measure(published, recipe),
         "minutes": round(trained / 60, 2),

@@ -111,7 +111,7 @@ def supervised_step(run: Run, batch: Batch) -> Callable[[], None]:
     model = timm.create_model(stock_name(run.recipe.student.model), num_classes=1000).to(
         run.device, memory_format=torch.channels_last
     )
-    if run.recipe.run.compile:
+    if run.recipe.machine.compile:
         model.compile()
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     pixels = run.task.student.preprocess(batch.images).contiguous(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ def supervised_step(run: Run, batch: Batch) -> Callable[[], None]:
 
 
 def _autocast(run: Run) -> Any:
-    return torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.recipe.run.amp != "none")
+    return torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.recipe.machine.amp != "none")
 
 
 def stored_over_bare(settings: Settings) -> Iterator[Row]:

@@ -12,7 +12,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch.nn.functional import normalize
 
-from lgd_timm.config.recipe import RunRecipe
+from lgd_timm.config.recipe import MachineRecipe
 from lgd_timm.objectives import LGD
 from lgd_timm.students.entrypoints import STUDENTS
 from lgd_timm.students.model import create_student
@@ -23,7 +23,7 @@ NAMES, DIMENSION, ROUNDS = 1000, 1024, 15
 
 
 def main() -> int:
-    minutes = RunRecipe().checkpoint_minutes
+    minutes = MachineRecipe().checkpoint_minutes
     print(
         f"| with momentum, average and banks, n = {ROUNDS} | MB | seconds, median [quartiles] | of {minutes:g} minutes |",
         "|---|---|---|---|",

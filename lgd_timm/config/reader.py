@@ -144,7 +144,7 @@ def _teach_fields(recipe: Recipe, *, own: Mapping[str, Any]) -> dict[str, Any]:
     """
     data, teacher = recipe.to_dict(), recipe.teacher
     lesson = {"teacher": data["teacher"], "shards": recipe.data.shards, "split": recipe.data.train_split}
-    lesson |= {"workers": recipe.data.workers, "max_bad": recipe.data.max_bad, "device": recipe.run.device}
+    lesson |= {"workers": recipe.data.workers, "max_bad": recipe.data.max_bad, "device": recipe.machine.device}
     views = teacher.taught_on if isinstance(teacher, Stored) and teacher.target == "image" else recipe.views
     if views is not None:
         lesson["views"] = to_plain(views)

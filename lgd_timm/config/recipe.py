@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -20,7 +20,7 @@ from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import RecipeError
 from ..hub.safe_weights import refuse_pickle
 from ..teachers import TeacherSpec
-from ..utils.schema import to_plain
+from ..utils.schema import MACHINE, OMITTED, Count, Key, Name, Rate, Seed, Share, Size, to_plain
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class StudentRecipe:
 
     model: str = "lgd_mobilenetv2"
     projector: Literal["linear", "mlp", "deep"] = "linear"
-    image_size: int | None = None  # None: the views' size; else views are resized (bicubic) on the device
+    image_size: Count | None = None  # None: the views' size; else views are resized (bicubic) on the device
     pretrained: bool = False  # start from the timm model's own weights
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
+    drop_rate: Share = 0.0
+    drop_path_rate: Share = 0.0
     mean: tuple[float, float, float] | None = None  # None: the timm model's own statistics
     std: tuple[float, float, float] | None = None
 
@@ -45,18 +45,17 @@ class DataRecipe:
     """Which shards are learned from, and which are evaluated on."""
 
     shards: str = ""  # a folder, or an address: https://, hf://, s3://, ...
-    train_split: str = "train"
-    val_split: str | None = None
-    val_vocabulary: str | list[str] | None = (
-        None  # names of its labels, in their order; None: the names that are learned
-    )
-    val_crop: float = (
-        1.0  # share of the short side that evaluation sees, timm's crop_pct; 0.875 is Resize(256), CenterCrop(224)
-    )
-    batch_size: int = 256  # global: shared by all ranks
-    workers: int = 0
-    in_memory: bool = False  # render each view once and keep its pixels: for small images, and with workers 0
-    max_bad: float = 0.001  # share of the split that may be unreadable
+    train_split: Name = "train"
+    val_split: Name | None = None
+    # names of its labels, in their order; None: the names that are learned
+    val_vocabulary: str | list[str] | None = None
+    # share of the short side that evaluation sees, timm's crop_pct; 0.875 is Resize(256), CenterCrop(224)
+    val_crop: float = 1.0
+    batch_size: Count = 256  # global: shared by all ranks
+    workers: Annotated[Size, MACHINE] = 0  # processes that load images; 0: this process does
+    # render each view once and keep its pixels: for small images, and with workers 0
+    in_memory: Annotated[bool, MACHINE] = False
+    max_bad: Annotated[Share, MACHINE] = 0.001  # share of the split that may be unreadable
 
     def __post_init__(self) -> None:
         if self.in_memory and self.workers:
@@ -82,58 +81,49 @@ class OptimizerRecipe:
     """timm's optimizer factory: `name` is one of timm.optim.list_optimizers()."""
 
     name: str = "sgd"
-    lr: float | None = None  # None: lr_base * batch_size / lr_base_size
-    lr_base: float = 0.03
-    lr_base_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    lr: Rate | None = None  # None: lr_base * batch_size / lr_base_size
+    lr_base: Rate = 0.03
+    lr_base_size: Count = 256
+    momentum: Share = 0.9
+    weight_decay: Rate = 1e-4
     weight_decay_all: bool = True  # also on biases and norms, as the released code does
     betas: tuple[float, float] | None = None
-    clip_grad: float | None = None
+    clip_grad: Rate | None = None
 
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
     """Epochs, warm-up and timm's scheduler."""
 
-    epochs: int = 90
+    epochs: Count = 90
     name: Literal["cosine", "tanh", "poly", "constant"] = "cosine"  # those of timm's that need no further settings
-    warmup_epochs: float = 5
+    warmup_epochs: Rate = 5
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     per_step: bool = True  # step the schedule every update; the released code does so every epoch
 
 
 @dataclass(frozen=True)
-class RunRecipe:
-    """How the machine does it; none of these should change what is learned, but for rounding."""
+class MachineRecipe:
+    """How the machine does it; none of these should change what is learned, but for rounding. `run` in YAML."""
 
-    seed: int = 0
-    device: str = "auto"  # auto: cuda, then mps, then cpu
+    seed: Seed = 0
+    device: Annotated[str, MACHINE] = "auto"  # auto: cuda, then mps, then cpu
     amp: Literal["none", "float16", "bfloat16"] = "none"
-    channels_last: bool = True
-    compile: bool = False
-    photometry: Literal["auto", "worker", "device"] = (
-        "auto"  # where colours are changed; auto: on an accelerator, else in the workers
-    )
-    ema_decay: float | None = None
-    accumulate: int = 1  # passes that a rank's part of a batch takes, for less memory; batch norm sees one at a time
-    max_skipped: int = 10  # steps in a row that may be left out because a gradient is not finite
-    checkpoint_every: int = 1  # epochs
-    checkpoint_minutes: float = 15.0  # and at least so often
-    keep_checkpoints: int = 2  # the last so many; the best is kept, too
-    evaluate_every: int = 1  # epochs
-    log_every: int = 20  # steps
-
-
-# Fields of `run` and `data` that are the machine's, and decide no number but for rounding
-MACHINE = {
-    "run": (
-        *("device", "channels_last", "compile", "photometry", "max_skipped"),
-        *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "evaluate_every", "log_every"),
-    ),
-    "data": ("workers", "in_memory", "max_bad"),
-}
+    channels_last: Annotated[bool, MACHINE] = True
+    compile: Annotated[bool, MACHINE] = False
+    # where colours are changed; auto: on an accelerator, else in the workers
+    photometry: Annotated[Literal["auto", "worker", "device"], MACHINE] = "auto"
+    # convolutions over maps smaller than their kernel as matrix products; auto: on a CPU
+    small_convs: Annotated[Literal["auto", True, False], MACHINE, OMITTED] = "auto"
+    ema_decay: Share | None = None
+    accumulate: Count = 1  # passes that a rank's part of a batch takes, for less memory; batch norm sees one at a time
+    max_skipped: Annotated[Size, MACHINE] = 10  # steps in a row that may be left out as a gradient is not finite
+    checkpoint_every: Annotated[Count, MACHINE] = 1  # epochs
+    checkpoint_minutes: Annotated[Rate, MACHINE] = 15.0  # and at least so often
+    keep_checkpoints: Annotated[Count, MACHINE] = 2  # the last so many; the best is kept, too
+    evaluate_every: Annotated[Count, MACHINE] = 1  # epochs
+    log_every: Annotated[Count, MACHINE] = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -143,13 +133,13 @@ class TeachRecipe:
     teacher: TeacherSpec
     views: Views
     shards: str  # a folder, or an address
-    split: str = "train"
+    split: Name = "train"
     dtype: Literal["float16", "int8"] = "float16"  # what an embedding's numbers are stored as
-    batch_size: int = 64  # images a rank and step, each view being one
-    workers: int = 0
+    batch_size: Count = 64  # images a rank and step, each view being one
+    workers: Size = 0
     device: str = "auto"
     compile: bool = False
-    max_bad: float = 0.001
+    max_bad: Share = 0.001
     out: str | None = None  # folder of the embeddings; None: beside the shards, named after teacher and views
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +153,7 @@ class TeachRecipe:
 class Recipe:
     """One experiment."""
 
-    name: str
+    name: Name
     teacher: TeacherSpec
     vocabulary: VocabularyRecipe
     data: DataRecipe
@@ -172,7 +162,7 @@ class Recipe:
     objective: dict[str, Any] = field(default_factory=lambda: {"preset": "reference"})
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
-    run: RunRecipe = field(default_factory=RunRecipe)
+    machine: Annotated[MachineRecipe, Key("run")] = field(default_factory=MachineRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with `teacher.kind`; `from_dict` of it is this recipe again."""

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import RecipeError
 from ..utils.files import fingerprint
+from ..utils.schema import Seed
 from .color import ColorOps, apply_color
 from .decode import Box, EncodedImage
 
@@ -63,7 +64,7 @@ class Views:
 
     size: int = 224
     augmentation: str = "mocov2"
-    seed: int = 0
+    seed: Seed = 0
     count: int = 1
     interpolation: str = "bicubic"
     crop: float = 1.0

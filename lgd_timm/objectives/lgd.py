@@ -20,6 +20,7 @@ from torch.nn.functional import normalize, pad
 
 from ..errors import LGDError
 from ..utils.distributed import rank_and_world_size
+from ..utils.schema import Share
 from .base import Assigned, Objective, above_zero, between, one_of
 from .similarity import chunks, nearest_rows, similarity_loss
 
@@ -33,7 +34,7 @@ class LGDConfig:
     teacher_temperature: float = 0.01
     visual_student_temperature: float | None = None
     visual_teacher_temperature: float | None = None
-    momentum: float = 0.999  # of the visual bank
+    momentum: Share = 0.999  # of the visual bank
     positive: bool = True  # the extra logit student.teacher in front of the visual bank
     renormalize: bool = False  # bring bank rows back to unit length after each update
     mask_unseen: bool = False  # leave names that no image was assigned to yet out of the visual logits

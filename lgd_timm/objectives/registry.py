@@ -46,7 +46,7 @@ def objective_class(settings: Mapping[str, Any]) -> type[Objective]:
 def check_objective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same mapping, each value of its switch's type. Raises: RecipeError that names the field."""
     try:
-        types = get_type_hints(type(next(iter(objective_class(settings).presets.values()))))
+        types = get_type_hints(type(next(iter(objective_class(settings).presets.values()))), include_extras=True)
         checked = values({"kind": str, "preset": str, **types}, settings, where="objective")
         objective_config(checked)
     except RecipeError:

@@ -323,7 +323,7 @@ def _made(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
         lines.append(
             f"{facts['images']:,} images of {_code(recipe.data.shards)}, split {_code(recipe.data.train_split)}, {facts['epochs']} epochs, "
             f"{facts['steps']:,} steps of {recipe.data.batch_size} images{took} on {facts['device']}, {facts['date']}; one run, seed "
-            f"{recipe.run.seed}"
+            f"{recipe.machine.seed}"
         )
         versions = [f"{library} {facts[library]}" for library in ("lgd_timm", "torch", "timm") if library in facts]
         lines.append(f"Versions: {', '.join(versions)}")

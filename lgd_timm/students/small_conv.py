@@ -12,29 +12,44 @@ The numbers are the same up to rounding, and so are weights and state_dict.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+log = logging.getLogger(__name__)
+
 
 def speed_up_small_convs(model: nn.Module) -> nn.Module:
-    """Let the model's convolutions take the short way over small maps. In place.
+    """Replace the model's convolutions over maps smaller than their kernel by matrix products.
 
-    Only plain `nn.Conv2d` are changed: of stock class, dilation 1, zero padding, depthwise or dense.
+    Only plain `nn.Conv2d` are changed: of stock class, dilation 1, zero padding, depthwise or dense. A changed layer is of a
+    subclass of `nn.Conv2d` that looks at each map's size, and is as before where the map is large. One line of the log says
+    how many layers were changed.
+
+    Args:
+        model: changed in place; parameters and the keys of the state dict stay the same.
+
+    Returns:
+        The same model.
     """
-    for module in model.modules():
-        if (
-            type(module) is nn.Conv2d
-            and module.dilation == (1, 1)
-            and module.padding_mode == "zeros"
-            and not isinstance(module.padding, str)
-        ):
-            # The class and not the object: optimizers, hooks and copies hold on to this one.
-            if module.groups == module.in_channels == module.out_channels > 1:
-                module.__class__ = _Depthwise
-            elif module.groups == 1 and module.kernel_size != (1, 1):
-                module.__class__ = _Dense
+    convs = [(module, kind) for module in model.modules() if (kind := _fast_class(module)) is not None]
+    for conv, kind in convs:
+        conv.__class__ = kind  # the class and not the object: optimizers, hooks and copies hold on to the object
+    log.info("small convolutions: %d layers use matrix products where the map is smaller than the kernel", len(convs))
     return model
+
+
+def _fast_class(module: nn.Module) -> type[nn.Conv2d] | None:
+    """The subclass that a layer may become; None where there is none."""
+    if type(module) is not nn.Conv2d or module.dilation != (1, 1) or module.padding_mode != "zeros":
+        return None
+    if isinstance(module.padding, str):
+        return None
+    if module.groups == module.in_channels == module.out_channels > 1:
+        return _Depthwise
+    return _Dense if module.groups == 1 and module.kernel_size != (1, 1) else None
 
 
 class _Dense(nn.Conv2d):
@@ -55,7 +70,7 @@ class _Depthwise(nn.Conv2d):
             return super().forward(input)
         height, width = input.shape[2:]
         rows, columns = _taps(self, 0, height), _taps(self, 1, width)
-        places = torch.tensor(
+        taps = torch.tensor(
             [
                 [y * self.kernel_size[1] + x if min(y, x) >= 0 else -1 for y in row for x in column]
                 for row in rows
@@ -63,7 +78,7 @@ class _Depthwise(nn.Conv2d):
             ]
         )
         # [output pixels, input pixels, C]: the weight that joins the two, or 0
-        matrix = torch.where((places >= 0)[..., None], self.weight.flatten(1).T[places.clamp_min(0)], 0.0)
+        matrix = torch.where((taps >= 0)[..., None], self.weight.flatten(1).T[taps.clamp_min(0)], 0.0)
         pixels = input.permute(0, 2, 3, 1).flatten(1, 2)  # [B, input pixels, C], which channels-last memory is already
         output = (pixels[:, None] * matrix).sum(2)
         if self.bias is not None:
@@ -79,5 +94,5 @@ def _taps(conv: nn.Conv2d, axis: int, size: int) -> list[list[int]]:
     """Along an axis, for each output pixel and input pixel: the place in the kernel that joins them, -1 where none does."""
     kernel, stride, padding = (int(value[axis]) for value in (conv.kernel_size, conv.stride, conv.padding))
     count = (size + 2 * padding - kernel) // stride + 1
-    taps = [[place - out * stride + padding for place in range(size)] for out in range(count)]
+    taps = [[pixel - out * stride + padding for pixel in range(size)] for out in range(count)]
     return [[tap if 0 <= tap < kernel else -1 for tap in row] for row in taps]

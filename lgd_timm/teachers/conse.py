@@ -23,6 +23,7 @@ from ..data.vocabulary import TIMM_SUBSETS
 from ..errors import RecipeError, TeacherError
 from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
 from ..utils.files import fingerprint
+from ..utils.schema import Count
 from .base import ImageTeacher, TextTeacher, module_fingerprint
 from .sentence_encoder import SentenceEncoder, check_package
 
@@ -38,7 +39,7 @@ class Conse:
     classifier: str
     encoder: str
     temperature: float = 2.0
-    image_size: int | None = None  # None: the classifier's own
+    image_size: Count | None = None  # None: the classifier's own
     classes: str | None = None
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from .state import Run, Validation
 
 def build(recipe: Recipe, out: Path) -> Run:
     """Check the recipe against the world and build everything, writing nothing."""
-    device, ranks = torch.device(init_distributed(pick_device(recipe.run.device))), Ranks.join()
+    device, ranks = torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join()
     check_batch_size(recipe, ranks.world_size)
     shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
     teaching, bank_of = prepare_teacher(recipe.teacher, vocabulary=recipe.vocabulary.load(), views=recipe.views)
@@ -40,7 +40,7 @@ def build(recipe: Recipe, out: Path) -> Run:
         teaching.stored.check(shards, teaching.views)
     validation = prepare_validation(recipe, teaching, bank_of) if recipe.data.val_split else None
     # Pixels that are kept in memory are kept with their colours done.
-    photometry = place_photometry(recipe.run.photometry, torch.device("cpu") if recipe.data.in_memory else device)
+    photometry = place_photometry(recipe.machine.photometry, torch.device("cpu") if recipe.data.in_memory else device)
     dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored, photometry=photometry)
     if recipe.data.in_memory:
         dataset = in_memory(dataset)
@@ -48,15 +48,15 @@ def build(recipe: Recipe, out: Path) -> Run:
         shards.lengths,
         batch_size=recipe.data.batch_size // ranks.world_size,
         views=teaching.views.count,
-        seed=recipe.run.seed,
+        seed=recipe.machine.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
     task = build_task(recipe, teaching, device)
-    if recipe.run.accumulate > 1 and not task.objective.per_image:
+    if recipe.machine.accumulate > 1 and not task.objective.per_image:
         raise RecipeError(
             f"The loss of {type(task.objective).__name__} looks at a whole batch, or fills its bank before it, so run.accumulate = "
-            f"{recipe.run.accumulate} would change it. Set run.accumulate 1."
+            f"{recipe.machine.accumulate} would change it. Set run.accumulate 1."
         )
     if task.objective.needs_labels:
         check_labels(dataset[(0, 0)], teaching.vocabulary.names, dataset)
@@ -73,15 +73,15 @@ def build(recipe: Recipe, out: Path) -> Run:
         task=task,
         optimizer=optimizer,
         scheduler=scheduler,
-        scaler=torch.amp.GradScaler(device.type, enabled=recipe.run.amp == "float16"),
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.machine.amp == "float16"),
         bad=BadSamples(recipe.data.max_bad, size=len(shards)),
-        skipped=Skipped(recipe.run.max_skipped),
+        skipped=Skipped(recipe.machine.max_skipped),
     )
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
     """The global batch is shared out over ranks, and a rank's over passes, evenly. Raises: RecipeError."""
-    size, passes = recipe.data.batch_size, recipe.run.accumulate
+    size, passes = recipe.data.batch_size, recipe.machine.accumulate
     if size % world_size:
         raise RecipeError(f"data.batch_size = {size} is global and must divide by {world_size} ranks.")
     if size // world_size % passes:
@@ -114,21 +114,21 @@ def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vo
 
 def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDTask:
     torch.manual_seed(
-        recipe.run.seed
+        recipe.machine.seed
     )  # here and not before: whatever was built till now has no say in the student's start
     student = create_student(
         embed_dim=teaching.bank.shape[1],
         **{**asdict(recipe.student), "image_size": recipe.student.image_size or teaching.views.size},
     )
-    if device.type == "cpu":
+    if recipe.machine.small_convs is True or (recipe.machine.small_convs == "auto" and device.type == "cpu"):
         speed_up_small_convs(student)
-    if recipe.run.channels_last:
+    if recipe.machine.channels_last:
         student = student.to(memory_format=torch.channels_last)
-    objective = create_objective(teaching.bank, seed=recipe.run.seed, **recipe.objective)
+    objective = create_objective(teaching.bank, seed=recipe.machine.seed, **recipe.objective)
     task = LGDTask(student, objective, teaching.image, device=device)
-    if recipe.run.ema_decay is not None:
-        task.setup_ema(decay=recipe.run.ema_decay)
-    if recipe.run.compile:
+    if recipe.machine.ema_decay is not None:
+        task.setup_ema(decay=recipe.machine.ema_decay)
+    if recipe.machine.compile:
         task.compile()
     if torch.distributed.is_initialized():
         task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)

@@ -59,7 +59,7 @@ def train(run: Run) -> None:
             else:
                 log.warning(run.skipped.add(batch.keys, step=run.step))
             run.step += 1
-            progress.step(losses, run.optimizer.param_groups[0]["lr"], every=run.recipe.run.log_every)
+            progress.step(losses, run.optimizer.param_groups[0]["lr"], every=run.recipe.machine.log_every)
             if run.step % per_epoch == 0:
                 _end_of_epoch(run, run.step // per_epoch, progress, saver)
             elif saver.due:
@@ -95,7 +95,7 @@ class _Saver:
     @property
     def due(self) -> bool:
         """Whether the last one is older than it may be."""
-        return time.monotonic() - self._clock > 60 * self._run.recipe.run.checkpoint_minutes
+        return time.monotonic() - self._clock > 60 * self._run.recipe.machine.checkpoint_minutes
 
     def save(self) -> None:
         run = self._run
@@ -109,20 +109,20 @@ class _Saver:
                 scaler=run.scaler,
                 facts=run.facts,
                 counts=run.counts,
-                keep=run.recipe.run.keep_checkpoints,
+                keep=run.recipe.machine.keep_checkpoints,
             )
         self._step, self._clock = run.step, time.monotonic()
 
 
 def _end_of_epoch(run: Run, epoch: int, progress: Progress, saver: _Saver) -> None:
-    if epoch % run.recipe.run.checkpoint_every == 0 or epoch == run.recipe.schedule.epochs:
+    if epoch % run.recipe.machine.checkpoint_every == 0 or epoch == run.recipe.schedule.epochs:
         saver.save()  # before the evaluation, in which the run may be stopped
     _evaluate_epoch(run, epoch, progress)
 
 
 def _evaluate_epoch(run: Run, epoch: int, progress: Progress) -> None:
     """Evaluate where it is due; not at the end, where what is published will be."""
-    settings = run.recipe.run
+    settings = run.recipe.machine
     if run.validation is None or not 0 < epoch < run.recipe.schedule.epochs or epoch % settings.evaluate_every:
         return
     result = evaluate(run, run.task.best_student, ranks=run.ranks)

@@ -69,9 +69,9 @@ class Run:
         return {
             **{key: recipe[key] for key in ("student", "objective", "optimizer", "schedule")},
             "batch_size": self.recipe.data.batch_size,
-            "seed": self.recipe.run.seed,
-            "amp": self.recipe.run.amp,
-            "ema_decay": self.recipe.run.ema_decay,
+            "seed": self.recipe.machine.seed,
+            "amp": self.recipe.machine.amp,
+            "ema_decay": self.recipe.machine.ema_decay,
             "shards": self.dataset.shards.fingerprint,
             "views": [self.teaching.views.fingerprint, self.teaching.views.count],
             "names": self.teaching.vocabulary.fingerprint,

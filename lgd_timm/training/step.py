@@ -23,7 +23,7 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], bool]:
     It is left out where a gradient is not finite, on every rank alike as they share it: weights, batch statistics, banks and
     averages are then as they were. Reading the losses is the caller's to delay.
     """
-    torch.manual_seed(step_seed(run.recipe.run.seed, step=run.step, rank=run.ranks.rank))
+    torch.manual_seed(step_seed(run.recipe.machine.seed, step=run.step, rank=run.ranks.rank))
     statistics = list(run.task.student.buffers())  # which a forward pass moves
     before = [buffer.clone() for buffer in statistics]
     losses, teacher, assigned = _gradients(run, batch)
@@ -45,7 +45,7 @@ def _gradients(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Assig
 
     Returns the losses, the teacher's embeddings [B, D], and the names that they are nearest to, if the loss knows them.
     """
-    amp, parts = run.recipe.run.amp, batch.split(run.recipe.run.accumulate)
+    amp, parts = run.recipe.machine.amp, batch.split(run.recipe.machine.accumulate)
     dtype = torch.float16 if amp == "float16" else torch.bfloat16
     losses: dict[str, Tensor] = {}
     teachers: list[Tensor] = []

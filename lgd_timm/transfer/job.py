@@ -68,8 +68,8 @@ class Job:
         self.total = recipe.schedule.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(recipe, self.model, self.backbone)
         self.scheduler = _scheduler(recipe, self.optimizer, self.steps_per_epoch)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.run.amp == "float16")
-        self.skipped = Skipped(recipe.run.max_skipped)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.machine.amp == "float16")
+        self.skipped = Skipped(recipe.machine.max_skipped)
 
     @property
     def agreed(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def fit(job: Job, *, resume: bool = False) -> dict[str, float]:
     model: nn.Module = job.model
     if job.ranks.world_size > 1:
         model = DistributedDataParallel(model, device_ids=[job.device] if job.device.type == "cuda" else None)
-    every, saver = job.recipe.run, _Saver(job)
+    every, saver = job.recipe.machine, _Saver(job)
     pulse, scores = StepSync(job.ranks), dict[str, float]()
     progress = Progress(
         job.out if job.ranks.first else None,
@@ -107,13 +107,13 @@ class _Order(Sampler[list[Item]]):
         job, size = self._job, self._job.batch_size
         for step in range(job.step, job.total):
             epoch, place = divmod(step, job.steps_per_epoch)
-            order = np.random.default_rng((job.recipe.run.seed, epoch)).permutation(len(job.pictures))
+            order = np.random.default_rng((job.recipe.machine.seed, epoch)).permutation(len(job.pictures))
             batch = order[place * size : (place + 1) * size][job.ranks.rank :: job.ranks.world_size]
             yield [(int(index), epoch) for index in batch]
 
 
 def _batches(job: Job) -> Iterator[Any]:
-    workers = job.recipe.run.workers
+    workers = job.recipe.machine.workers
     loader: DataLoader[Any] = DataLoader(
         job.pictures,  # type: ignore[arg-type]  # a map of items to samples, which is all that torch asks of a Dataset
         batch_sampler=_Order(job),  # of pairs and not of numbers
@@ -128,7 +128,7 @@ def _batches(job: Job) -> Iterator[Any]:
 
 def _step(job: Job, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], bool]:
     """One update. Returns the losses and whether it was taken: it is left out where a gradient is not finite."""
-    run, clip = job.recipe.run, job.recipe.optimizer.clip_grad
+    run, clip = job.recipe.machine, job.recipe.optimizer.clip_grad
     torch.manual_seed(step_seed(run.seed, step=job.step, rank=job.ranks.rank))
     buffers = list(job.model.buffers())
     before = [buffer.clone() for buffer in buffers]
@@ -163,7 +163,7 @@ class _Saver:
 
     @property
     def due(self) -> bool:
-        return time.monotonic() - self._clock > 60 * self._job.recipe.run.checkpoint_minutes
+        return time.monotonic() - self._clock > 60 * self._job.recipe.machine.checkpoint_minutes
 
     def save(self, progress: Progress) -> None:
         job = self._job
@@ -177,7 +177,7 @@ class _Saver:
                 scaler=job.scaler,
                 facts=job.agreed,
                 counts={"skipped": job.skipped.total},
-                keep=job.recipe.run.keep_checkpoints,
+                keep=job.recipe.machine.keep_checkpoints,
             )
         self._step, self._clock = job.step, time.monotonic()
 
@@ -198,5 +198,5 @@ def _evaluate(job: Job, progress: Progress) -> dict[str, float]:
     if job.ranks.first and checkpoint.is_dir():
         name, score = next(iter(scores.items()))
         note_score(checkpoint, score, name=name)
-        drop_old(job.out / "checkpoints", keep=job.recipe.run.keep_checkpoints)
+        drop_old(job.out / "checkpoints", keep=job.recipe.machine.keep_checkpoints)
     return scores

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
 from ..config.reader import read_mapping
 from ..errors import RecipeError
 from ..hub.safe_weights import refuse_pickle
-from ..utils.schema import build, to_plain
+from ..utils.schema import Count, Key, Name, Rate, Seed, Share, Size, build, to_plain
 
 RecipeT = TypeVar("RecipeT", bound="TransferRecipe")
 
@@ -47,18 +47,18 @@ class TransferOptimizer:
     """timm's optimizer factory; the default is the paper's for detection (facts of its released configs: AdamW, backbone at a tenth)."""
 
     name: str = "adamw"
-    lr: float = 2e-4
+    lr: Rate = 2e-4
     backbone_lr: float = 0.1  # share of `lr`
-    momentum: float = 0.9
-    weight_decay: float = 1e-4  # of all parameters
-    clip_grad: float | None = 0.1
+    momentum: Share = 0.9
+    weight_decay: Rate = 1e-4  # of all parameters
+    clip_grad: Rate | None = 0.1
 
 
 @dataclass(frozen=True)
 class TransferSchedule:
     """Epochs, and timm's scheduler, stepped with every update."""
 
-    epochs: int = 12
+    epochs: Count = 12
     name: Literal["multistep", "cosine", "poly", "constant"] = "multistep"
     milestones: list[int] = field(
         default_factory=lambda: [8, 11]
@@ -69,30 +69,30 @@ class TransferSchedule:
 
 
 @dataclass(frozen=True)
-class TransferRun:
-    """How the machine does it; none of these should change what is learned, but for rounding."""
+class TransferMachine:
+    """How the machine does it; none of these should change what is learned, but for rounding. `run` in YAML."""
 
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
     amp: Literal["none", "float16", "bfloat16"] = "none"
-    workers: int = 2
-    max_skipped: int = 10  # steps in a row that may be left out because a gradient is not finite
-    checkpoint_every: int = 1  # epochs
-    checkpoint_minutes: float = 15.0
-    keep_checkpoints: int = 1  # the last so many; the best is kept, too
-    evaluate_every: int = 1  # epochs
-    log_every: int = 20  # steps
+    workers: Size = 2
+    max_skipped: Size = 10  # steps in a row that may be left out because a gradient is not finite
+    checkpoint_every: Count = 1  # epochs
+    checkpoint_minutes: Rate = 15.0
+    keep_checkpoints: Count = 1  # the last so many; the best is kept, too
+    evaluate_every: Count = 1  # epochs
+    log_every: Count = 20  # steps
 
 
 @dataclass(frozen=True)
 class TransferRecipe:
     """One training of a task. A task's own recipe has `data` and `head` too."""
 
-    name: str
+    name: Name
     backbone: BackboneRecipe = field(default_factory=BackboneRecipe)
     optimizer: TransferOptimizer = field(default_factory=TransferOptimizer)
     schedule: TransferSchedule = field(default_factory=TransferSchedule)
-    run: TransferRun = field(default_factory=TransferRun)
+    machine: Annotated[TransferMachine, Key("run")] = field(default_factory=TransferMachine)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(to_plain(self))

@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 def meet_ranks(recipe: TransferRecipe) -> Place:
     """This process's device, after all that torchrun started have met; once a process. Raises: LGDError."""
-    return Place(torch.device(init_distributed(pick_device(recipe.run.device))), Ranks.join())
+    return Place(torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join())
 
 
 def transfer(

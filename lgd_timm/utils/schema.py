@@ -1,7 +1,14 @@
 """Dataclasses from plain data, checked key by key: unknown fields, types, ranges. And plain data from dataclasses.
 
-`build(hint, data, where=...)` serves any annotation made of dataclasses, unions, Literal, tuple, list, dict and scalars. A union of
-dataclasses that each have a class variable `kind` is chosen by the data's key `kind`, and `to_plain` writes it back.
+`build(hint, data, where=...)` serves any annotation made of dataclasses, unions, Literal, tuple, list, dict and scalars.
+A union of dataclasses that each have a class variable `kind` is chosen by the data's key `kind`, and `to_plain` writes it back.
+
+What holds for one field stands beside it, in `Annotated`:
+
+    epochs: Annotated[int, Range(1)] = 90            its least value; `Count` is short for this type
+    split: Annotated[str, FileName()] = "train"      it becomes part of a file's name; `Name` is short for this type
+    machine: Annotated[MachineRecipe, Key("run")]    its key in plain data, where that is not the field's name
+    workers: Annotated[Size, MACHINE] = 0            a mark; `marked(kind, MACHINE)` lists the fields that have it
 """
 
 from __future__ import annotations
@@ -11,28 +18,63 @@ import math
 import re
 import reprlib
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import RecipeError
 
-# Least and greatest value of the fields that have one, by their last name.
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("batch_size", "epochs", "image_size", "checkpoint_every", "evaluate_every", "log_every"), (1, math.inf)
-    ),
-    **dict.fromkeys(("lr_base_size", "accumulate", "keep_checkpoints"), (1, math.inf)),
-    **dict.fromkeys(
-        ("workers", "lr", "lr_base", "weight_decay", "clip_grad", "warmup_epochs", "max_skipped", "checkpoint_minutes"),
-        (0, math.inf),
-    ),
-    **dict.fromkeys(("max_bad", "momentum", "ema_decay", "drop_rate", "drop_path_rate"), (0, 1)),
-    "seed": (0, 2**63 - 1),
-}
 
-# Fields that become parts of the names of files and folders.
-FILE_NAMES = ("name", "split", "data.train_split", "data.val_split")
+@dataclass(frozen=True)
+class Range:
+    """Least and greatest number that a field may hold."""
+
+    low: float
+    high: float = math.inf
+
+    def check(self, value: Any, *, where: str) -> None:
+        """Raises: RecipeError for a number outside; what is no number passes."""
+        if isinstance(value, (int, float)) and not self.low <= value <= self.high:
+            raise RecipeError(f"{where} = {value} is outside [{self.low:g}, {self.high:g}].")
+
+
+@dataclass(frozen=True)
+class FileName:
+    """A text that becomes part of the names of files and folders."""
+
+    def check(self, value: Any, *, where: str) -> None:
+        """Raises: RecipeError for a text that is no safe file name; what is no text passes."""
+        if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", value):
+            raise RecipeError(
+                f"{where} = {brief(value)} becomes part of file names. "
+                "Use at most 100 letters, digits, '_', '-' and '.', not beginning with '.'."
+            )
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a field is called in plain data and in messages."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A word about a field, which `marked` finds."""
+
+    meaning: str
+
+
+MACHINE = Mark("the machine's, not the run's: it decides no number but for rounding")
+OMITTED = Mark("left out of plain data where it has its default")
+
+Count = Annotated[int, Range(1)]
+Size = Annotated[int, Range(0)]
+Rate = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Name = Annotated[str, FileName()]
 
 _brief = reprlib.Repr()  # values in messages, whatever their size and depth
 _brief.maxstring = _brief.maxother = _brief.maxlong = SHOWN = 200
@@ -53,10 +95,39 @@ def to_plain(value: Any) -> Any:
     """Dataclasses as mappings, with their `kind`, and tuples as lists; `build` of it is the same value again."""
     if is_dataclass(value) and not isinstance(value, type):
         kind = {"kind": value.kind} if hasattr(value, "kind") else {}
-        return {**kind, **{f.name: to_plain(getattr(value, f.name)) for f in fields(value)}}
+        return {**kind, **{key: to_plain(getattr(value, f.name)) for key, f in _written(value)}}
     if isinstance(value, dict):
         return {key: to_plain(v) for key, v in value.items()}
     return [to_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def marked(kind: Any, mark: Mark) -> tuple[str, ...]:
+    """Names of a dataclass's fields with a mark, as plain data has them."""
+    return tuple(key for key, (_, hint) in _fields(kind).items() if mark in _notes(hint))
+
+
+def _written(value: Any) -> Iterator[tuple[str, Field[Any]]]:
+    """Fields of a dataclass that plain data has, by their keys."""
+    kind: Any = type(value)
+    for key, (field, hint) in _fields(kind).items():
+        if OMITTED not in _notes(hint) or getattr(value, field.name) != field.default:
+            yield key, field
+
+
+@cache
+def _fields(kind: Any) -> Mapping[str, tuple[Field[Any], Any]]:
+    """A dataclass's fields with their annotations, by their keys in plain data."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {_key(f.name, hints[f.name]): (f, hints[f.name]) for f in fields(kind)}
+
+
+def _key(name: str, hint: Any) -> str:
+    return next((note.name for note in _notes(hint) if isinstance(note, Key)), name)
+
+
+def _notes(hint: Any) -> tuple[Any, ...]:
+    """What `Annotated` says beside a type."""
+    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
 
 
 def values(hints: Mapping[str, Any], data: Mapping[Any, Any], *, where: str) -> dict[str, Any]:
@@ -66,36 +137,26 @@ def values(hints: Mapping[str, Any], data: Mapping[Any, Any], *, where: str) -> 
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {_dotted(where, near[0])!r}?" if near else f"known: {', '.join(hints)}."
             raise RecipeError(f"Unknown recipe field {brief(_dotted(where, str(key)))}; {hint}")
-    checked = {key: _value(hints[key], value, where=_dotted(where, key)) for key, value in data.items()}
-    for key, value in checked.items():
-        low, high = RANGES.get(key, (-math.inf, math.inf))
-        if isinstance(value, (int, float)) and not low <= value <= high:
-            raise RecipeError(f"{_dotted(where, key)} = {value} is outside [{low:g}, {high:g}].")
-        if (
-            _dotted(where, key) in FILE_NAMES
-            and isinstance(value, str)
-            and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", value)
-        ):
-            raise RecipeError(
-                f"{_dotted(where, key)} = {brief(value)} becomes part of file names. "
-                "Use at most 100 letters, digits, '_', '-' and '.', not beginning with '.'."
-            )
-    return checked
+    return {key: _value(hints[key], value, where=_dotted(where, key)) for key, value in data.items()}
 
 
 def _build(kind: Any, data: Any, *, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where or 'The recipe'} must be a mapping of fields, not {brief(data)}.")
-    hints = get_type_hints(kind)
-    given = values({f.name: hints[f.name] for f in fields(kind)}, data, where=where)
+    known = _fields(kind)
+    given = values({key: hint for key, (_, hint) in known.items()}, data, where=where)
     if missing := [
-        f.name for f in fields(kind) if f.name not in given and f.default is MISSING and f.default_factory is MISSING
+        key
+        for key, (f, _) in known.items()
+        if key not in given and f.default is MISSING and f.default_factory is MISSING
     ]:
-        raise RecipeError(f"{where or 'The recipe'} lacks {', '.join(_dotted(where, name) for name in missing)}.")
-    return kind(**given)
+        raise RecipeError(f"{where or 'The recipe'} lacks {', '.join(_dotted(where, key) for key in missing)}.")
+    return kind(**{known[key][0].name: value for key, value in given.items()})
 
 
 def _value(hint: Any, value: Any, *, where: str) -> Any:
+    if get_origin(hint) is Annotated:
+        return _noted(hint, value, where=where)
     if get_origin(hint) in (Union, types.UnionType):
         return _union(get_args(hint), value, where=where)
     if is_dataclass(hint):
@@ -105,11 +166,20 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
     return _scalar(hint, value, where=where)
 
 
+def _noted(hint: Any, value: Any, *, where: str) -> Any:
+    """A value of an annotated type, for which its checks hold."""
+    built = _value(get_args(hint)[0], value, where=where)
+    for note in _notes(hint):
+        if isinstance(note, Range | FileName):
+            note.check(built, where=where)
+    return built
+
+
 def _container(hint: Any, value: Any, *, where: str) -> Any:
     origin, options = get_origin(hint), get_args(hint)
     sequence = isinstance(value, Sequence) and not isinstance(value, str)
     if origin is Literal:
-        if value not in options:
+        if (type(value), value) not in [(type(option), option) for option in options]:  # 1 == True
             raise RecipeError(f"{where} = {brief(value)}; choose one of {', '.join(map(str, options))}.")
         return value
     if origin is tuple and sequence and len(value) == len(options):

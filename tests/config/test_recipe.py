@@ -345,7 +345,7 @@ def test_overrides_are_checked_like_the_file(path: Path) -> None:
 
 def test_overrides_may_be_values_instead_of_text(path: Path) -> None:
     recipe = read_recipe(path, overrides={"vocabulary.source": ["a b", "c"], "run.compile": True})
-    assert (recipe.vocabulary.source, recipe.run.compile) == (["a b", "c"], True)
+    assert (recipe.vocabulary.source, recipe.machine.compile) == (["a b", "c"], True)
 
 
 # ------------------------------------------------------------------------------------------------------------ round trip

@@ -18,7 +18,13 @@ from lgd_timm.transfer import loop
 from lgd_timm.transfer import run as runs
 from lgd_timm.transfer.backbone import Pyramid, PyramidBackbone, find_backbone
 from lgd_timm.transfer.job import Item, Job
-from lgd_timm.transfer.recipe import BackboneRecipe, TransferOptimizer, TransferRecipe, TransferRun, TransferSchedule
+from lgd_timm.transfer.recipe import (
+    BackboneRecipe,
+    TransferMachine,
+    TransferOptimizer,
+    TransferRecipe,
+    TransferSchedule,
+)
 from lgd_timm.utils.checkpoint import all_checkpoints
 from lgd_timm.utils.distributed import Ranks
 
@@ -90,8 +96,8 @@ class DotsTask:
         return DotsModel(backbone, dropout=recipe.head["dropout"])
 
     def prepare(self, recipe: DotsRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
-        source = find_backbone(recipe.backbone, seed=recipe.run.seed)
-        torch.manual_seed(recipe.run.seed)
+        source = find_backbone(recipe.backbone, seed=recipe.machine.seed)
+        torch.manual_seed(recipe.machine.seed)
         model = self.create(recipe, backbone=source, classes=())
         made: dict[str, Any] = {
             "classes": ("dot",),
@@ -120,7 +126,7 @@ def recipe(**changes: Any) -> DotsRecipe:
         backbone=BackboneRecipe("test_efficientnet", pretrained=False, levels=[1], norms="trained"),
         optimizer=TransferOptimizer(lr=0.01),
         schedule=TransferSchedule(epochs=3, milestones=[2], warmup_steps=2),
-        run=TransferRun(device="cpu", workers=0, log_every=1, keep_checkpoints=100),
+        machine=TransferMachine(device="cpu", workers=0, log_every=1, keep_checkpoints=100),
     )
     for part, values in changes.items():
         made = replace(made, **{part: replace(getattr(made, part), **values)})

@@ -87,13 +87,13 @@ def test_a_run_that_goes_on_anywhere_ends_bit_equal(task: DotsTask, tmp_path: Pa
 
 def test_workers_change_nothing(task: DotsTask, tmp_path: Path) -> None:
     run(tmp_path / "none")
-    run(tmp_path / "two", run={"workers": 2})
+    run(tmp_path / "two", machine={"workers": 2})
     assert_equal(weights(tmp_path / "none"), weights(tmp_path / "two"))
 
 
 def test_seeds_change_everything(task: DotsTask, tmp_path: Path) -> None:
     run(tmp_path / "first")
-    run(tmp_path / "second", run={"seed": 1})
+    run(tmp_path / "second", machine={"seed": 1})
     assert not torch.equal(weights(tmp_path / "first")["head.1.weight"], weights(tmp_path / "second")["head.1.weight"])
 
 
@@ -123,10 +123,10 @@ def test_a_run_that_was_killed_before_its_scores_gets_them(
     with monkeypatch.context() as patch:
         patch.setattr(task, "_scores", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "run", run={"evaluate_every": 100})
+            run(tmp_path / "run", machine={"evaluate_every": 100})
     assert steps(tmp_path / "run")[-1] == 9
     task.pictures.seen.clear()
-    assert run(tmp_path / "run", resume=True, run={"evaluate_every": 100})["scores"]["brightness"] == 1
+    assert run(tmp_path / "run", resume=True, machine={"evaluate_every": 100})["scores"]["brightness"] == 1
     assert task.pictures.seen == []
 
 
@@ -139,7 +139,7 @@ def test_a_finished_run_is_not_run_again(task: DotsTask, tmp_path: Path) -> None
 
 def test_the_last_and_the_best_checkpoints_stay(task: DotsTask, tmp_path: Path) -> None:
     task.scores = iter([5.0, 50.0, 20.0, 30.0, 10.0])
-    run(tmp_path / "run", schedule={"epochs": 5}, run={"keep_checkpoints": 1})
+    run(tmp_path / "run", schedule={"epochs": 5}, machine={"keep_checkpoints": 1})
     assert steps(tmp_path / "run") == [6, 15]
     best = best_checkpoint(tmp_path / "run" / "checkpoints")
     assert best is not None
@@ -147,7 +147,7 @@ def test_the_last_and_the_best_checkpoints_stay(task: DotsTask, tmp_path: Path) 
 
 
 def test_checkpoints_and_scores_come_as_often_as_asked(task: DotsTask, tmp_path: Path) -> None:
-    run(tmp_path / "run", schedule={"epochs": 5}, run={"checkpoint_every": 2, "evaluate_every": 3})
+    run(tmp_path / "run", schedule={"epochs": 5}, machine={"checkpoint_every": 2, "evaluate_every": 3})
     assert steps(tmp_path / "run") == [6, 12, 15]
     assert [line["epoch"] for line in log(tmp_path / "run") if "epoch" in line] == [3, 5]
 
@@ -177,7 +177,7 @@ def test_a_step_without_a_finite_gradient_is_left_out(
     assert_equal(before, after)
     assert [line["step"] for line in log(tmp_path / "run") if "loss" in line] == [1, 2, 3, 7, 8, 9]
     with pytest.raises(LGDError, match=r"step 6: a gradient is not finite, like those of the 2 steps before.*dot\d"):
-        run(tmp_path / "other", run={"max_skipped": 2})
+        run(tmp_path / "other", machine={"max_skipped": 2})
 
 
 def test_a_used_folder(task: DotsTask, tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_another_run_is_not_gone_on_with(task: DotsTask, tmp_path: Path) -> None
     run(tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
     with pytest.raises(WeightsError, match=r"was written by another run: optimizer, run differ\. Use the same recipe"):
-        run(tmp_path / "run", resume=True, optimizer={"lr": 0.5}, run={"seed": 3})
+        run(tmp_path / "run", resume=True, optimizer={"lr": 0.5}, machine={"seed": 3})
     task.changes = {"facts": {"dots": 2}}
     with pytest.raises(WeightsError, match="another run: dots differ"):
         run(tmp_path / "run", resume=True)
     task.changes = {}
     run(
-        tmp_path / "run", resume=True, run={"workers": 1, "log_every": 7, "checkpoint_minutes": 1.0}
+        tmp_path / "run", resume=True, machine={"workers": 1, "log_every": 7, "checkpoint_minutes": 1.0}
     )  # which change nothing
 
 

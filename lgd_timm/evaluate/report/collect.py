@@ -6,19 +6,20 @@ import logging
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...config.reader import read_recipe
-from ...config.recipe import MACHINE, Recipe
+from ...config.recipe import DataRecipe, MachineRecipe, Recipe
 from ...config.sandbox import check_reach
 from ...errors import LGDError, WeightsError
 from ...objectives import objective_config
 from ...publish.metrics import read_metrics
 from ...publish.training_curve import Row, read_log
 from ...utils.files import fingerprint
+from ...utils.schema import MACHINE, marked
 from .labels import label_groups
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Trial:
 
     @property
     def seed(self) -> int:
-        return self.recipe.run.seed
+        return self.recipe.machine.seed
 
     @property
     def travelled(self) -> bool:
@@ -168,8 +169,12 @@ def _decisive(trial: Trial) -> dict[str, Any]:
     return {
         **recipe,
         "objective": switches,
-        "run": {key: value for key, value in recipe["run"].items() if key not in (*MACHINE["run"], "seed")},
-        "data": {key: value for key, value in recipe["data"].items() if key not in MACHINE["data"]},
+        "run": _without(recipe["run"], {*marked(MachineRecipe, MACHINE), "seed"}),
+        "data": _without(recipe["data"], {*marked(DataRecipe, MACHINE)}),
         "images": trial.metrics.get("shards"),
         "finished": trial.published is not None,
     }
+
+
+def _without(fields: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in names}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ...errors import RecipeError
+from ...utils.schema import MACHINE, Count
 from ..recipe import TransferRecipe
 
 LVIS_DETECTIONS = 300  # a picture, of which LVIS counts no more
@@ -16,13 +17,15 @@ class DetectData:
     """Which pictures, and at which size. Sizes are pixels of the short side, as long as the long one stays within `max_size`."""
 
     train: str  # annotations, JSON
-    train_images: str  # folder of their pictures; of LVIS the one that holds COCO's train2017 and val2017
-    val: str | None = None  # None: nothing is evaluated
-    val_images: str | None = None
+    train_images: Annotated[
+        str, MACHINE
+    ]  # folder of their pictures; of LVIS the one that holds COCO's train2017 and val2017
+    val: Annotated[str | None, MACHINE] = None  # None: nothing is evaluated
+    val_images: Annotated[str | None, MACHINE] = None
     format: Literal["coco", "lvis"] = "coco"
-    batch_size: int = 16  # global: shared by all ranks
+    batch_size: Count = 16  # global: shared by all ranks
     train_sizes: list[int] = field(default_factory=lambda: [800])  # one is drawn each time
-    size: int = 800  # of evaluation and prediction
+    size: Annotated[int, MACHINE] = 800  # of evaluation and prediction
     max_size: int = 1333
     flip: float = 0.5  # how often a picture is mirrored
     oversample: float | None = None  # pictures of classes in less than this share of all come more often; LVIS: 0.001

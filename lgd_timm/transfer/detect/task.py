@@ -10,15 +10,14 @@ import torch
 from ...errors import LGDError
 from ...utils.distributed import Ranks
 from ...utils.files import sha256_of
+from ...utils.schema import MACHINE, marked
 from ..backbone import find_backbone
 from ..job import Job
 from .annotations import Annotations, read_annotations
 from .dataset import Batch, Pictures
 from .metrics import evaluate
 from .model import create
-from .recipe import DetectRecipe
-
-MACHINE = ("train_images", "val", "val_images", "size")  # fields of the data that do not change what is learned
+from .recipe import DetectData, DetectRecipe
 
 
 def prepare(recipe: DetectRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
@@ -28,14 +27,15 @@ def prepare(recipe: DetectRecipe, *, out: Path, device: torch.device, ranks: Ran
     val = _read(recipe, data.val, data.val_images) if data.val is not None and data.val_images is not None else None
     if val is not None and val.classes != train.classes:
         raise LGDError(f"{val.path} and {train.path} have different categories. Give files of one data set.")
-    pictures = Pictures(train, data, masks=recipe.masks, seed=recipe.run.seed)
-    backbone = find_backbone(recipe.backbone, seed=recipe.run.seed)
+    pictures = Pictures(train, data, masks=recipe.masks, seed=recipe.machine.seed)
+    backbone = find_backbone(recipe.backbone, seed=recipe.machine.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.run.seed)
+        torch.manual_seed(recipe.machine.seed)
         model = create(recipe, backbone=backbone, classes=train.classes).to(device)
-    facts = {key: value for key, value in recipe.to_dict()["data"].items() if key not in MACHINE}
+    local = marked(DetectData, MACHINE)
+    facts = {key: value for key, value in recipe.to_dict()["data"].items() if key not in local}
     scores = (
-        partial(evaluate, model, val, masks=recipe.masks, device=device, ranks=ranks, workers=recipe.run.workers)
+        partial(evaluate, model, val, masks=recipe.masks, device=device, ranks=ranks, workers=recipe.machine.workers)
         if val
         else None
     )

@@ -38,14 +38,14 @@ def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ra
     val = train if data.val_split == data.train_split else open_split(data, data.val_split) if data.val_split else None
     if val is not None:
         require("torchmetrics", extra="segment")  # now, and not after an epoch
-    source = find_backbone(recipe.backbone, seed=recipe.run.seed)
+    source = find_backbone(recipe.backbone, seed=recipe.machine.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.run.seed)  # of the decoder's first weights
+        torch.manual_seed(recipe.machine.seed)  # of the decoder's first weights
         model = create(recipe, backbone=source, classes=train.classes).to(device)
 
     def scores(split: Split) -> Mapping[str, float]:
         found = evaluate(
-            model, split, short_side=data.short_side, workers=recipe.run.workers, device=device, ranks=ranks
+            model, split, short_side=data.short_side, workers=recipe.machine.workers, device=device, ranks=ranks
         )
         if ranks.first:
             write_json(out / IOU, found.iou)
@@ -57,7 +57,7 @@ def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ra
         backbone=model.encoder,
         source=source,
         classes=train.classes,
-        pictures=DrawnPictures(train, data=data, seed=recipe.run.seed, fill=source.mean),
+        pictures=DrawnPictures(train, data=data, seed=recipe.machine.seed, fill=source.mean),
         collate=collate,
         batch_size=data.batch_size,
         scores=None if val is None else lambda: scores(val),
