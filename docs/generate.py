@@ -15,9 +15,10 @@ import os
 import sys
 import textwrap
 import tokenize
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lgd_timm.cli.main import build_parser
 from lgd_timm.config import recipe as recipes
@@ -36,25 +37,26 @@ SECTIONS: list[tuple[str, str, type]] = [
     ("Teacher: stored embeddings", "teacher", Stored),
     ("Optimizer", "optimizer", recipes.OptimizerRecipe),
     ("Schedule", "schedule", recipes.ScheduleRecipe),
-    ("Run", "run", recipes.RunRecipe),
+    ("Run", "run", recipes.MachineRecipe),
     ("A recipe of `lgd-timm teach`", "", recipes.TeachRecipe),
 ]
 
 
 def comments(cls: type) -> dict[str, str]:
-    """The comment beside each field of a dataclass, in its source."""
+    """The comment beside each field of a dataclass, or above it, in its source."""
     source = textwrap.dedent(inspect.getsource(cls))
-    found = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    found = {token.start[0]: token.string.lstrip("# ") for token in tokens}
+    whole = {token.start[0] for token in tokens if token.line.lstrip().startswith("#")}  # lines of nothing else
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     texts = {}
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            first = node.lineno
+            while first - 1 in whole:
+                first -= 1
+            lines = range(first, (node.end_lineno or node.lineno) + 1)
             texts[node.target.id] = " ".join(found[line] for line in lines if line in found)
     return texts
 
@@ -63,14 +65,24 @@ def field_table(cls: type, prefix: str) -> str:
     """A Markdown table of a dataclass: field, type, default, meaning."""
     texts = {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _comments_of(base).items()}
     rows = ["| field | type | default | |", "|---|---|---|---|"]
+    hints = get_type_hints(cls)
     for item in dataclasses.fields(cls):
-        cells = (f"`{prefix}{item.name}`", f"`{item.type}`", _default(item), texts.get(item.name, ""))
+        cells = (f"`{prefix}{item.name}`", f"`{_type(hints[item.name])}`", _default(item), texts.get(item.name, ""))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
 
 def _comments_of(cls: type) -> dict[str, str]:
     return comments(cls) if dataclasses.is_dataclass(cls) else {}
+
+
+def _type(hint: Any) -> str:
+    """A type as one writes it; what `Annotated` says beside it is left out."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(map(_type, get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if get_origin(hint) is None else str(hint).replace("typing.", "")
 
 
 def _default(item: dataclasses.Field[Any]) -> str:

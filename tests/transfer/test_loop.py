@@ -65,7 +65,7 @@ def test_rates_warm_up_and_fall_for_all_alike(task: DotsTask, tmp_path: Path) ->
 
 def test_a_run_that_goes_on_anywhere_ends_bit_equal(task: DotsTask, tmp_path: Path) -> None:
     """Its checkpoints are cut back to one step, as a killed run would have left them."""
-    every = {"run": {"checkpoint_minutes": 0.0, "evaluate_every": 100}}
+    every = {"machine": {"checkpoint_minutes": 0.0, "evaluate_every": 100}}
     whole = tmp_path / "whole"
     run(whole, **every)
     assert steps(whole) == list(range(1, 10))
