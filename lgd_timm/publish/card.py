@@ -13,10 +13,12 @@ import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 from safetensors import safe_open
 
@@ -33,53 +35,6 @@ from .lgd_safetensors import read_lgd
 from .metrics import EVALUATIONS, SCORES, read_metrics
 
 __all__ = ["Network", "card_of", "model_card", "retarget", "rewrite_card", "weight_name"]
-
-PAGE = """\
----
-{front}---
-
-# {title}
-
-{what}
-
-## How good it is
-
-{numbers}
-
-## How to load it
-
-{head}
-
-Input: {size} x {size} pixels, mean {mean}, std {std}. `timm.data.resolve_model_data_config(model)` has them all.
-
-{load}
-{curve}
-## Names
-
-It was distilled for these {count}:
-
-{names}
-
-## How it was made
-
-{made}
-
-`recipe.yaml` beside this page is complete: names, data, views, objective, optimizer. To repeat it, and to make one for other names:
-
-{repeat}
-
-The recipe looks for its images at {shards}; say where yours are with `--data.shards PATH`.
-
-## Limits
-
-{limits}
-
-## Licence
-
-* The weights: Apache-2.0.
-* The code that made them, `lgd_timm`: Apache-2.0.
-* The images ({shards}) and the teacher ({teacher}): their own terms, whatever is said above. Read them before you use this.{text_tower}
-"""
 
 
 @dataclass(frozen=True)
@@ -142,90 +97,87 @@ def model_card(
     files: Collection[str] = (),
     repo_id: str | None = None,
 ) -> str:
-    """README.md of a published folder. `metrics` is `metrics.json`; `files`: names of those beside it, as the card shows what is there.
+    """Write the README.md of a published folder, by the template `card.md.j2`.
 
-    `repo_id` is the repository that the page speaks of, by default one of our own.
+    Args:
+        name: the weight's name, `<entry>.<tag>`.
+        recipe: what made it.
+        metrics: the content of `metrics.json`.
+        vocabulary: the names that it was distilled for.
+        network: facts of the stock model.
+        files: names of the files beside the card, which shows what is there.
+        repo_id: the repository that the page speaks of, by default one of our own.
+
+    Returns:
+        The text, front matter included.
     """
-    linear, facts, open_clip = (
-        recipe.student.projector == "linear",
-        metrics.get("input", {}),
-        "open_clip_model.safetensors" in files,
-    )
+    files, repo_id = tuple(files), repo_id or f"{ORGANISATION}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
+    linear, open_clip = recipe.student.projector == "linear", "open_clip_model.safetensors" in files
+    facts, spec = metrics.get("input", {}), teacher_spec(recipe, metrics)
     size = facts.get("size") or recipe.student.image_size or 224
-    repo_id = repo_id or f"{ORGANISATION}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
+    front = front_matter(name=name, recipe=recipe, metrics=metrics, open_clip=open_clip)
     texts = [vocabulary.prompts(word)[0] for word in vocabulary.names[:3]]
-    spec = teacher_spec(recipe, metrics)
-    teacher = metrics.get("teacher", {}).get("name") or spec.get("model") or spec["kind"]
-    return PAGE.format(
-        front=yaml.safe_dump(
-            front_matter(name=name, recipe=recipe, metrics=metrics, open_clip=open_clip),
-            sort_keys=False,
-            allow_unicode=True,
-            width=1000,
-        ),
-        title=_plain(name),
-        what=_what(recipe, network, teacher=teacher, count=len(vocabulary), size=size),
-        numbers=_numbers(recipe, metrics, count=len(vocabulary)),
-        head=_HEAD[recipe.student.projector],
+    load = {"classes": linear, "open_clip": open_clip, "size": size, "texts": texts}
+    repeat = {"teacher": spec["kind"], "stored": isinstance(recipe.teacher, Stored)}
+    return _template().render(
+        **_recipe_facts(recipe),
+        **_scores(metrics),
+        **_run_facts(metrics),
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000),
+        name=name,
+        architecture=network.architecture,
+        parameters=network.parameters,
+        features=network.features,
+        teacher=metrics.get("teacher", {}).get("name") or spec.get("model") or spec["kind"],
+        names=vocabulary.names,
+        files=files,
+        open_clip=open_clip,
         size=size,
         mean=facts.get("mean", "as timm has it"),
         std=facts.get("std", "as timm has it"),
-        load=section("load", repo_id, {"classes": linear, "open_clip": open_clip, "size": size, "texts": texts}),
-        curve="\n## Training\n\n![Losses and zero-shot accuracy while it learned](training.png)\n"
-        if "training.png" in files
-        else "",
-        count=len(vocabulary),
-        names=_listed(vocabulary.names),
-        made=_made(recipe, metrics),
-        repeat=section("repeat", repo_id, {"teacher": spec["kind"], "stored": isinstance(recipe.teacher, Stored)}),
-        shards=_code(recipe.data.shards),
-        limits=_limits(recipe, metrics, size=size),
-        teacher=_code(teacher),
-        text_tower="\n* `open_clip_model.safetensors` holds the teacher's text tower, which is under the teacher's terms."
-        if open_clip
-        else "",
+        load=section("load", repo_id, load),
+        repeat=section("repeat", repo_id, repeat),
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ sections
-
-_HEAD = {
-    "linear": "Its classifier is the projector and the text bank folded into one linear layer: it classifies zero-shot.",
-    **dict.fromkeys(
-        ("mlp", "deep"),
-        "Its projector is an MLP, which no stock classifier can hold: it stays in `lgd.safetensors`. The stock file is the backbone.",
-    ),
-}
+# ------------------------------------------------------------------------------------------------- values of the template
 
 
-def _what(recipe: Recipe, network: Network, *, teacher: str, count: int, size: int) -> str:
-    model, architecture = recipe.student.model, network.architecture
-    stock = f"a stock {_code(architecture)} of {network.parameters / 1e6:.1f} million parameters"
-    ours = f"{_code(model)}, {stock}" if model != architecture else stock
-    use = (
-        f"a zero-shot classifier over these names at {size} x {size} pixels, and without its classifier "
-        if _linear(recipe)
-        else ""
-    )
+def _recipe_facts(recipe: Recipe) -> dict[str, Any]:
     objective = objective_class(recipe.objective)
-    learned = (
-        f"trained with labels in the space of the teacher {_code(teacher)}, beside"
-        if objective.needs_labels
-        else (f"distilled without labels from the teacher {_code(teacher)} and")
-    )
-    return (
-        f"This is {ours}, {learned} the names of {count} categories. "
-        f"It is {use}a backbone of {network.features:,} features for your own task. "
-        f"The method is {objective.method}, in the independent implementation `lgd_timm`."
-    )
+    return {
+        "model": recipe.student.model,
+        "linear": recipe.student.projector == "linear",
+        "needs_labels": objective.needs_labels,
+        "method": objective.method,
+        "shards": recipe.data.shards,
+        "train_split": recipe.data.train_split,
+        "val_split": recipe.data.val_split,
+        "batch_size": recipe.data.batch_size,
+        "seed": recipe.machine.seed,
+    }
 
 
-def _linear(recipe: Recipe) -> bool:
-    return recipe.student.projector == "linear"
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured, of student and teacher."""
+    zero_shot, knn = metrics.get("zero_shot") or {}, metrics.get("knn") or {}
+    scored = [(evaluation, metrics.get(evaluation.key) or {}) for evaluation in EVALUATIONS]
+    shares = sorted((zero_shot.get("per_class") or {}).items(), key=lambda item: item[1])
+    calibrations = (("this student", metrics.get("calibration")), ("its teacher", metrics.get("teacher_calibration")))
+    return {
+        "accuracies": _accuracies(metrics),
+        "zero_shot": zero_shot,
+        "neighbours": knn if {"k", "train"} <= knn.keys() else None,
+        "probes": [(evaluation, scores) for evaluation, scores in scored if {"protocol", "train"} <= scores.keys()],
+        "calibrations": [(who, scores) for who, scores in calibrations if scores],
+        "agreement": metrics.get("agreement"),
+        "notes": metrics.get("notes"),
+        "worst": shares[:3] if len(shares) > 5 else [],
+    }
 
 
-def _numbers(recipe: Recipe, metrics: Mapping[str, Any], *, count: int) -> str:
-    """Every measured score, the teacher's beside it, chance last; then on what, and which names were asked."""
+def _accuracies(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every measured accuracy in percent, the teacher's beside it, and chance."""
     rows = []
     for evaluation in EVALUATIONS:
         student, teacher = metrics.get(evaluation.key) or {}, metrics.get(f"teacher_{evaluation.key}") or {}
@@ -233,133 +185,61 @@ def _numbers(recipe: Recipe, metrics: Mapping[str, Any], *, count: int) -> str:
         for key, label in SCORES.items():
             if key in student:
                 guess = None if chance is None else min(100.0, chance * int(key.removeprefix("top")))
-                cells = [_percent(student[key]), _percent(teacher.get(key)), _percent(guess)]
-                rows.append(f"| {evaluation.title} {label} | {' | '.join(cells)} |")
-    if not rows:
-        return "That was not measured."
-    table = "\n".join(["| accuracy | this student | its teacher | chance |", "|---|---|---|---|", *rows])
-    zero_shot, where = (
-        metrics.get("zero_shot") or {},
-        f"{_code(recipe.data.shards)}, split {_code(recipe.data.val_split or '?')}",
-    )
-    samples = (
-        f"Measured on {zero_shot['samples']:,} images of {where}" if "samples" in zero_shot else f"Measured on {where}"
-    )
-    bad = f"; {zero_shot['bad']:,} more could not be read" if zero_shot.get("bad") else ""
-    unlabelled = zero_shot and not objective_class(recipe.objective).needs_labels
-    note = " Zero-shot: no label was used, neither to train nor to choose." if unlabelled else ""
-    other = _scored(zero_shot.get("names", ()), count=count) if zero_shot else ""
-    return f"{table}\n\n{samples}{bad}.{note}{other}{_protocols(metrics)}{_doubts(metrics)}" + (
-        f"\n\n{metrics['notes']}" if metrics.get("notes") else ""
-    )
+                scores = {"student": student[key], "teacher": teacher.get(key), "chance": guess}
+                rows.append({"title": f"{evaluation.title} {label}", **scores})
+    return rows
 
 
-def _protocols(metrics: Mapping[str, Any]) -> str:
-    """What k-NN and linear probes used, where that is known."""
-    said, knn = [], metrics.get("knn") or {}
-    if {"k", "train"} <= knn.keys():
-        said.append(f"k-NN: k = {knn['k']}, weighted, with {knn['train']:,} labelled training images as the memory.")
-    for evaluation in EVALUATIONS:
-        scores = metrics.get(evaluation.key) or {}
-        if {"protocol", "train"} <= scores.keys():
-            subset = f" ({scores['subset']})" if scores.get("subset") else ""
-            chosen = (
-                ""
-                if scores.get("strength") is None
-                else f", L2 strength {scores['strength']:g} chosen on a held-out part of them"
-            )
-            title = evaluation.title[0].upper() + evaluation.title[1:]
-            said.append(
-                f"{title}: {scores['protocol']} on frozen features of {scores['train']:,} labelled training images{subset}{chosen}."
-            )
-    return "\n\n" + " ".join(said) if said else ""
-
-
-def _doubts(metrics: Mapping[str, Any]) -> str:
-    """How far its confidences can be believed, and how alike student and teacher are, where that was measured."""
-    lines = []
-    for key, who in (("calibration", "this student"), ("teacher_calibration", "its teacher")):
-        if scores := metrics.get(key):
-            fitted = ""
-            if scores.get("fitted_ece") is not None:
-                how = f"divided by {scores['fitted_temperature']:.3g}, as fits {scores['fitted_on']:,} labelled training images"
-                fitted = f", {scores['fitted_ece']:.2f} % with the logits {how}"
-            lines.append(
-                f"Zero-shot calibration of {who} ({scores['classifier']}): expected calibration error {scores['ece']:.2f} %{fitted}; "
-                f"mean confidence {scores['confidence']:.2f} %."
-            )
-    if scores := metrics.get("agreement"):
-        shares = [f"Student and teacher give the same answer on {scores['top1']:.2f} % of the images"]
-        for key, verdict in (("top1_teacher_right", "right"), ("top1_teacher_wrong", "wrong")):
-            if scores.get(key) is not None:
-                shares.append(f"{scores[key]:.2f} % where the teacher is {verdict}")
-        alike = (
-            f"mean KL(teacher, student) {scores['kl']:.3f} nats, mean cosine of their embeddings {scores['cosine']:.3f}"
-        )
-        lines.append(f"{', '.join(shares)}; {alike}.")
-    return "".join(f"\n\n{line}" for line in lines)
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f} %"
-
-
-def _scored(names: Sequence[str], *, count: int) -> str:
-    """On the names that were scored, where they are not the model's own."""
-    if not names:
-        return ""
-    return (
-        f"\n\nStudent and teacher were asked about the {len(names)} names of that split, which are not the {count} that the student was "
-        f"distilled for: the scores are those of its embeddings, not of its classifier. They are:\n\n{_listed(names)}"
-    )
-
-
-def _made(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
-    """What is known of the run, a line each."""
-    facts, teacher = metrics.get("training", {}), metrics.get("teacher", {})
-    lines = []
-    if facts:
-        took = f" in {_duration(facts['seconds'])}, evaluation left out," if facts.get("seconds") else ""
-        lines.append(
-            f"{facts['images']:,} images of {_code(recipe.data.shards)}, split {_code(recipe.data.train_split)}, {facts['epochs']} epochs, "
-            f"{facts['steps']:,} steps of {recipe.data.batch_size} images{took} on {facts['device']}, {facts['date']}; one run, seed "
-            f"{recipe.machine.seed}"
-        )
-        versions = [f"{library} {facts[library]}" for library in ("lgd_timm", "torch", "timm") if library in facts]
-        lines.append(f"Versions: {', '.join(versions)}")
+def _run_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the run."""
+    training, teacher = metrics.get("training", {}), metrics.get("teacher", {})
     prints = {
         "images": metrics.get("shards"),
         "teacher": teacher.get("fingerprint"),
         "its text tower": teacher.get("text_fingerprint"),
         "views": teacher.get("views_fingerprint"),
     }
-    if known := [f"{what} `{value}`" for what, value in prints.items() if value]:
-        lines.append(f"Fingerprints: {', '.join(known)}")
-    return "\n".join(f"* {line}" for line in lines) or "Nothing was noted of the run."
+    return {
+        "training": training,
+        "versions": [f"{name} {training[name]}" for name in ("lgd_timm", "torch", "timm") if name in training],
+        "fingerprints": [f"{what} `{value}`" for what, value in prints.items() if value],
+    }
+
+
+# -------------------------------------------------------------------------------------------------- filters of the template
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lgd_timm", "publish"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # it is Markdown; `code` and `plain` take the markup out of other people's words
+    )
+    environment.filters |= {
+        "code": _code,
+        "duration": _duration,
+        "listed": _listed,
+        "number": format,
+        "percent": _percent,
+        "plain": _plain,
+    }
+    return environment.get_template("card.md.j2")
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
 
 
 def _duration(seconds: float) -> str:
-    """A time as people say it; under a minute there is nothing to tell."""
+    """Seconds as people say them; under a minute there is nothing to tell."""
     if seconds < 60:
         return "less than a minute"
     minutes = seconds / 60
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-
-
-def _limits(recipe: Recipe, metrics: Mapping[str, Any], *, size: int) -> str:
-    student = metrics.get("zero_shot") or {}
-    shares = sorted((student.get("per_class") or {}).items(), key=lambda item: item[1])
-    worst = ""
-    if len(shares) > 5:
-        worst = f" Of the names that were scored it knows least: {', '.join(f'{_code(name)} ({share:.1f} %)' for name, share in shares[:3])}."
-    answer = " and answers with one of its names whatever it is shown" if _linear(recipe) else ""
-    return (
-        f"It was trained on {_code(recipe.data.shards)} only{answer}. It inherits what its teacher gets wrong, errors and biases of the "
-        f"teacher's training data included.{worst} It is a small model at {size} px: on other images expect little without fine-tuning."
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- markup
 
 
 def _listed(names: Sequence[str]) -> str:
