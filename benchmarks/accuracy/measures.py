@@ -27,13 +27,13 @@ def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
     datasets = {
         split: in_memory(ShardDataset(shards, views=model.views, allow_empty=True)) for split, shards in splits.items()
     }
-    bench = FeatureSplits(model, data.shards, data.train_split, data.val_split, datasets, cache=False)
+    splits = FeatureSplits(model, data.shards, data.train_split, data.val_split, datasets, cache=False)
     return {
         "zero_shot": metrics["zero_shot"]["top1"],
         "teacher_zero_shot": metrics["teacher_zero_shot"]["top1"],
-        "knn": knn(bench.train, bench.test, k=min(20, len(bench.train))).top1,
-        "linear_probe": linear_probe(bench.train, bench.test).top1,
-        "probe_labels": len(bench.train),
+        "knn": knn(splits.train, splits.test, k=min(20, len(splits.train))).top1,
+        "linear_probe": linear_probe(splits.train, splits.test).top1,
+        "probe_labels": len(splits.train),
     }
 
 

@@ -26,7 +26,7 @@ from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.evaluate.zero_shot import zero_shot
 from lgd_timm.export import ncnn, onnx
 from lgd_timm.export.graph import Graph, graph_of, views_of
-from lgd_timm.export.loading import ExportModel, open_source
+from lgd_timm.export.loading import ExportModel, open_export_model
 from lgd_timm.export.targets import export
 
 from ..settings import machine
@@ -48,20 +48,20 @@ class Format:
     scored: bool = True
 
 
-def formats(source: ExportModel, folder: Path, *, data: str, compiled: bool) -> Iterator[Format]:
+def formats(exported: ExportModel, folder: Path, *, data: str, compiled: bool) -> Iterator[Format]:
     """Each written to `folder`, and opened by its runtime with one thread."""
-    graph = graph_of(source)
-    weights = None if source.folder is None else (source.folder / "model.safetensors").stat().st_size
+    graph = graph_of(exported)
+    weights = None if exported.folder is None else (exported.folder / "model.safetensors").stat().st_size
     yield Format("timm, PyTorch", _torch(graph.module), weights)
     if compiled:
         yield Format("torch.compile", _torch(torch.compile(graph.module)), scored=False)
     for name, to, options in (("ONNX", "onnx", {}), ("ONNX int8", "onnx-int8", {"data": data})):
         path = folder / f"{to}.onnx"
-        print(f"{source.size} px: {name}: {export(source, path, to=to, **options)}", file=sys.stderr, flush=True)
+        print(f"{exported.size} px: {name}: {export(exported, path, to=to, **options)}", file=sys.stderr, flush=True)
         yield Format(name, onnx.runner(path, threads=1), path.stat().st_size)
     for name, half in (("ncnn", False), ("ncnn, half", True)):
         path = folder / name
-        print(f"{source.size} px: {name}: {export(source, path, to='ncnn', half=half)}", file=sys.stderr, flush=True)
+        print(f"{exported.size} px: {name}: {export(exported, path, to='ncnn', half=half)}", file=sys.stderr, flush=True)
         yield Format(name, ncnn.runner(path), sum(file.stat().st_size for file in path.iterdir()))
 
 
@@ -83,29 +83,29 @@ def latencies(rows: Sequence[Format], picture: np.ndarray, *, rounds: int) -> di
     return {row.name: [turn[row.name] for turn in turns] for row in rows}
 
 
-def top1(row: Format, source: ExportModel, *, data: str, split: str) -> str:
-    dataset = ShardDataset(open_shards(data, split=split), views=views_of(source), allow_empty=True)
+def top1(row: Format, exported: ExportModel, *, data: str, split: str) -> str:
+    dataset = ShardDataset(open_shards(data, split=split), views=views_of(exported), allow_empty=True)
     score = zero_shot(
         lambda batch: torch.from_numpy(row.run(batch.images.numpy())),
         dataset,
-        names=source.label_names,
+        names=exported.label_names,
         description=row.name,
     )
     return f"{score.top1:.2f} % of {score.samples}"
 
 
-def table(source: ExportModel, arguments: argparse.Namespace) -> str:
+def table(exported: ExportModel, arguments: argparse.Namespace) -> str:
     """Markdown."""
     cells: dict[str, list[str]] = {}
-    sizes = [source.size, *(size for size in arguments.sizes if size != source.size)]
+    sizes = [exported.size, *(size for size in arguments.sizes if size != exported.size)]
     for size in sizes:
-        sized = replace(source, size=size)
+        sized = replace(exported, size=size)
         with tempfile.TemporaryDirectory() as folder:
             rows = list(formats(sized, Path(folder), data=arguments.data, compiled=arguments.compile))
             times = latencies(rows, _picture(graph_of(sized)), rounds=arguments.rounds)
             for row in rows:
-                if size == source.size:
-                    score = top1(row, source, data=arguments.data, split=arguments.split) if row.scored else ""
+                if size == exported.size:
+                    score = top1(row, exported, data=arguments.data, split=arguments.split) if row.scored else ""
                     cells[row.name] = [row.name, "" if row.size is None else f"{row.size / 1e6:.1f} MB", score]
                 cells[row.name].append(spread(times[row.name]))
                 print(
@@ -128,13 +128,13 @@ def main() -> int:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, whatever a runtime takes for its own
     torch.set_num_threads(1)
     try:
-        source = open_source(arguments.model)
-        if not source.label_names:
+        exported = open_export_model(arguments.model)
+        if not exported.label_names:
             raise LGDError(
                 f"{arguments.model!r} does not name its classes, so its answers can't be scored. Give a published classifier."
             )
         facts = machine(torch.device("cpu"), packages=PACKAGES)
-        text = table(source, arguments)
+        text = table(exported, arguments)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1

@@ -182,7 +182,7 @@ def _knn(options: argparse.Namespace) -> None:
     from ..evaluate.knn import knn
 
     splits = _splits(options, _model(options))
-    score = knn(splits.train, splits.test, k=options.k, temperature=options.temperature, device=splits.place)
+    score = knn(splits.train, splits.test, k=options.k, temperature=options.temperature, device=splits.resolved_device)
     _print(options, score)
     if not options.json and len(options.k) > 1:
         for k, top1 in score.top1_of_k.items():
@@ -201,7 +201,7 @@ def _linear_probe(options: argparse.Namespace) -> None:
         strength=options.strength,
         batch_size=options.sgd_batch_size,
         seed=options.seed,
-        device=splits.place,
+        device=splits.resolved_device,
     )
     _print(options, score)
 
@@ -219,14 +219,14 @@ def _fine_tune(options: argparse.Namespace) -> None:
         subset=_subset(options),
         settings=settings,
         workers=options.workers,
-        device=splits.place,
+        device=splits.resolved_device,
     )
     _print(options, score)
 
 
 def _calibration(options: argparse.Namespace) -> None:
     from ..evaluate.calibration import calibrate, teacher_calibration
-    from ..evaluate.suite import UNTAUGHT
+    from ..evaluate.suite import NO_TEACHER_EMBEDDINGS
 
     model, splits = _zero_shot_model(options)
     student = calibrate(model, splits.test, splits.train, seed=options.seed)
@@ -236,16 +236,18 @@ def _calibration(options: argparse.Namespace) -> None:
         print_json({"student": student.to_dict(), "teacher": teacher.to_dict() if teacher else None})
         return
     print(f"student  {student}")
-    print(f"teacher  {teacher or f'not measured. {UNTAUGHT}'}")
+    print(f"teacher  {teacher or f'not measured. {NO_TEACHER_EMBEDDINGS}'}")
 
 
 def _agreement(options: argparse.Namespace) -> None:
-    from ..evaluate.suite import UNTAUGHT, agreement_score
+    from ..evaluate.suite import NO_TEACHER_EMBEDDINGS, agreement_score
 
     model, splits = _zero_shot_model(options)
     teacher = splits.teacher(splits.test, options.split, fingerprint=model.teacher_fingerprint)
     if teacher is None:
-        raise TeacherError(f"{options.model} can't be compared with its teacher on {options.data}. {UNTAUGHT}")
+        raise TeacherError(
+            f"{options.model} can't be compared with its teacher on {options.data}. {NO_TEACHER_EMBEDDINGS}"
+        )
     _print(options, agreement_score(model, splits.test, teacher))
 
 
@@ -305,7 +307,7 @@ def _zero_shot_model(options: argparse.Namespace) -> tuple[ZeroShotModel, Featur
     """A student and its names. Raises: LGDError for what has no teacher, or other names than the data have classes."""
     from ..data.vocabulary import load_vocabulary
     from ..evaluate.models import Model
-    from ..evaluate.zero_shot_model import bank_folders, check_asked, open_zero_shot_model
+    from ..evaluate.zero_shot_model import bank_folders, check_vocabulary, open_zero_shot_model
     from ..students.model import Student
 
     names = _names(options)
@@ -314,7 +316,7 @@ def _zero_shot_model(options: argparse.Namespace) -> tuple[ZeroShotModel, Featur
     if not isinstance(model.encoder, Student):
         raise LGDError(f"{options.model} is a recipe, and its teacher can only be scored zero-shot. Name a student.")
     splits = _splits(options, Model(options.model, model.encoder, model.views))
-    check_asked(splits.dataset(options.split), model, model=options.model)
+    check_vocabulary(splits.dataset(options.split), model, name=options.model)
     return model, splits
 
 

@@ -49,12 +49,12 @@ def add_export(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ..export.loading import open_source
+    from ..export.loading import open_export_model
     from ..export.targets import check_export, export
 
     given = {name: getattr(options, name) for name in OPTIONS if hasattr(options, name)}
     check_export(options.out, to=options.to, options=given)
     written = export(
-        open_source(options.model, pretrained=not options.random_weights), options.out, to=options.to, **given
+        open_export_model(options.model, pretrained=not options.random_weights), options.out, to=options.to, **given
     )
     print(f"{options.out}: {written}")

@@ -1,9 +1,8 @@
-"""Evaluations, each usable alone: on tensors, on any timm model, on what a person names.
+"""Evaluate models: each measure works on tensors, and on any model that is named.
 
-find_model, extract          any timm model, published folder, run or checkpoint -> its features of a split, kept on the disk
-zero_shot, knn, linear_probe, fine_tune, calibration, agreement          one measure each
-draw_labels                  seeded subsets: 1 % of the labels
-evaluate_all                 whatever a model allows
+find_model, extract          a timm model, published folder, run or checkpoint -> its features of a split, cached on the
+disk zero_shot, knn, linear_probe, fine_tune, calibration, agreement          one measure each draw_labels
+seeded subsets of the labels, such as 1 % evaluate_all                 every measure that a model and its data allow
 """
 
 from ..data.subset import Subset, draw_labels, read_subset

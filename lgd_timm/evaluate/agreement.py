@@ -1,4 +1,4 @@
-"""How faithful a student is to its teacher on images that neither was scored for: the same answers, the same errors, the same doubts."""
+"""Measure how closely a student's zero-shot predictions follow its teacher's: answers, errors, KL divergence."""
 
 from __future__ import annotations
 
@@ -14,13 +14,25 @@ from ..errors import LGDError
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of `samples` images. Shares in percent; those that need labels are None without, or where there is no such image."""
+    """Agreement of a student with its teacher. Shares are in percent.
 
-    top1: float  # student and teacher answer with the same name
-    top1_teacher_right: float | None  # of the images on which the teacher is right
-    top1_teacher_wrong: float | None  # of those on which it is wrong: the student makes the very same error
-    kl: float  # mean KL(teacher || student) of their distributions over the names, nats
-    cosine: float  # mean cosine of their embeddings of an image
+    Attributes:
+        top1: share of images for which both answer with the same name.
+        top1_teacher_right: the same over images on which the teacher is right; None without such an image, or labels.
+        top1_teacher_wrong: the same over images on which it is wrong, so the student makes the same error; None
+            likewise.
+        kl: mean KL(teacher || student) of their distributions over the names, in nats.
+        cosine: mean cosine of their embeddings of an image.
+        student_temperature: of the student's distribution.
+        teacher_temperature: of the teacher's distribution.
+        samples: images that were compared.
+    """
+
+    top1: float
+    top1_teacher_right: float | None
+    top1_teacher_wrong: float | None
+    kl: float
+    cosine: float
     student_temperature: float
     teacher_temperature: float
     samples: int
@@ -47,9 +59,21 @@ def agreement(
     student_temperature: float,
     teacher_temperature: float,
 ) -> Agreement:
-    """Embeddings [N, D] of both on the same images, the names' bank [C, D], labels int64 [N] (-1: none).
+    """Compare the embeddings of a student and its teacher.
 
-    Raises: LGDError for embeddings of other shapes, and temperatures that are not above 0.
+    Args:
+        student: embeddings [N, D].
+        teacher: embeddings [N, D] of the same images.
+        bank: the names' text embeddings [C, D], of length 1.
+        labels: int64 [N], -1 where an image has none.
+        student_temperature: divides the student's cosines.
+        teacher_temperature: divides the teacher's cosines.
+
+    Returns:
+        The agreement.
+
+    Raises:
+        LGDError: shapes do not fit, or a temperature is not above 0.
     """
     if (
         student.shape != teacher.shape

@@ -1,4 +1,4 @@
-"""What several evaluations of one model share: its data, and its features of both splits, extracted when first asked for."""
+"""Share one model's features of a train and a test split between evaluations: each split is extracted once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,20 @@ from .models import Model
 
 @dataclass
 class FeatureSplits:
-    """A model and shards. `datasets` may give a split's images ready-made, say those of `shards.memory.in_memory`."""
+    """A model and the splits on which it is evaluated.
+
+    Attributes:
+        model: what is evaluated.
+        data: shard folder, or address of one.
+        train_split: labelled images to learn from.
+        test_split: images that are scored.
+        datasets: of splits that are open already, such as those of `data.in_memory`, by their names.
+        batch_size: images a step.
+        workers: processes that load images; 0: this one.
+        device: "auto", or a device of torch.
+        max_bad: share of the images that may be unreadable.
+        cache: read and write the feature cache.
+    """
 
     model: Model
     data: str | Path
@@ -31,28 +44,41 @@ class FeatureSplits:
     cache: bool = True
 
     @cached_property
-    def place(self) -> str:
+    def resolved_device(self) -> str:
+        """The device of torch that `device` means."""
         return pick_device(self.device)
 
     def dataset(self, split: str) -> ShardDataset:
-        """A split as the model is to see it. Raises: LGDError for a ready-made one of other views; ShardError."""
+        """Open a split with the model's views.
+
+        Args:
+            split: its name.
+
+        Returns:
+            One of `datasets`, or a new dataset.
+
+        Raises:
+            LGDError: one of `datasets` has other views.
+            ShardError: the shards can't be used.
+        """
         given, views = self.datasets.get(split), self.model.views
         if given is None:
             return ShardDataset(open_shards(self.data, split=split), views=views, allow_empty=True)
         if replace(given.views, seed=0, count=1) != replace(views, seed=0, count=1):
             raise LGDError(
-                f"The dataset of {split!r} shows {given.views}, {self.model.name} is to see {views}. Give it those views."
+                f"The dataset of {split!r} shows {given.views}, {self.model.name} is to see {views}. Give it those "
+                "views."
             )
         return given
 
     @cached_property
     def train(self) -> Features:
-        """Of the training split. Raises: as `dataset` and `extract`."""
+        """Features of the training split. Raises: as `dataset` and `extract`."""
         return self._extracted(self.train_split)
 
     @cached_property
     def test(self) -> Features:
-        """Of the split that is scored."""
+        """Features of the split that is scored. Raises: as `dataset` and `extract`."""
         return self._extracted(self.test_split)
 
     def _extracted(self, split: str) -> Features:
@@ -61,17 +87,17 @@ class FeatureSplits:
             self.dataset(split),
             batch_size=self.batch_size,
             workers=self.workers,
-            device=self.place,
+            device=self.resolved_device,
             max_bad=self.max_bad,
             cache=self.cache,
         )
 
     def teacher(self, features: Features, split: str, *, fingerprint: str | None) -> Features | None:
-        """The stored embeddings of the same images by the teacher of that fingerprint. None where there are none."""
+        """Read a teacher's stored embeddings of the images of a split (see `stored_features`)."""
         return stored_features(features, self.dataset(split), teacher=fingerprint)
 
     def teachers(self, fingerprint: str | None) -> tuple[Features | None, Features | None]:
-        """The same of the training split and of the one that is scored."""
+        """Read a teacher's stored embeddings of both splits: of the training split, and of the one that is scored."""
         return (
             self.teacher(self.train, self.train_split, fingerprint=fingerprint),
             self.teacher(self.test, self.test_split, fingerprint=fingerprint),

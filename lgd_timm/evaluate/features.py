@@ -1,7 +1,7 @@
-"""What a frozen model says of each image of a split, asked once: pooled features and, of a student, embeddings.
+"""Extract a frozen model's pooled features of a split, and a student's embeddings; cache them on the disk.
 
-They are kept in `settings.cache_folder()/features`, in a file that is named after all that decides them: weights and
-architecture, preprocessing, images, views. Rounding differs between devices, and does not count.
+A cache file in `settings.cache_folder()/features` is named after all that determines its content: weights and
+architecture, preprocessing, images, views. The device does not count, though rounding differs between devices.
 """
 
 from __future__ import annotations
@@ -29,36 +29,45 @@ from ..utils.files import atomic_file, fingerprint
 from .models import Backbone
 from .zero_shot import progress
 
-VERSION = 1  # raised when the same fingerprint would name another content
+VERSION = 1  # of the cache files; raise it when the same fingerprint would name another content
 
 
 @dataclass(frozen=True)
 class Features:
-    """One row an image that could be read, in the order of the shards."""
+    """Features of a split: one row for each image that could be read, in the order of the shards.
 
-    features: Tensor  # float32 [N, F], pooled, in front of the classifier
-    labels: Tensor  # int64 [N], -1 where the image has none
+    Attributes:
+        features: float32 [N, F], pooled, before the classifier.
+        labels: int64 [N], -1 where an image has none.
+        keys: of the N images.
+        embeddings: float32 [N, D] of a student, in its teacher's space, before L2 normalisation; else None.
+        bad: (key, reason) of the images that could not be read.
+        name: of the images, for messages.
+    """
+
+    features: Tensor
+    labels: Tensor
     keys: tuple[str, ...]
-    embeddings: Tensor | None = None  # float32 [N, D], in the teacher's space, before L2 normalisation
-    bad: tuple[tuple[str, str], ...] = ()  # (key, reason) of the images that could not be read
-    name: str = "features"  # of the images, for messages
+    embeddings: Tensor | None = None
+    bad: tuple[tuple[str, str], ...] = ()
+    name: str = "features"
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def at(self, rows: Tensor) -> Features:
-        """These rows, int64 [M]."""
+        """Select rows, int64 [M]."""
         embeddings = None if self.embeddings is None else self.embeddings[rows]
         keys = tuple(self.keys[row] for row in rows.tolist())
         return replace(self, features=self.features[rows], labels=self.labels[rows], keys=keys, embeddings=embeddings)
 
     def only(self, keys: Collection[str]) -> Features:
-        """The images of these keys, in their own order. Keys that are not there, such as bad images, are left out."""
+        """Select the images with these keys, in the order of the rows; unknown keys (of bad images) are ignored."""
         wanted = set(keys)
         return self.at(torch.tensor([row for row, key in enumerate(self.keys) if key in wanted], dtype=torch.int64))
 
     def check_labels(self) -> None:
-        """Raises: ShardError where an image has no label, or no image could be read."""
+        """Check that each image has a label. Raises: ShardError where one has none, or there is no image."""
         if not len(self) or self.labels.min() < 0:
             raise ShardError(
                 f"{self.name} has images without a label, or no image; this evaluation needs field cls of each."
@@ -66,14 +75,14 @@ class Features:
 
 
 def class_count(*splits: Features) -> int:
-    """How many labels there are in all. Raises: ShardError, as `Features.check_labels`."""
+    """Count the classes of splits: the largest label plus 1. Raises: ShardError, as `Features.check_labels`."""
     for split in splits:
         split.check_labels()
     return 1 + max(int(split.labels.max()) for split in splits)
 
 
 def features_fingerprint(network: Backbone | Student, dataset: ShardDataset) -> str:
-    """16 hexadecimal digits that name what `extract` gives."""
+    """Name what `extract` would give with 16 hexadecimal digits."""
     preprocess, views = network.preprocess, replace(dataset.views, count=1, seed=0)  # unaugmented views draw nothing
     facts = (
         preprocess.size,
@@ -81,7 +90,7 @@ def features_fingerprint(network: Backbone | Student, dataset: ShardDataset) -> 
         preprocess.std.flatten().tolist(),
         preprocess.interpolation,
     )
-    weights = module_fingerprint(network, repr(network))  # what weights do depends on the layers that they are of
+    weights = module_fingerprint(network, repr(network))  # with the layers, as the same weights may serve other ones
     return fingerprint(VERSION, weights, facts, dataset.shards.fingerprint, dataset.shards.split, views.fingerprint)
 
 
@@ -95,11 +104,24 @@ def extract(
     max_bad: float = 0.001,
     cache: bool = True,
 ) -> Features:
-    """Features of every image of an unaugmented dataset, exactly once, from the cache where they were asked for before.
+    """Extract the features of every image of a dataset, or read them from the cache.
 
-    `max_bad`: share of the images that may be unreadable. Shards without sha256 sums, as timm writes them, are never taken from
-    the cache, since nothing says that they are the same.
-    Raises: LGDError for augmented views; ShardError for too many bad images.
+    Args:
+        network: gives features; it is moved to `device` and set to eval mode.
+        dataset: unaugmented images. Shards without sha256 sums, as timm writes them, are never cached, since nothing
+            tells whether they have changed.
+        batch_size: images a step.
+        workers: processes that load images; 0: this one.
+        device: where the network runs.
+        max_bad: share of the images that may be unreadable.
+        cache: read and write the cache.
+
+    Returns:
+        The features on the CPU.
+
+    Raises:
+        LGDError: views are augmented, or the model's features are not pooled.
+        ShardError: too many images can't be read.
     """
     if dataset.views.augmentation != "none":
         raise LGDError(
@@ -121,9 +143,8 @@ def extract(
         device=torch.device(device),
         max_bad=max_bad,
     )
-    if cache and (
-        isinstance(dataset.shards.root, Path) or not features.bad
-    ):  # what a server didn't give may come the next time
+    local = isinstance(dataset.shards.root, Path)
+    if cache and (local or not features.bad):  # an image that a server failed to give may come the next time
         _write(path, features)
     return features
 
@@ -139,7 +160,7 @@ def _extract(
     device: torch.device,
     max_bad: float,
 ) -> Features:
-    network.to(device).to(memory_format=torch.channels_last).eval()  # in which convolutions take half the time on a CPU
+    network.to(device).to(memory_format=torch.channels_last).eval()  # on a CPU convolutions take half the time so
     bad = BadSamples(max_bad, size=len(dataset))
     rows: list[Tensor] = []
     embeddings: list[Tensor] = []
@@ -153,7 +174,8 @@ def _extract(
         features = network.features(batch.to(device).images)
         if features.ndim != 2:
             raise LGDError(
-                f"The model gives features of shape {list(features.shape)}, not pooled ones [B, F]. Choose a pooling model."
+                f"The model gives features of shape {list(features.shape)}, not pooled ones [B, F]. Choose a pooling "
+                "model."
             )
         rows.append(features.float().cpu())
         if isinstance(network, Student):
@@ -203,9 +225,19 @@ def _bytes(text: str) -> Tensor:
 
 
 def stored_features(features: Features, dataset: ShardDataset, *, teacher: str | None) -> Features | None:
-    """The teacher's stored embeddings of the same images, as features [N, D] and embeddings; None where it stored none of them.
+    """Read a teacher's stored embeddings of the same images; no image is opened.
 
-    They are those of unaugmented views, unit rows; no image is opened. Raises: ShardError for an image without one.
+    Args:
+        features: of the images.
+        dataset: that they are of.
+        teacher: the teacher's fingerprint; None: it is not known.
+
+    Returns:
+        The same labels and keys, with the embeddings of unaugmented views, float32 [N, D] of length 1, as `features`
+        and `embeddings`. None where no embeddings are stored.
+
+    Raises:
+        ShardError: an image has no stored embedding.
     """
     stored = None if teacher is None else find_stored(dataset.shards, views=None, teacher=teacher)
     if stored is None:
@@ -214,7 +246,8 @@ def stored_features(features: Features, dataset: ShardDataset, *, teacher: str |
     missing = [key for key in features.keys if key not in file_of]
     if missing:
         raise ShardError(
-            f"{stored.root} holds no embedding of {len(missing)} images, first {missing[0]!r}. Run lgd-timm teach again."
+            f"{stored.root} holds no embedding of {len(missing)} images, first {missing[0]!r}. Run lgd-timm teach "
+            "again."
         )
     embeddings = torch.from_numpy(np.stack([stored.read(file_of[key], key, 0) for key in features.keys])).float()
     return replace(features, features=embeddings, embeddings=embeddings)

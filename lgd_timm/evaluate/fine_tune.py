@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole model learns the labels, or a few of them. With random weights, the same from scratch."""
+"""Fine-tune a whole model with a new head on labels; a model with random weights is trained from scratch."""
 
 from __future__ import annotations
 
@@ -30,33 +30,50 @@ from .zero_shot import Tally, ZeroShot, check_labels, progress
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How. The backbone's learning rate is below the head's, which knows nothing yet; both follow one cosine."""
+    """Settings of fine-tuning.
+
+    Both learning rates follow one cosine; the head's is higher, as it starts from random weights.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        optimizer: one of `timm.optim.list_optimizers()`.
+        lr: learning rate of the backbone.
+        head_lr: learning rate of the head.
+        layer_decay: each layer's learning rate as a share of the next one's (timm's group_matcher); None: all have
+            `lr`.
+        weight_decay: of all parameters.
+        warmup_epochs: epochs of linear warm-up.
+        augmentation: of the training views, drawn anew in each epoch.
+        seed: of the head's weights, the order of images, and augmentation.
+    """
 
     epochs: int = 30
     batch_size: int = 64
-    optimizer: str = "adamw"  # any of timm.optim.list_optimizers()
-    lr: float = 5e-4  # of the backbone
+    optimizer: str = "adamw"
+    lr: float = 5e-4
     head_lr: float = 5e-3
-    layer_decay: float | None = (
-        None  # each layer learns at this share of the rate of the one after it, by timm's group_matcher
-    )
+    layer_decay: float | None = None
     weight_decay: float = 0.05
     warmup_epochs: int = 1
-    augmentation: str = "light"  # of the training views; each epoch draws its own
+    augmentation: str = "light"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs <= self.warmup_epochs or self.warmup_epochs < 0 or self.batch_size < 1:
             raise LGDError(
-                f"epochs = {self.epochs} must be above warmup_epochs = {self.warmup_epochs}, and batch_size = {self.batch_size} at least 1."
+                f"epochs = {self.epochs} must be above warmup_epochs = {self.warmup_epochs}, and batch_size = "
+                f"{self.batch_size} at least 1."
             )
         if min(self.lr, self.head_lr, self.weight_decay) < 0:
             raise LGDError(
-                f"lr = {self.lr:g}, head_lr = {self.head_lr:g} and weight_decay = {self.weight_decay:g} must not be below 0."
+                f"lr = {self.lr:g}, head_lr = {self.head_lr:g} and weight_decay = {self.weight_decay:g} must not be "
+                "below 0."
             )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise LGDError(
-                f"layer_decay = {self.layer_decay:g} is a share of a learning rate: give one above 0 and up to 1, such as 0.75."
+                f"layer_decay = {self.layer_decay:g} is a share of a learning rate: give one above 0 and up to 1, "
+                "such as 0.75."
             )
         if self.optimizer not in list_optimizers():
             raise LGDError(f"optimizer {self.optimizer!r} is unknown to timm. See timm.optim.list_optimizers().")
@@ -64,7 +81,19 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """Accuracies in percent over `test` images after learning from `train` labelled ones."""
+    """Accuracies of a fine-tuned model in percent.
+
+    Attributes:
+        top1: share of test images whose label is the first answer.
+        top5: share of test images whose label is among the first five answers.
+        chance: 100 / number of classes.
+        train: labelled training images.
+        test: images that were scored.
+        steps: optimizer steps.
+        settings: those of `FineTuning`, as plain data.
+        subset: which of the labels were used, in words; None: all.
+        subset_fingerprint: names the subset.
+    """
 
     top1: float
     top5: float
@@ -85,7 +114,12 @@ class FineTuned:
 
 
 class Classifier(nn.Module):
-    """Raw pixels -> logits: a copy of a backbone with a new head of so many classes."""
+    """A copy of a network's backbone with its preprocessing and a new head.
+
+    Args:
+        network: is copied, and stays as it is.
+        classes: outputs of the head.
+    """
 
     def __init__(self, network: Backbone | Student, classes: int) -> None:
         super().__init__()
@@ -94,11 +128,11 @@ class Classifier(nn.Module):
         self.model.reset_classifier(classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> [B, C]."""
+        """Classify images uint8 [B, 3, H, W]: logits [B, C]."""
         return self.model(self.preprocess(images))
 
     def groups(self, how: FineTuning) -> list[dict[str, Any]]:
-        """Parameters with their learning rates: the head's, and the backbone's; with layer decay, the latter layer by layer."""
+        """Group parameters by learning rate: the backbone (layer by layer with layer decay), then the head."""
         head = {id(parameter) for parameter in self.model.get_classifier().parameters()}
         if how.layer_decay is None:
             layers = [{"params": list(self.model.parameters())}]
@@ -114,8 +148,8 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Places(Sampler[list[Item]]):
-    """An epoch plan over some positions of a split: place i of the plan is position `positions[i]`."""
+class _SubsetSampler(Sampler[list[Item]]):
+    """An epoch plan over some positions of a split: index i of the plan is position `positions[i]`."""
 
     plan: EpochSampler
     positions: tuple[int, ...]
@@ -125,7 +159,7 @@ class _Places(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         for items in self.plan:
-            yield [(self.positions[place], view) for place, view in items]
+            yield [(self.positions[index], view) for index, view in items]
 
 
 def fine_tune(
@@ -139,15 +173,29 @@ def fine_tune(
     device: torch.device | str = "cpu",
     max_bad: float = 0.001,
 ) -> FineTuned:
-    """Train a copy of the network with a new head on the labels of `shards`, or a `subset` of them; then score it on `test`.
+    """Train a copy of a network with a new head on labels, and score it.
 
-    Training views are of the size of `test`'s. The network itself is not changed; a student's projector has no part in this.
-    Raises: ShardError for images without labels, bad images above `max_bad`, a subset of other images; LGDError for bad settings.
+    Args:
+        network: its backbone is copied and stays as it is; a student's projector is not used.
+        shards: labelled training images; their views have the size of `test`'s.
+        test: labelled images that are scored.
+        subset: labels that may be used; None: all of `shards`.
+        settings: None: the defaults of `FineTuning`.
+        workers: processes that load images; 0: this one.
+        device: where it is trained.
+        max_bad: share of the images that may be unreadable.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ShardError: images have no labels, too many can't be read, or the subset is of other images.
+        LGDError: there are too few images, classes have no names, or the loss is not finite.
     """
     how, device = settings or FineTuning(), torch.device(device)
-    places = tuple(range(len(shards))) if subset is None else tuple(positions(shards, subset))
-    if len(places) < 2:
-        raise LGDError(f"{len(places)} images are too few to train on, as normalisation needs a batch. Take more.")
+    indices = tuple(range(len(shards))) if subset is None else tuple(positions(shards, subset))
+    if len(indices) < 2:
+        raise LGDError(f"{len(indices)} images are too few to train on, as normalisation needs a batch. Take more.")
     names = shards.class_names or test.shards.class_names
     if not names:
         raise LGDError(
@@ -162,17 +210,17 @@ def fine_tune(
     )
     dataset = ShardDataset(shards, views=views, allow_empty=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(how.seed)  # the head's start, and dropout's draws
+        torch.manual_seed(how.seed)  # for the head's weights and dropout
         classifier = Classifier(network, len(names)).to(device).to(memory_format=torch.channels_last)
         if device.type == "cpu":
             speed_up_small_convs(classifier)
-        steps = _train(classifier, dataset, places, names, how, workers=workers, device=device, max_bad=max_bad)
+        steps = _train(classifier, dataset, indices, names, how, workers=workers, device=device, max_bad=max_bad)
     score = _score(classifier, test, names, workers=workers, device=device, max_bad=max_bad)
     return FineTuned(
         top1=score.top1,
         top5=score.top5,
         chance=score.chance,
-        train=len(places),
+        train=len(indices),
         test=score.samples,
         steps=steps,
         settings=asdict(how),
@@ -184,7 +232,7 @@ def fine_tune(
 def _train(
     classifier: Classifier,
     dataset: ShardDataset,
-    places: tuple[int, ...],
+    indices: tuple[int, ...],
     names: tuple[str, ...],
     how: FineTuning,
     *,
@@ -192,8 +240,8 @@ def _train(
     device: torch.device,
     max_bad: float,
 ) -> int:
-    """All epochs. Returns the number of steps."""
-    plan = EpochSampler((len(places),), batch_size=min(how.batch_size, len(places)), views=how.epochs, seed=how.seed)
+    """Train for all epochs. Returns the number of steps."""
+    plan = EpochSampler((len(indices),), batch_size=min(how.batch_size, len(indices)), views=how.epochs, seed=how.seed)
     optimizer = create_optimizer_v2(
         classifier.model,
         opt=how.optimizer,
@@ -211,9 +259,9 @@ def _train(
     )
     assert scheduler is not None
     total = how.epochs * plan.steps_per_epoch
-    bad = BadSamples(max_bad, size=len(places))
+    bad = BadSamples(max_bad, size=len(indices))
     classifier.train()
-    batches = loader(dataset, _Places(replace(plan, stop=total), places), workers=workers)
+    batches = loader(dataset, _SubsetSampler(replace(plan, stop=total), indices), workers=workers)
     for step, batch in enumerate(
         tqdm(on_device(_labelled(batches, names, dataset, bad), device), total=total, desc="fine-tune", disable=None)
     ):

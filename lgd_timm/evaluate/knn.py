@@ -1,4 +1,4 @@
-"""Weighted k-NN on frozen features, as of InstDisc (arXiv 1805.01978, section 3.4) and DINO: no training, nothing to tune.
+"""Classify frozen features by weighted k-NN, as InstDisc (arXiv 1805.01978, section 3.4) and DINO do.
 
 score_c = sum over the k most similar training images i of class c of exp(cos(f, f_i) / temperature)
 """
@@ -18,12 +18,23 @@ from tqdm import tqdm
 from ..errors import LGDError
 from .features import Features, class_count
 
-CHUNK = 1 << 24  # similarities at a time: 64 MB
+CHUNK = 1 << 24  # similarities computed at a time: 64 MB
 
 
 @dataclass(frozen=True)
 class KNN:
-    """Accuracies in percent over `test` images, with `train` labelled ones as the memory."""
+    """k-NN accuracies in percent.
+
+    Attributes:
+        top1: share of test images whose label has the highest score.
+        top5: share of test images whose label is among the five highest.
+        chance: 100 / number of classes.
+        k: neighbours that vote.
+        temperature: of the votes' weights.
+        train: labelled images that vote.
+        test: images that were scored.
+        top1_of_k: top-1 of every k that was asked for.
+    """
 
     top1: float
     top5: float
@@ -32,13 +43,14 @@ class KNN:
     temperature: float
     train: int
     test: int
-    top1_of_k: dict[str, float]  # every k that was asked for
+    top1_of_k: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images (k = {self.k}, {self.train} training images)"
+        votes = f"k = {self.k}, {self.train} training images"
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images ({votes})"
 
 
 @torch.no_grad()
@@ -50,10 +62,22 @@ def knn(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> KNN:
-    """Score the features of `test` against those of `train`. Of several k the first is the one that is reported.
+    """Score test features by the labels of their nearest training features.
 
-    Raises: ShardError for images without labels; LGDError for a k that is not from 1 to the number of training images, a
-    temperature that is not above 0, and features of two models.
+    Args:
+        train: labelled features.
+        test: labelled features of the same model.
+        k: neighbours that vote; of several numbers, the first is reported as `top1` and `top5`.
+        temperature: divides cosines before they become weights.
+        device: where similarities are computed.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ShardError: images have no labels.
+        LGDError: k is not from 1 to the number of training images, the temperature is not above 0, or features are of
+            two models.
     """
     ks = [k] if isinstance(k, int) else list(k)
     if not ks or min(ks) < 1 or max(ks) > len(train):
@@ -71,7 +95,7 @@ def knn(
     for start in tqdm(range(0, len(test), step), desc="k-NN", disable=None):
         queries = normalize(test.features[start : start + step].to(device), dim=1)
         similarities, nearest = (queries @ memory.T).topk(max(ks), dim=1)  # [B, k], most similar first
-        # Relative to the most similar: the order of the classes stays, and a small temperature overflows nothing
+        # Relative to the largest similarity: the order of classes stays, and a small temperature does not overflow
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         for one, parts in votes.items():
             parts.append(

@@ -1,10 +1,13 @@
-"""A linear classifier on frozen features: how much of the classes lies open in them.
+"""Train a linear classifier on frozen features.
 
-lbfgs    multinomial logistic regression on standardised features; the L2 strength is chosen on a part of the training images
-         that is held out, then all are fitted. The quick default, with no learning rate to tune.
-ridge    least squares to one-hot labels in closed form, with the same choice. Seconds.
-sgd      the paper's (facts.md 1.3; MoCo's): SGD with momentum 0.9, lr 30 * batch / 256, 100 epochs, a tenth at 60 and 80, 5 of warm-up,
-         no weight decay, frozen backbone in eval mode. Here the features are cached, so its random crops and flips are left out.
+lbfgs    multinomial logistic regression on standardised features. The L2 strength is chosen on held-out training
+images,
+         then all training images are fitted. The default: quick, with no learning rate to tune.
+ridge    least squares to one-hot labels in closed form, with the same choice of strength. Takes seconds.
+sgd      the paper's protocol (the released code's linear evaluation; MoCo's): SGD with momentum 0.9, lr 30 * batch /
+256,
+         100 epochs, lr times 0.1 at 60 and 80, 5 epochs of warm-up, no weight decay, backbone frozen in eval mode.
+         Features are cached here, so its random crops and flips are left out.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from .features import Features, class_count
 
 Protocol = Literal["lbfgs", "ridge", "sgd"]
 PROTOCOLS: tuple[Protocol, ...] = ("lbfgs", "ridge", "sgd")
-HELD_OUT = 0.1  # share of each class's training images that chooses the strength
+HELD_OUT = 0.1  # share of each class's training images on which the strength is chosen
 
-# The strengths to choose from, the strongest first: of (strength / 2) |W|^2 beside the mean loss of an image
+# The strengths to choose from, strongest first. (strength / 2) |W|^2 is added to the mean loss of an image.
 STRENGTHS: dict[str, tuple[float, ...]] = {
     "lbfgs": (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4),
     "ridge": (1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3),
@@ -37,16 +40,28 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Accuracies in percent over `test` images of a classifier that `train` labelled images taught."""
+    """Accuracies of a linear probe in percent.
+
+    Attributes:
+        top1: share of test images whose label is the first answer.
+        top5: share of test images whose label is among the first five answers.
+        chance: 100 / number of classes.
+        protocol: lbfgs, ridge or sgd.
+        strength: of the L2 penalty; None where there is none.
+        train: labelled training images.
+        test: images that were scored.
+        subset: which of the labels were used, in words; None: all.
+        subset_fingerprint: names the subset.
+    """
 
     top1: float
     top5: float
     chance: float
     protocol: str
-    strength: float | None  # of the L2 penalty; None where there is none
+    strength: float | None
     train: int
     test: int
-    subset: str | None = None  # which of the labels, in words
+    subset: str | None = None
     subset_fingerprint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +69,8 @@ class LinearProbe:
 
     def __str__(self) -> str:
         strength = "" if self.strength is None else f", L2 {self.strength:g}"
-        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images ({self.protocol}{strength}, {self.train} labels)"
+        how = f"{self.protocol}{strength}, {self.train} labels"
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images ({how})"
 
 
 def linear_probe(
@@ -68,11 +84,24 @@ def linear_probe(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> LinearProbe:
-    """Learn from `train`, or a `subset` of its labels, and score on `test`, which has no say in any choice.
+    """Train a linear classifier on one split's features and score it on another's.
 
-    `strength`: of the L2 penalty of lbfgs and ridge; None chooses it. `seed`: of what is held out, and of sgd. `batch_size`: of sgd.
-    Raises: ShardError for images without labels and a subset of other images; LGDError for an unknown protocol, and too few images to
-    choose a strength.
+    Args:
+        train: labelled features to learn from.
+        test: labelled features that are scored; no choice depends on them.
+        protocol: lbfgs, ridge or sgd (see the module's docstring).
+        subset: labels that may be used; None: all.
+        strength: of the L2 penalty of lbfgs and ridge; None: chosen on held-out training images.
+        batch_size: of sgd.
+        seed: of what is held out, and of sgd.
+        device: where it is trained.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ShardError: images have no labels, or the subset is of other images.
+        LGDError: an option is out of range, there are too few images to choose a strength, or sgd diverged.
     """
     if protocol not in PROTOCOLS:
         raise LGDError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
@@ -110,13 +139,13 @@ def linear_probe(
 
 
 class _Scale:
-    """Features as a probe takes them: of mean 0 and deviation 1 over the training images, or as they are."""
+    """Standardise features to mean 0 and deviation 1 over the training images, or leave them as they are."""
 
     def __init__(self, features: Tensor, *, standardise: bool) -> None:
         self.mean, self.deviation = features.new_zeros(1), features.new_ones(1)
         if standardise:
             self.deviation, self.mean = torch.std_mean(features, dim=0, correction=0)
-            self.deviation = torch.where(self.deviation > 1e-6, self.deviation, 1.0)  # a feature that never changes
+            self.deviation = torch.where(self.deviation > 1e-6, self.deviation, 1.0)  # a constant feature
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features.to(self.mean.device) - self.mean) / self.deviation
@@ -127,12 +156,13 @@ def _logits(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def _chosen(train: Features, protocol: str, classes: int, *, seed: int, device: torch.device | str) -> float:
-    """The strength that scores best on what is held out of the training images; of equal ones, the strongest."""
+    """Choose the strength that scores best on held-out training images; of equal ones, the strongest."""
     held = draw_labels(train.keys, train.labels, fraction=HELD_OUT, seed=seed).keys
     rest, out = train.only(set(train.keys) - held), train.only(held)
     if not len(rest) or rest.labels.unique().numel() < train.labels.unique().numel():
         raise LGDError(
-            f"{len(train)} images are too few to hold some of each class out, by which the strength is chosen. Give it: --strength 0.1."
+            f"{len(train)} images are too few to hold some of each class out, by which the strength is chosen. "
+            "Give it: --strength 0.1."
         )
     scale = _Scale(rest.features.to(device), standardise=True)
     fits = FITS[protocol](scale(rest.features), rest.labels.to(device), classes, STRENGTHS[protocol])
@@ -142,20 +172,20 @@ def _chosen(train: Features, protocol: str, classes: int, *, seed: int, device: 
 
 
 def _principal(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [F] and eigenvectors [F, F] of the features' covariance X'X / N, float64 where the device has it."""
+    """Compute eigenvalues [F] and eigenvectors [F, F] of X'X / N, in float64 where the device has it."""
     exact = torch.float32 if features.device.type == "mps" else torch.float64
     gram = torch.zeros(features.shape[1], features.shape[1], dtype=exact, device=features.device)
-    for part in features.split(8192):  # as a whole it might be large
+    for part in features.split(8192):  # a float64 copy of all might be large
         gram.addmm_(part.to(exact).T, part.to(exact), alpha=1 / len(features))
     values, vectors = torch.linalg.eigh(gram)
     return values.clamp_min(0), vectors
 
 
 def _lbfgs(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[float]) -> list[Tensor]:
-    """Weights [F + 1, C] for each strength, each begun where the one before ended. The bias is not penalised.
+    """Fit weights [F + 1, C] for each strength, starting from those of the strength before. The bias is not penalised.
 
-    The search runs along the features' principal components, each stretched by the curvature to be expected there: the same least
-    loss, in a fraction of the steps that correlated features would take.
+    The search runs in the basis of the features' principal components, each scaled by its expected curvature. The
+    minimum is the same, and takes a fraction of the steps that correlated features would take.
     """
     values, vectors = _principal(features)
     basis = vectors.to(features.dtype)
@@ -194,7 +224,10 @@ def _lbfgs(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[f
 
 
 def _ridge(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[float]) -> list[Tensor]:
-    """(X'X / N + strength I)^-1 X'Y / N for each strength, by one eigendecomposition. X is centred, so the bias is the mean of Y."""
+    """Compute (X'X / N + strength I)^-1 X'Y / N for each strength, by one eigendecomposition.
+
+    X is centred, so the bias is the mean of Y.
+    """
     values, vectors = _principal(features)
     targets = one_hot(labels, classes).to(features.dtype)
     shares = targets.mean(0)
@@ -210,11 +243,10 @@ FITS = {"lbfgs": _lbfgs, "ridge": _ridge}
 
 
 def _sgd(features: Tensor, labels: Tensor, classes: int, *, batch_size: int, seed: int, epochs: int = 100) -> Tensor:
-    """The paper's schedule. Batches are shuffled anew each epoch, and a last partial one is taken too."""
+    """Fit weights [F + 1, C] by the paper's schedule. Each epoch shuffles; the last, smaller batch is used too."""
     draw = torch.Generator().manual_seed(seed)
-    start = torch.cat(
-        [0.01 * torch.randn(features.shape[1], classes, generator=draw), torch.zeros(1, classes)]
-    )  # MoCo's start
+    drawn = 0.01 * torch.randn(features.shape[1], classes, generator=draw)  # MoCo's initialisation
+    start = torch.cat([drawn, torch.zeros(1, classes)])
     weights = nn.Parameter(start.to(features.device))
     optimizer = torch.optim.SGD([weights], lr=30 * batch_size / 256, momentum=0.9, weight_decay=0)
     scheduler, _ = create_scheduler_v2(
@@ -235,6 +267,7 @@ def _sgd(features: Tensor, labels: Tensor, classes: int, *, batch_size: int, see
             optimizer.step()
     if not weights.isfinite().all():
         raise LGDError(
-            f"The probe's weights are not finite at lr {30 * batch_size / 256:g}. Use protocol lbfgs, or a smaller batch."
+            f"The probe's weights are not finite at lr {30 * batch_size / 256:g}. Use protocol lbfgs, or a smaller "
+            "batch."
         )
     return weights.detach()

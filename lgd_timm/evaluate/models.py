@@ -1,9 +1,10 @@
-"""Any image model that a person names, made ready to give features: students, plain timm models, folders, checkpoints.
+"""Open any image model by its name, to extract features: students, plain timm models, folders, checkpoints.
 
-NAME of timm              `resnet18`, with its own weights or, for a start from scratch, random ones
+NAME of timm              such as `resnet18`, with timm's weights or random ones
 local-dir:FOLDER          a timm folder; hf-hub:ORG/NAME[@REVISION] a repository, of which only safetensors are read
-FILE.safetensors          a checkpoint; timm's name of the architecture is to be said
-student                   a published folder, hub://ORG/NAME[@REVISION], an lgd_ weight, a run folder of `lgd-timm distill`
+FILE.safetensors          a checkpoint, with timm's name of its architecture
+student                   a published folder, hub://ORG/NAME[@REVISION], an lgd_ weight, a run folder of `lgd-timm
+distill`
 """
 
 from __future__ import annotations
@@ -35,36 +36,56 @@ from ..utils.schema import build
 
 
 class Backbone(nn.Module):
-    """A timm model without its classifier, and its input: what gives pooled features of raw pixels. `Student` is another such."""
+    """A timm model without its classifier, with its preprocessing. `Student` has the same attributes and `features`.
+
+    Args:
+        backbone: normalised images float32 [B, 3, S, S] -> pooled features [B, F].
+        preprocess: raw images -> what `backbone` takes.
+    """
 
     def __init__(self, backbone: Any, *, preprocess: Preprocess) -> None:
         super().__init__()
         self.backbone, self.preprocess = backbone, preprocess
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W], or float in 0..1 -> pooled features [B, F]."""
+        """Extract pooled features [B, F] of images, uint8 [B, 3, H, W] or float in 0..1."""
         return self.backbone(self.preprocess(images))
 
 
 @dataclass(frozen=True)
 class Model:
-    """An image model and how images are shown to it."""
+    """An image model and how images are shown to it.
+
+    Attributes:
+        name: as the user named it.
+        network: gives features.
+        views: unaugmented.
+        folder: of a student; None for other models.
+        published: what a student's published folder holds; None for other models, and for an unpublished run.
+    """
 
     name: str
     network: Backbone | Student
-    views: Views  # unaugmented
+    views: Views
+    folder: StudentFolder | None = None
+    published: Published | None = None
 
 
 @dataclass(frozen=True)
 class StudentFolder:
-    """Where a student lies. One that travelled may name no path outside of the working directory."""
+    """The folder of a student, published or a run's.
+
+    Attributes:
+        path: on the disk.
+        untrusted: it came over hub://, and may name no path outside of the working directory.
+    """
 
     path: Path
-    travelled: bool = False
+    untrusted: bool = False
 
     @property
     def checkpoint(self) -> Path | None:
-        """The last checkpoint of a run that has not published yet."""
+        """The last checkpoint of a run that has not published yet; None otherwise."""
         if (self.path / "config.json").is_file() or not (self.path / "recipe.yaml").is_file():
             return None
         checkpoints = all_checkpoints(self.path / "checkpoints")
@@ -72,9 +93,19 @@ class StudentFolder:
 
 
 def student_folder(name: str) -> StudentFolder | None:
-    """The folder of a student that is named by path, hub:// or weight; None for what is no student. Raises: LGDError, as `hub.pull`."""
+    """Find the folder of a student; download it where it is named by hub:// or weight.
+
+    Args:
+        name: a path, hub://ORG/NAME[@REVISION], or an lgd_ weight.
+
+    Returns:
+        The folder; None where the name is no student's.
+
+    Raises:
+        LGDError: as `hub.pull` and `hub.locate`.
+    """
     if is_hub(name):
-        return StudentFolder(local_source(name), travelled=True)
+        return StudentFolder(local_source(name), untrusted=True)
     path = Path(name)
     if path.is_dir():
         return StudentFolder(path / "published" if (path / "published" / "config.json").is_file() else path)
@@ -87,16 +118,26 @@ def student_folder(name: str) -> StudentFolder | None:
 def find_model(
     name: str, *, pretrained: bool = True, architecture: str | None = None, image_size: int | None = None, seed: int = 0
 ) -> Model:
-    """What `name` names (see above), without classifier.
+    """Open a model by its name, without its classifier.
 
-    `pretrained` False: random weights, drawn with `seed`. `architecture`: timm's name of what is in a checkpoint file.
-    `image_size`: pixels, of a plain model, which then sees the whole centre square, as small images need it; else its size and crop
-    are timm's for evaluation. A student has its own.
-    Raises: LGDError for what is none of these, and where its weights can't be had.
+    Args:
+        name: see the module's docstring.
+        pretrained: False gives a plain timm model random weights.
+        architecture: timm's name of what a checkpoint file holds.
+        image_size: input size of a plain model in pixels, which then sees the whole centre square, as small images need
+            it. None: timm's size and crop for evaluation. A student has its own.
+        seed: of random weights.
+
+    Returns:
+        The model in eval mode, on the CPU.
+
+    Raises:
+        LGDError: the name is none of these, options do not fit it, or its weights can't be had.
     """
     if architecture is not None and not Path(name).is_file():
         raise LGDError(
-            f"{name!r} is no checkpoint file, so it needs no other name of its architecture ({architecture!r}). Leave that out."
+            f"{name!r} is no checkpoint file, so it needs no other name of its architecture ({architecture!r}). Leave "
+            "that out."
         )
     fresh = not pretrained and timm.is_model(name)
     if not fresh and (found := student_folder(name)) is not None:
@@ -107,11 +148,13 @@ def find_model(
         return open_student(name, found)
     if Path(name).suffix in (".yaml", ".yml"):
         raise LGDError(
-            f"{name!r} is a recipe, whose teacher is scored by zero-shot only. Name a model, a published folder or a run."
+            f"{name!r} is a recipe, whose teacher is scored by zero-shot only. Name a model, a published folder or a "
+            "run."
         )
-    backbone = (
-        _from_file(Path(name), architecture) if _is_file(name) else plain_model(name, pretrained=pretrained, seed=seed)
-    )
+    if _is_file(name):
+        backbone = _from_file(Path(name), architecture)
+    else:
+        backbone = timm_model(name, pretrained=pretrained, seed=seed)
     config = resolve_model_data_config(backbone)
     size, interpolation = image_size or config["input_size"][-1], config["interpolation"]
     preprocess = Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=interpolation)
@@ -122,28 +165,41 @@ def find_model(
 
 
 def open_student(name: str, folder: StudentFolder) -> Model:
-    """A student, published or as its run's last checkpoint left it. Raises: WeightsError, RecipeError."""
+    """Open a student: the published one, or that of its run's last checkpoint.
+
+    Args:
+        name: as the user named it.
+        folder: where it is.
+
+    Returns:
+        The student in eval mode, on the CPU.
+
+    Raises:
+        WeightsError: the folder can't be read as a student.
+        RecipeError: its recipe can't be read.
+    """
     if folder.checkpoint is not None:
         recipe = read_recipe(folder.path / "recipe.yaml")
-        return Model(name, _from_checkpoint(folder.checkpoint, recipe), plain_views(recipe, _stored_views(recipe)))
+        views = evaluation_views(recipe, _stored_views(recipe))
+        return Model(name, _from_checkpoint(folder.checkpoint, recipe), views, folder)
     published = load(folder.path)
-    return Model(name, published.student, published_views(published, folder.path))
+    return Model(name, published.student, published_views(published, folder.path), folder, published)
 
 
 def published_views(published: Published, folder: Path) -> Views:
-    """The unaugmented views on which a published student is evaluated. Raises: LGDError where its folder is nonsense."""
+    """Give a published student's evaluation views. Raises: LGDError where its metrics.json has nonsense for them."""
     teacher = published.metrics.get("teacher", {})
     if not isinstance(teacher, dict):
         raise LGDError(
             f"{folder}/metrics.json: 'teacher' is {type(teacher).__name__}, not facts about one. Pull the folder again."
         )
-    taught: Views = build(Views, teacher.get("views", {"size": published.student.preprocess.size}), where="views")
-    return plain_views(published.recipe, taught)
+    stored: Views = build(Views, teacher.get("views", {"size": published.student.preprocess.size}), where="views")
+    return evaluation_views(published.recipe, stored)
 
 
-def plain_views(recipe: Recipe, taught: Views | None) -> Views:
-    """A recipe's views as evaluation has them; those that were taught where it names none."""
-    views = recipe.views or taught
+def evaluation_views(recipe: Recipe, stored: Views | None) -> Views:
+    """Give a recipe's views, or those of its stored embeddings (`stored`) where it has none, without augmentation."""
+    views = recipe.views or stored
     assert views is not None, "a recipe without views has stored embeddings, which have some"
     return replace(views, augmentation="none", count=1, crop=recipe.data.val_crop)
 
@@ -153,14 +209,14 @@ def _stored_views(recipe: Recipe) -> Views | None:
 
 
 def _from_checkpoint(checkpoint: Path, recipe: Recipe) -> Student:
-    """The student of a run, the moving average of its weights where it keeps one, as it would be published."""
+    """Load a run's student as it would be published: the moving average of its weights, where it keeps one."""
     files = [checkpoint / name for name in ("ema.safetensors", "student.safetensors")]
     try:
         state = load_file(next(file for file in files if file.is_file()))
         embed_dim = [
             tensor.shape[0] for key, tensor in state.items() if key.startswith("projector.") and tensor.ndim == 2
         ][-1]
-        size = recipe.student.image_size or plain_views(recipe, _stored_views(recipe)).size
+        size = recipe.student.image_size or evaluation_views(recipe, _stored_views(recipe)).size
         options = {**asdict(recipe.student), "image_size": size, "pretrained": False}
         student = create_student(embed_dim=embed_dim, **options)
         student.load_state_dict(state)
@@ -173,17 +229,31 @@ def _from_checkpoint(checkpoint: Path, recipe: Recipe) -> Student:
 
 
 def _is_file(name: str) -> bool:
-    """Whether a checkpoint is named. Raises: RecipeError for a pickle, there or not."""
+    """Whether the name is a checkpoint file's. Raises: RecipeError for a pickle, whether it exists or not."""
     refuse_pickle(name, field="model")
     return Path(name).is_file()
 
 
-def plain_model(name: str, *, pretrained: bool = True, seed: int = 0, classifier: bool = False) -> Any:
-    """A timm model, of its own name, `local-dir:` or `hf-hub:`; without its classifier, if not asked for. Raises: LGDError."""
+def timm_model(name: str, *, pretrained: bool = True, seed: int = 0, classifier: bool = False) -> Any:
+    """Build a timm model.
+
+    Args:
+        name: timm's name of it, `local-dir:FOLDER` or `hf-hub:ORG/NAME`.
+        pretrained: False: random weights.
+        seed: of random weights; the global random state is left as it was.
+        classifier: keep the classifier.
+
+    Returns:
+        The model.
+
+    Raises:
+        LGDError: timm has no such model, or it can't be built.
+        WeightsError: its weights can't be had.
+    """
     if ":" not in name and not timm.is_model(name):
         raise LGDError(
-            f"{name!r} is no published folder, no run folder, no checkpoint file and no model of timm {timm.__version__}. "
-            "All names: timm.list_models()."
+            f"{name!r} is no published folder, no run folder, no checkpoint file and no model of timm "
+            f"{timm.__version__}. All names: timm.list_models()."
         )
     source = name
     if pretrained and ":" not in name:
@@ -211,12 +281,13 @@ def plain_model(name: str, *, pretrained: bool = True, seed: int = 0, classifier
 
 
 def _from_file(path: Path, architecture: str | None) -> Any:
-    """A checkpoint of a stock architecture; its classifier, of however many classes, is left out."""
+    """Load a checkpoint of a stock architecture without its classifier, which may have any number of classes."""
     if path.suffix != ".safetensors":
         raise LGDError(f"{path} is no safetensors file, and no other sort of checkpoint is opened.")
     if architecture is None or not timm.is_model(architecture):
         raise LGDError(
-            f"{path} does not say which architecture it is of ({architecture!r} is none of timm's). Say it with --model-name."
+            f"{path} does not say which architecture it is of ({architecture!r} is none of timm's). Say it with "
+            "--model-name."
         )
     try:
         backbone: Any = timm.create_model(architecture, num_classes=0)

@@ -1,4 +1,4 @@
-"""Every evaluation that a model allows, in one go; and, for a published folder, into its metrics and its card."""
+"""Run every evaluation that a model and its data allow; write the scores into a published folder's metrics and card."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ from ..data.subset import draw_labels
 from ..errors import LGDError, MissingExtra, VocabularyError, WeightsError
 from ..publish.card import rewrite_card
 from ..publish.metrics import EVALUATIONS, LINEAR_PROBES, read_metrics, write_metrics
-from ..students.model import Student
 from .agreement import Agreement, agreement
 from .calibration import Calibration, calibrate, similarity_logits, teacher_calibration
 from .feature_splits import FeatureSplits
 from .features import Features, class_count
 from .knn import KNN, knn
 from .linear_probe import LinearProbe, linear_probe
-from .models import StudentFolder, find_model, student_folder
+from .models import StudentFolder, find_model
 from .zero_shot import Tally, ZeroShot
-from .zero_shot_model import ZeroShotModel, bank_folders, check_asked, student_subject
+from .zero_shot_model import ZeroShotModel, bank_folders, check_vocabulary, zero_shot_student
 
 Score = ZeroShot | KNN | LinearProbe | Calibration | Agreement
 
 TITLES = {evaluation.key: evaluation.title for evaluation in EVALUATIONS}
-UNTAUGHT = "Its teacher's embeddings of these images are not stored: lgd-timm teach, with views.augmentation none."
+NO_TEACHER_EMBEDDINGS = (
+    "Its teacher's embeddings of these images are not stored: lgd-timm teach, with views.augmentation none."
+)
 
 
 @dataclass
 class Results:
-    """Scores by their keys in metrics.json, the teacher's with `teacher_` in front; and what was left out, with the reason."""
+    """What was measured, and what was not.
+
+    Attributes:
+        scores: by their keys in metrics.json; the teacher's keys begin with `teacher_`.
+        left_out: why an evaluation was left out, by its key.
+        names: of the zero-shot evaluation, where they are not those that the student was distilled for.
+    """
 
     scores: dict[str, Score] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    names: tuple[str, ...] | None = None  # that were asked zero-shot, where they are not the student's own
+    names: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as it stands in metrics.json."""
+        """Give the scores as plain data, as metrics.json holds them."""
         plain = {key: score.to_dict() for key, score in self.scores.items()}
         for key in ("zero_shot", "teacher_zero_shot"):
             if key in plain and self.names is not None:
@@ -48,12 +55,12 @@ class Results:
         return plain
 
     def lines(self) -> list[str]:
-        """For people: a table of accuracies, the other scores, and what was left out."""
+        """Print as lines: a table of accuracies, the other scores, and what was left out."""
         rows = [f"{'':30} {'top-1':>8} {'top-5':>8} {'teacher':>8} {'chance':>8}"]
-        said = []
+        others = []
         for key, score in self.scores.items():
             if isinstance(score, Calibration | Agreement):
-                said.append(f"{key.replace('_', ' ')}: {score}")
+                others.append(f"{key.replace('_', ' ')}: {score}")
             elif not key.startswith("teacher_"):
                 teacher = self.scores.get(f"teacher_{key}")
                 values = (score.top1, score.top5, getattr(teacher, "top1", None), score.chance)
@@ -61,12 +68,12 @@ class Results:
                 rows.append(f"{TITLES[key]:30} {cells}")
         return [
             *rows,
-            *said,
+            *others,
             *(f"left out: {key.replace('_', ' ')}: {reason}" for key, reason in self.left_out.items()),
         ]
 
     def measure(self, key: str, function: Callable[[], Score]) -> None:
-        """Note a score, or the reason why it can't be had."""
+        """Call `function` and keep its score, or the reason why it raised an LGDError."""
         try:
             self.scores[key] = function()
         except LGDError as error:
@@ -91,105 +98,148 @@ def evaluate_all(
     device: str = "auto",
     write: bool = False,
 ) -> Results:
-    """Zero-shot, k-NN, linear probes on 100, 10 and 1 % of the labels, calibration, agreement with the teacher.
+    """Run zero-shot, k-NN, linear probes on 100, 10 and 1 % of the labels, calibration, and agreement with the teacher.
 
-    Every image of both splits is shown to the model once, out of `datasets` where those are given by split (of the model's views),
-    and none is left out. `seed` draws the labels. `pretrained`, `architecture`, `image_size`: as of `find_model`. What a model or
-    the data do not allow is in `left_out`, with its reason. `write`: also into the published folder's metrics.json and card.
-    Raises: LGDError for a model or data that can't be used at all, and where `write` would claim what is not so.
+    The model is opened once, and encodes every image of both splits once.
+
+    Args:
+        model: any name of `find_model`.
+        data: shard folder, or address of one.
+        train_split: labelled images to learn from.
+        split: labelled images that are scored.
+        datasets: of splits that are open already, with the model's views, by their names.
+        protocol: of the linear probes: lbfgs, ridge or sgd.
+        k: neighbours of k-NN.
+        seed: draws the labels of the smaller probes, and random weights.
+        pretrained: as of `find_model`.
+        architecture: as of `find_model`.
+        image_size: as of `find_model`.
+        batch_size: images a step.
+        workers: processes that load images; 0: this one.
+        device: "auto", or a device of torch.
+        write: also write the scores into the published folder's metrics.json and card.
+
+    Returns:
+        The scores, and for each evaluation that model or data do not allow, the reason.
+
+    Raises:
+        LGDError: model or data can't be used at all.
+        WeightsError: `write` would make the card claim what is not so.
     """
     name = str(model)
     found = find_model(name, pretrained=pretrained, architecture=architecture, image_size=image_size, seed=seed)
-    folder = student_folder(name) if isinstance(found.network, Student) else None
     if write:
-        check_writable(name, folder, data=data, train_split=train_split, split=split)
-    bench = FeatureSplits(
+        check_writable(name, found.folder, data=data, train_split=train_split, split=split)
+    splits = FeatureSplits(
         found, data, train_split, split, datasets or {}, batch_size=batch_size, workers=workers, device=device
     )
     results = Results()
-    subject = _asked(results, bench, folder)
+    student = _zero_shot_student(results, splits)
     teachers: Sequence[Features | None] = (None, None)
-    if subject is not None:
-        teachers = bench.teachers(subject.teacher_fingerprint)
-        ask(results, subject, bench.train, bench.test, teachers=teachers, seed=seed)
-    options: dict[str, Any] = {"protocol": protocol, "k": k, "seed": seed, "device": bench.place}
-    probe(results, "", bench.train, bench.test, **options)
+    if student is not None:
+        teachers = splits.teachers(student.teacher_fingerprint)
+        score_by_names(results, student, splits.train, splits.test, teachers=teachers, seed=seed)
+    options: dict[str, Any] = {"protocol": protocol, "k": k, "seed": seed, "device": splits.resolved_device}
+    probe(results, "", splits.train, splits.test, **options)
     if teachers[0] is not None and teachers[1] is not None:
         probe(results, "teacher_", teachers[0], teachers[1], **options)
     if write:
-        assert folder is not None
-        write_results(results, folder.path)
+        assert found.folder is not None
+        write_results(results, found.folder.path)
     return results
 
 
-def _asked(results: Results, bench: FeatureSplits, folder: StudentFolder | None) -> ZeroShotModel | None:
-    """The model with the names that it is asked about; None, and the reason noted, where it can't be asked."""
-    name = bench.model.name
-    reason = f"{name} has no projector into a teacher's space. Distil it first (lgd-timm distill)."
-    if folder is not None:
+def _zero_shot_student(results: Results, splits: FeatureSplits) -> ZeroShotModel | None:
+    """Give the student its names; where that can't be, note the reason in `results` and return None."""
+    opened = splits.model
+    reason = f"{opened.name} has no projector into a teacher's space. Distil it first (lgd-timm distill)."
+    if opened.folder is not None:
         try:
-            subject = student_subject(folder, None, folders=bank_folders(bench.data))
-            check_asked(bench.dataset(bench.test_split), subject, model=name)
-            results.names = subject.vocabulary.names if subject.other_names else None
-            return subject
+            student = zero_shot_student(opened.folder, None, folders=bank_folders(splits.data), opened=opened)
+            check_vocabulary(splits.dataset(splits.test_split), student, name=opened.name)
+            results.names = student.vocabulary.names if student.other_names else None
+            return student
         except (LGDError, MissingExtra) as error:
             reason = str(error)
     results.left_out.update(dict.fromkeys(("zero_shot", "calibration", "agreement"), reason))
     return None
 
 
-def ask(
+def score_by_names(
     results: Results,
-    subject: ZeroShotModel,
+    model: ZeroShotModel,
     train: Features,
     test: Features,
     *,
     teachers: Sequence[Features | None] = (None, None),
     seed: int = 0,
 ) -> None:
-    """Zero-shot, calibration and agreement of a student; of its teacher too where its embeddings of train and test are given."""
-    results.measure("zero_shot", lambda: zero_shot_score(subject, test))
-    results.measure("calibration", lambda: calibrate(subject, test, train, seed=seed))
-    taught_train, taught = teachers
-    if taught is None:
-        results.left_out.update(dict.fromkeys(("teacher_zero_shot", "teacher_calibration", "agreement"), UNTAUGHT))
+    """Measure what needs names: zero-shot, calibration and agreement of a student, and the first two of its teacher.
+
+    Args:
+        results: takes the scores.
+        model: a student with its names.
+        train: its features of the training split.
+        test: its features of the split that is scored.
+        teachers: the teacher's stored features of both splits; None where there are none.
+        seed: of `calibrate`.
+    """
+    results.measure("zero_shot", lambda: zero_shot_score(model, test))
+    results.measure("calibration", lambda: calibrate(model, test, train, seed=seed))
+    teacher_train, teacher_test = teachers
+    if teacher_test is None:
+        results.left_out.update(
+            dict.fromkeys(("teacher_zero_shot", "teacher_calibration", "agreement"), NO_TEACHER_EMBEDDINGS)
+        )
         return
-    results.measure("teacher_zero_shot", lambda: zero_shot_score(subject, taught))
-    results.measure("teacher_calibration", lambda: teacher_calibration(subject, taught, taught_train, seed=seed))
-    results.measure("agreement", lambda: agreement_score(subject, test, taught))
+    results.measure("teacher_zero_shot", lambda: zero_shot_score(model, teacher_test))
+    results.measure("teacher_calibration", lambda: teacher_calibration(model, teacher_test, teacher_train, seed=seed))
+    results.measure("agreement", lambda: agreement_score(model, test, teacher_test))
 
 
-def zero_shot_score(subject: ZeroShotModel, features: Features) -> ZeroShot:
-    """`zero_shot` from embeddings that are there already. Raises: ShardError, VocabularyError for labels without a name."""
-    names = subject.vocabulary.names
+def zero_shot_score(model: ZeroShotModel, features: Features) -> ZeroShot:
+    """Score a model zero-shot from embeddings.
+
+    Args:
+        model: with its names.
+        features: labelled, with embeddings.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ShardError: images have no labels.
+        VocabularyError: a label has no name.
+    """
+    names = model.vocabulary.names
     if class_count(features) > len(names):
         raise VocabularyError(
             f"{features.name} has label {int(features.labels.max())}, the vocabulary only {len(names)} names."
         )
     tally = Tally(names)
-    tally.add(similarity_logits(subject, features, temperature=1.0)[0], features.labels)
+    tally.add(similarity_logits(model, features, temperature=1.0)[0], features.labels)
     return tally.score(bad=len(features.bad))
 
 
-def agreement_score(subject: ZeroShotModel, student: Features, teacher: Features) -> Agreement:
-    """`agreement` at the temperatures of the student's recipe."""
+def agreement_score(model: ZeroShotModel, student: Features, teacher: Features) -> Agreement:
+    """Measure the `agreement` of student and teacher at the temperatures of the student's recipe."""
     assert student.embeddings is not None
     assert teacher.embeddings is not None
-    assert subject.student_temperature is not None
+    assert model.student_temperature is not None
     return agreement(
         student.embeddings,
         teacher.embeddings,
-        subject.bank,
+        model.bank,
         student.labels,
-        student_temperature=subject.student_temperature,
-        teacher_temperature=subject.teacher_temperature,
+        student_temperature=model.student_temperature,
+        teacher_temperature=model.teacher_temperature,
     )
 
 
 def probe(
     results: Results, prefix: str, train: Features, test: Features, *, protocol: str, k: int, seed: int, device: str
 ) -> None:
-    """k-NN and linear probes of frozen features; keys begin with `prefix`."""
+    """Measure k-NN and linear probes of frozen features; their keys in `results` begin with `prefix`."""
     results.measure(f"{prefix}knn", lambda: knn(train, test, k=k, device=device))
     for evaluation in LINEAR_PROBES:
 
@@ -201,8 +251,19 @@ def probe(
 
 
 def check_writable(name: str, folder: StudentFolder | None, *, data: str | Path, train_split: str, split: str) -> None:
-    """A card says on which images its scores were measured: those of its recipe. Raises: WeightsError where they would be others."""
-    if folder is None or folder.checkpoint is not None or folder.travelled:
+    """Check that scores of these images may stand in a student's card, which speaks of its recipe's images.
+
+    Args:
+        name: as the user named the student.
+        folder: the student's; None of another model.
+        data: shards that it is to be scored on.
+        train_split: of them.
+        split: of them.
+
+    Raises:
+        WeightsError: there is no published folder on this disk, or the images are others.
+    """
+    if folder is None or folder.checkpoint is not None or folder.untrusted:
         raise WeightsError(
             f"{name} is no published folder on this disk, so nothing can be written into it. Leave --write out."
         )
@@ -210,8 +271,8 @@ def check_writable(name: str, folder: StudentFolder | None, *, data: str | Path,
     metrics = read_metrics(folder.path)
     if (train_split, split) != (recipe.data.train_split, recipe.data.val_split):
         raise WeightsError(
-            f"The card of {name} speaks of the splits {recipe.data.train_split!r} and {recipe.data.val_split!r} of its recipe, not of "
-            f"{train_split!r} and {split!r}. Evaluate those, or leave --write out."
+            f"The card of {name} speaks of the splits {recipe.data.train_split!r} and {recipe.data.val_split!r} of its "
+            f"recipe, not of {train_split!r} and {split!r}. Evaluate those, or leave --write out."
         )
     if "shards" in metrics and open_shards(data, split=train_split).fingerprint != metrics["shards"]:
         raise WeightsError(
@@ -220,7 +281,12 @@ def check_writable(name: str, folder: StudentFolder | None, *, data: str | Path,
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """Put scores into a published folder's metrics.json, rounded top-1 accuracies into its `summary`, and write its card anew."""
+    """Add scores to a published folder's metrics.json, with rounded top-1 accuracies in `summary`; rewrite its card.
+
+    Args:
+        results: what was measured.
+        folder: the published folder.
+    """
     metrics = {**read_metrics(folder), **results.to_dict()}
     top1 = {
         f"{key}_top1": round(score.top1, 2)

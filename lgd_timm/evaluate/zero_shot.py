@@ -1,4 +1,4 @@
-"""Zero-shot classification: the name whose text is most similar wins."""
+"""Classify images zero-shot: the answer is the name whose text embedding is most similar to the image's embedding."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ from ..data.dataset import BadSamples, Batch, ShardDataset
 from ..data.loader import loader
 from ..data.samplers import SequentialSampler
 from ..data.stored_embeddings import find_stored
-from ..errors import LGDError, ShardError, VocabularyError
+from ..errors import ShardError, VocabularyError
 from ..utils.distributed import Ranks
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Accuracies in percent over `samples` labelled images."""
+    """Zero-shot accuracies in percent.
+
+    Attributes:
+        top1: share of images whose label is the first answer.
+        top5: share of images whose label is among the first five answers.
+        chance: 100 / number of names.
+        samples: labelled images that were scored.
+        bad: images that could not be read, which do not count.
+        per_class: top-1 of each name that has images.
+    """
 
     top1: float
     top5: float
     chance: float
     samples: int
-    bad: int  # images that could not be read and do not count
+    bad: int
     per_class: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,7 +49,15 @@ class ZeroShot:
 
 
 def zero_shot_classifier(encoder: nn.Module, text_bank: Tensor) -> Callable[[Batch], Tensor]:
-    """Any module that maps raw pixels to embeddings [B, D], and a bank [C, D] -> function from Batch to logits [B, C]."""
+    """Build a classifier from an image encoder.
+
+    Args:
+        encoder: uint8 images [B, 3, H, W] -> embeddings [B, D].
+        text_bank: the names' embeddings, float32 [C, D], of length 1.
+
+    Returns:
+        A function from `Batch` to logits float32 [B, C], which are cosines.
+    """
 
     def classify(batch: Batch) -> Tensor:
         return normalize(encoder(batch.images).float(), dim=1) @ text_bank.T.to(batch.images.device)
@@ -49,7 +66,7 @@ def zero_shot_classifier(encoder: nn.Module, text_bank: Tensor) -> Callable[[Bat
 
 
 def stored_classifier(text_bank: Tensor) -> Callable[[Batch], Tensor]:
-    """The same from stored teacher embeddings: the teacher's own score without the teacher."""
+    """Build the teacher's classifier from its stored embeddings (`Batch.embeddings`), so that no teacher is run."""
 
     def classify(batch: Batch) -> Tensor:
         assert batch.embeddings is not None
@@ -59,7 +76,16 @@ def stored_classifier(text_bank: Tensor) -> Callable[[Batch], Tensor]:
 
 
 def with_stored_embeddings(dataset: ShardDataset, *, views: Views | None, teacher: str) -> ShardDataset | None:
-    """The same images with the stored embeddings of that teacher (see `find_stored`), or None where none are stored."""
+    """Add a teacher's stored embeddings to a dataset.
+
+    Args:
+        dataset: images that the teacher may have embedded.
+        views: those that are wanted; None: unaugmented ones, of whichever size is stored (see `find_stored`).
+        teacher: the teacher's fingerprint.
+
+    Returns:
+        The same images, each batch with `embeddings`; None where none are stored.
+    """
     stored = find_stored(dataset.shards, views=views, teacher=teacher)
     return (
         None
@@ -81,10 +107,25 @@ def zero_shot(
     description: str = "zero-shot",
     ranks: Ranks | None = None,
 ) -> ZeroShot:
-    """Score `classify` on every labelled image exactly once, whichever of the `ranks` reads it; all of them return the same.
+    """Score a classifier on every image of a labelled dataset, exactly once.
 
-    `names[i]` is the name of label i. Raises: ShardError when images have no labels, VocabularyError when there are
-    more labels than names.
+    Args:
+        classify: a batch -> logits [B, C], as of `zero_shot_classifier`.
+        dataset: unaugmented images.
+        names: the name of each label, C of them.
+        batch_size: images a step.
+        workers: processes that load images; 0: this one.
+        device: where batches are moved to.
+        max_bad: share of the images that may be unreadable.
+        description: of the progress bar.
+        ranks: processes that share the images; all of them return the same.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ShardError: images have no labels, or too many can't be read.
+        VocabularyError: there are more labels than names.
     """
     device, ranks = torch.device(device), ranks or Ranks()
     tally, bad = Tally(names, device=device), BadSamples(max_bad, size=len(dataset))
@@ -106,7 +147,7 @@ def zero_shot(
 
 
 class Tally:
-    """Counts right answers, in all and a name, batch by batch."""
+    """Count right answers batch by batch, in all and for each name."""
 
     def __init__(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> None:
         self._names, self._evaluator = tuple(names), ClassificationEvaluator(device)
@@ -114,7 +155,7 @@ class Tally:
         self._totals = torch.zeros_like(self._hits)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Logits [B, C], labels int64 [B], each the place of a name."""
+        """Count a batch: logits [B, C], and labels int64 [B], each an index of a name."""
         self._evaluator.update(logits, labels)
         correct = logits.argmax(1) == labels
         self._hits += torch.bincount(labels[correct], minlength=len(self._names))
@@ -122,15 +163,16 @@ class Tally:
 
     @property
     def counts(self) -> list[list[int]]:
-        """What was counted so far, as `add_counts` takes it from another rank."""
+        """Give what was counted so far, for `add_counts` of another rank."""
         return [self._evaluator.counts.tolist(), self._hits.tolist(), self._totals.tolist()]
 
     def add_counts(self, counts: Sequence[Sequence[int]]) -> None:
+        """Add what another rank counted."""
         for mine, theirs in zip((self._evaluator.counts, self._hits, self._totals), counts, strict=True):
             mine.add_(torch.tensor(theirs, device=mine.device))
 
     def score(self, *, bad: int) -> ZeroShot:
-        """Of all that was added; `bad` images more could not be read."""
+        """Compute the accuracies over all that was added; `bad` more images could not be read."""
         summary, totals = self._evaluator.compute(), self._totals.tolist()
         shares = (100 * self._hits / self._totals).tolist()
         return ZeroShot(
@@ -144,7 +186,7 @@ class Tally:
 
 
 def progress(batches: Iterable[Batch], description: str, total: int, *, silent: bool = False) -> Iterable[Batch]:
-    """The same batches, with a bar."""
+    """Pass batches through, with a progress bar that counts images up to `total`."""
     with tqdm(total=total, unit="img", desc=description, disable=silent or None) as bar:
         for batch in batches:
             yield batch
@@ -152,8 +194,13 @@ def progress(batches: Iterable[Batch], description: str, total: int, *, silent: 
 
 
 def check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> None:
-    """Each label needs to be there and to have a name. Raises: ShardError, VocabularyError."""
-    if not batch.keys:  # none could be read, which is counted elsewhere
+    """Check that each image of a batch has a label, and each label a name.
+
+    Raises:
+        ShardError: an image has no label.
+        VocabularyError: a label has no name.
+    """
+    if not batch.keys:  # none could be read; `BadSamples` counts that
         return
     if batch.labels.min() < 0:
         raise ShardError(
@@ -162,26 +209,27 @@ def check_labels(batch: Batch, names: Sequence[str], dataset: ShardDataset) -> N
         )
     if batch.labels.max() >= len(names):
         raise VocabularyError(
-            f"{dataset.shards.root} ({dataset.shards.split}) has label {int(batch.labels.max())}, the vocabulary only {len(names)} names. "
-            "Give the names of these classes, in the order of their labels."
+            f"{dataset.shards.root} ({dataset.shards.split}) has label {int(batch.labels.max())}, the vocabulary only "
+            f"{len(names)} names. Give the names of these classes, in the order of their labels."
         )
 
 
-def check_class_count(
-    dataset: ShardDataset,
-    names: Sequence[str],
-    *,
-    where: str,
-    asked: str,
-    advice: str,
-    error: type[LGDError] = VocabularyError,
-) -> None:
-    """Shards that name their classes need as many names: too few may not be noticed at the first label, and too many never.
+class ClassCountError(VocabularyError):
+    """Shards have another number of classes than there are names. Callers add where the names come from."""
 
-    Raises: `error`, which says `where` the classes are, who is `asked` about the names, and `advice`.
+    def __init__(self, *, classes: int, names: int) -> None:
+        super().__init__(f"{classes} classes and {names} names do not fit. Give a name for each class, in their order.")
+        self.classes, self.names = classes, names
+
+
+def check_class_count(dataset: ShardDataset, names: Sequence[str]) -> None:
+    """Check that shards which name their classes have as many of them as there are names.
+
+    The labels do not show it: with too few names the first labels may fit, with too many all do.
+
+    Raises:
+        ClassCountError: they have more or fewer.
     """
     classes = dataset.shards.class_names
     if classes and len(classes) != len(names):
-        raise error(
-            f"{where} has {len(classes)} classes, {asked} {len(names)} names, so scores would mean nothing. {advice}"
-        )
+        raise ClassCountError(classes=len(classes), names=len(names))

@@ -1,4 +1,4 @@
-"""What is asked zero-shot questions: a student, or a recipe's teacher, with names and their bank in the teacher's space."""
+"""Open an encoder with the names that it classifies by: a student, or a recipe's teacher, and the names' text bank."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ..data import Views, open_shards
 from ..data.dataset import ShardDataset
 from ..data.paths import resolve_path
 from ..data.vocabulary import Vocabulary, load_vocabulary
-from ..errors import LGDError
+from ..errors import LGDError, VocabularyError
 from ..objectives import objective_config
-from ..publish.folder import load
+from ..publish.folder import Published
 from ..teachers import Stored, TextTeacher, spec_from_dict
 from ..teachers.prepare import prepare_teacher
 from ..teachers.text_bank import text_bank
 from ..utils.device import pick_device
-from .models import StudentFolder, open_student, published_views, student_folder
+from .models import Model, StudentFolder, open_student, student_folder
 from .zero_shot import (
+    ClassCountError,
     ZeroShot,
     check_class_count,
     stored_classifier,
@@ -35,23 +36,35 @@ from .zero_shot import (
     zero_shot_classifier,
 )
 
-TEACHER_TEMPERATURE = 0.01  # the paper's (facts.md 1.3), for objectives that have none of their own
+TEACHER_TEMPERATURE = 0.01  # the released code's (scripts/train.sh), for objectives that have none of their own
 
 
 @dataclass(frozen=True)
 class ZeroShotModel:
-    """An encoder of raw pixels, the names it is asked about, and what is known of its teacher."""
+    """An image encoder, the names that it classifies by, and what is known of its teacher.
 
-    label: str  # student or teacher
+    Attributes:
+        label: "student" or "teacher".
+        encoder: uint8 images [B, 3, H, W] -> embeddings [B, D].
+        vocabulary: C names and their prompt templates.
+        bank: the names' text embeddings, float32 [C, D], of length 1.
+        views: how images are shown to it: unaugmented.
+        teacher_fingerprint: names the teacher's stored embeddings; None of a teacher, and where it is not known.
+        student_temperature: of the student's similarities; None of a teacher.
+        teacher_temperature: of the teacher's similarities.
+        other_names: a student was distilled for other names than these.
+        classifier: loads the published classifier, features [B, F] -> logits [B, C]; None where it has other names.
+    """
+
+    label: str
     encoder: nn.Module
     vocabulary: Vocabulary
     bank: Tensor
-    views: Views  # unaugmented
+    views: Views
     teacher_fingerprint: str | None
     student_temperature: float | None = None
     teacher_temperature: float = TEACHER_TEMPERATURE
-    other_names: bool = False  # a student's: it was distilled for other names than these
-    # Loads the published classifier, features [B, F] -> logits [B, C]; None where it does not answer with these names
+    other_names: bool = False
     classifier: Callable[[], nn.Module] | None = None
 
 
@@ -66,96 +79,146 @@ def evaluate_zero_shot(
     workers: int = 0,
     device: str = "auto",
 ) -> dict[str, ZeroShot | None]:
-    """Score a model, and its teacher where the teacher's embeddings of these images are stored beside the shards.
+    """Score a model zero-shot, and its teacher where its embeddings of these images are stored.
 
-    The student lives in its teacher's space, so `vocabulary` may be other names than those that it was distilled for. Without
-    it, a student is asked about the names that its run scored it on, which mostly are its own.
-    Raises: LGDError when the model, the data or the names can't be used.
+    A student embeds images in its teacher's space, so it can classify by other names than those that it was distilled
+    for.
+
+    Args:
+        model: what `open_zero_shot_model` opens.
+        data: shard folder, or address of one, with labels.
+        split: which split of it.
+        vocabulary: source of the names; None: those that the student's run evaluates by, which mostly are its own.
+        templates: prompt templates of `vocabulary`.
+        batch_size: images a step.
+        workers: processes that load images; 0: this one.
+        device: "auto", or a device of torch.
+
+    Returns:
+        Accuracies of "student", and of "teacher" (None where no embeddings are stored); of a recipe, "teacher" alone.
+
+    Raises:
+        LGDError: model, data or names can't be used.
     """
     names = None if vocabulary is None else load_vocabulary(vocabulary, templates=templates)
-    subject = open_zero_shot_model(model, names, folders=bank_folders(data))
-    place = pick_device(device)
-    dataset = ShardDataset(open_shards(data, split=split), views=subject.views, allow_empty=True)
-    check_asked(dataset, subject, model=model)
+    opened = open_zero_shot_model(model, names, folders=bank_folders(data))
+    resolved_device = pick_device(device)
+    dataset = ShardDataset(open_shards(data, split=split), views=opened.views, allow_empty=True)
+    check_vocabulary(dataset, opened, name=model)
     settings: dict[str, Any] = {
-        "names": subject.vocabulary.names,
+        "names": opened.vocabulary.names,
         "batch_size": batch_size,
         "workers": workers,
-        "device": place,
+        "device": resolved_device,
     }
-    encoder = subject.encoder.to(place).eval()
+    encoder = opened.encoder.to(resolved_device).eval()
     scores: dict[str, ZeroShot | None] = {
-        subject.label: zero_shot(zero_shot_classifier(encoder, subject.bank), dataset, **settings)
+        opened.label: zero_shot(zero_shot_classifier(encoder, opened.bank), dataset, **settings)
     }
-    if subject.label == "student":
-        scores["teacher"] = _teacher_score(subject, dataset, settings)
+    if opened.label == "student":
+        scores["teacher"] = _teacher_score(opened, dataset, settings)
     return scores
 
 
 def bank_folders(data: str | Path) -> list[Path]:
-    """Where banks of names lie beside shards: `teach` leaves them with the embeddings. None at an address, as servers list no folders."""
+    """List the folders beside shards where `teach` leaves text banks. None at an address: servers list no folders."""
     root = resolve_path(data)
     return sorted(root.glob("*/text")) if isinstance(root, Path) else []
 
 
-def check_asked(dataset: ShardDataset, subject: ZeroShotModel, *, model: str) -> None:
-    """Raises: VocabularyError where the shards have more or fewer classes than the subject is asked about names."""
-    check_class_count(
-        dataset,
-        subject.vocabulary.names,
-        where=f"{dataset.shards.root} ({dataset.shards.split})",
-        asked=f"{model} is asked about",
-        advice="Give the names of its labels in their order: --vocabulary.",
-    )
+def check_vocabulary(dataset: ShardDataset, model: ZeroShotModel, *, name: str) -> None:
+    """Check that a model has as many names as the shards have classes.
+
+    Args:
+        dataset: what it is to be scored on.
+        model: with its names.
+        name: of the model, for messages.
+
+    Raises:
+        VocabularyError: it has more or fewer.
+    """
+    try:
+        check_class_count(dataset, model.vocabulary.names)
+    except ClassCountError as error:
+        raise VocabularyError(
+            f"{dataset.shards.root} ({dataset.shards.split}) has {error.classes} classes, {name} is asked about "
+            f"{error.names} names, so scores would mean nothing. Give the names of its labels in their order: "
+            "--vocabulary."
+        ) from None
 
 
-def _teacher_score(subject: ZeroShotModel, dataset: ShardDataset, settings: dict[str, Any]) -> ZeroShot | None:
-    if subject.teacher_fingerprint is None:
+def _teacher_score(model: ZeroShotModel, dataset: ShardDataset, settings: dict[str, Any]) -> ZeroShot | None:
+    if model.teacher_fingerprint is None:
         return None
-    images = with_stored_embeddings(dataset, views=None, teacher=subject.teacher_fingerprint)
+    images = with_stored_embeddings(dataset, views=None, teacher=model.teacher_fingerprint)
     return (
-        None
-        if images is None
-        else zero_shot(stored_classifier(subject.bank), images, description="teacher", **settings)
+        None if images is None else zero_shot(stored_classifier(model.bank), images, description="teacher", **settings)
     )
 
 
 def open_zero_shot_model(model: str, vocabulary: Vocabulary | None, *, folders: Sequence[Path] = ()) -> ZeroShotModel:
-    """A student (see `models.student_folder`), or a recipe: its online teacher. Banks of other names may lie in `folders`.
+    """Open a student, or a recipe's online teacher, with names.
 
-    Raises: LGDError for anything else.
+    Args:
+        model: a YAML recipe (its teacher is opened), or a student by any name of `models.student_folder`.
+        vocabulary: the names; None: those that the student's run evaluates by, or the recipe's.
+        folders: where text banks of other names may be stored, as of `bank_folders`.
+
+    Returns:
+        The encoder with its names' bank.
+
+    Raises:
+        LGDError: anything else, names that can't be had, or a teacher that can't be opened.
     """
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
-        return _teacher_subject(path, vocabulary)
+        return _recipe_teacher(path, vocabulary)
     found = student_folder(model)
     if found is None:
         raise LGDError(
-            f"{model!r} is no published folder, no lgd_ weight and no recipe. A plain timm model has no projector into a teacher's space: "
-            "distil it first (lgd-timm distill)."
+            f"{model!r} is no published folder, no lgd_ weight and no recipe. A plain timm model has no projector into "
+            "a teacher's space: distil it first (lgd-timm distill)."
         )
-    return student_subject(found, vocabulary, folders=folders)
+    return zero_shot_student(found, vocabulary, folders=folders)
 
 
-def student_subject(
-    folder: StudentFolder, vocabulary: Vocabulary | None, *, folders: Sequence[Path] = ()
+def zero_shot_student(
+    folder: StudentFolder, vocabulary: Vocabulary | None, *, folders: Sequence[Path] = (), opened: Model | None = None
 ) -> ZeroShotModel:
-    """The student of a folder, asked about these names or, without any, those of its run's evaluation."""
-    if folder.checkpoint is not None:
-        return _run_subject(folder, vocabulary)
-    return _published_subject(folder.path, vocabulary, folders, travelled=folder.travelled)
+    """Open the student of a folder with names.
+
+    Args:
+        folder: a published folder, or a run that has not published yet.
+        vocabulary: the names; None: those that its run evaluates by.
+        folders: where text banks of other names may be stored.
+        opened: what `open_student` gave for this folder, if it was opened before.
+
+    Returns:
+        The student with its names' bank; it shares its weights with `opened`.
+
+    Raises:
+        LGDError: the student or the names can't be had.
+        RecipeError: an untrusted folder names a path outside of the working directory.
+    """
+    opened = opened or open_student(str(folder.path), folder)
+    if opened.published is None:
+        return _run_student(folder, opened, vocabulary)
+    return _published_student(folder, opened, opened.published, vocabulary, folders)
 
 
-def _published_subject(
-    folder: Path, vocabulary: Vocabulary | None, folders: Sequence[Path], *, travelled: bool
+def _published_student(
+    folder: StudentFolder,
+    opened: Model,
+    published: Published,
+    vocabulary: Vocabulary | None,
+    folders: Sequence[Path],
 ) -> ZeroShotModel:
-    """The student of a published folder. What a folder that travelled names is checked before it is opened."""
-    published = load(folder)
-    views, teacher = published_views(published, folder), published.metrics.get("teacher", {})
+    """What an untrusted folder names is checked before it is opened."""
+    teacher = published.metrics.get("teacher", {})
     bank = published.banks.text
     own = Vocabulary(published.banks.names, published.banks.templates)
     if vocabulary is None:
-        if travelled:
+        if folder.untrusted:
             check_reach({"data": {"val_vocabulary": published.recipe.data.val_vocabulary}})
         vocabulary = load_vocabulary(published.recipe.data.val_vocabulary or own.names, templates=own.templates)
     if vocabulary != own:
@@ -163,54 +226,52 @@ def _published_subject(
         def text() -> TextTeacher:
             if "teacher" not in teacher:
                 raise LGDError(
-                    f"{folder}/metrics.json does not say which teacher reads new names. Use the folder's own names."
+                    f"{folder.path}/metrics.json does not say which teacher reads new names. Use the folder's own "
+                    "names."
                 )
-            if travelled:
+            if folder.untrusted:
                 check_reach({"teacher": teacher["teacher"]})
             return spec_from_dict(teacher["teacher"]).text()
 
         bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text, folders=folders)
+    folded = published.label_names and vocabulary == own
     return ZeroShotModel(
         "student",
-        published.student,
+        opened.network,
         vocabulary,
         bank,
-        views,
+        opened.views,
         teacher.get("fingerprint"),
         **_temperatures(published.recipe),
         other_names=vocabulary.names != own.names,
-        classifier=cache(partial(_folded, folder)) if published.label_names and vocabulary == own else None,
+        classifier=cache(partial(_folded_classifier, folder.path)) if folded else None,
     )
 
 
-def _folded(folder: Path) -> nn.Module:
-    """The classifier of the stock model: projector, bank and temperature in one linear layer, rounded as it is published."""
+def _folded_classifier(folder: Path) -> nn.Module:
+    """Load the stock model's classifier: projector, bank and temperature in one linear layer, rounded as published."""
     stock: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     classifier: nn.Module = stock.get_classifier()
     return classifier.float().eval()
 
 
-def _run_subject(folder: StudentFolder, vocabulary: Vocabulary | None) -> ZeroShotModel:
-    """The student of a run that has not published yet."""
+def _run_student(folder: StudentFolder, opened: Model, vocabulary: Vocabulary | None) -> ZeroShotModel:
     recipe = read_recipe(folder.path / "recipe.yaml")
-    model = open_student(str(folder.path), folder)
     teaching, bank_of = prepare_teacher(recipe.teacher, vocabulary=recipe.vocabulary.load(), views=recipe.views)
     if vocabulary is None:
-        source = recipe.data.val_vocabulary
+        names = recipe.data.val_vocabulary
         vocabulary = (
-            teaching.vocabulary if source is None else load_vocabulary(source, templates=recipe.vocabulary.templates)
+            teaching.vocabulary if names is None else load_vocabulary(names, templates=recipe.vocabulary.templates)
         )
-    bank, teacher = bank_of(vocabulary), teaching.facts["fingerprint"]
-    other_names = vocabulary.names != teaching.vocabulary.names
     return ZeroShotModel(
         "student",
-        model.network,
+        opened.network,
         vocabulary,
-        bank,
-        model.views,
-        teacher,
+        bank_of(vocabulary),
+        opened.views,
+        teaching.facts["fingerprint"],
         **_temperatures(recipe),
-        other_names=other_names,
+        other_names=vocabulary.names != teaching.vocabulary.names,
     )
 
 
@@ -220,7 +281,7 @@ def _temperatures(recipe: Recipe) -> dict[str, Any]:
     return {"student_temperature": config.student_temperature, "teacher_temperature": teacher}
 
 
-def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> ZeroShotModel:
+def _recipe_teacher(path: Path, vocabulary: Vocabulary | None) -> ZeroShotModel:
     spec, own, crop = read_teacher(path)
     names = vocabulary or own
     if names is None:
@@ -228,7 +289,8 @@ def _teacher_subject(path: Path, vocabulary: Vocabulary | None) -> ZeroShotModel
     if isinstance(spec, Stored):
         if spec.taught_by is None:
             raise LGDError(
-                f"{path} has stored embeddings and no teacher to run. Evaluate the student: the teacher's score stands beside it."
+                f"{path} has stored embeddings and no teacher to run. Evaluate the student: the teacher's score stands "
+                "beside it."
             )
         spec = spec.taught_by
     image, text = spec.image(), spec.text()

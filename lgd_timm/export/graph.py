@@ -1,6 +1,7 @@
-"""What every runtime is given, and what it is compared with: raw pixels in, one answer a picture out.
+"""Build the graph that a runtime gets: raw pixels in, one answer an image out.
 
-Normalisation is part of the graph, so that a device needs no arithmetic of its own before it: bytes of 0..255 go in, in RGB.
+The normalisation is part of the graph, so that a device feeds it RGB bytes (0..255) without any arithmetic of its own.
+What a runtime makes of the graph is compared with what timm makes of the same pixels.
 """
 
 from __future__ import annotations
@@ -22,28 +23,26 @@ from ..data.preprocess import Preprocess
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError
 from ..evaluate.models import StudentFolder
-from ..evaluate.zero_shot_model import ZeroShotModel, student_subject
+from ..evaluate.zero_shot_model import ZeroShotModel, zero_shot_student
 from ..publish.lgd_safetensors import read_lgd
 from .loading import ExportModel
 
 Names = str | Sequence[str]  # as `evaluate --vocabulary` takes them
 
 INPUT = "images"
-ALLOWED = 1e-4  # how far a runtime's answers may be from timm's, as a share of the largest one where that is above 1
-BATCHES = (1, 3)  # what they are compared on
+ALLOWED = 1e-4  # largest difference from timm's answers, as a share of the largest answer where that is above 1
+BATCHES = (1, 3)  # batch sizes on which they are compared
 
 
 class Normalise(nn.Module):
-    """uint8 or float [B, 3, H, W] in 0..255 -> float, as a model takes it: `images / 255` less the mean, over the deviation."""
+    """Normalise pixels, uint8 or float [B, 3, H, W] in 0..255, as float32: `(images / 255 - mean) / std`."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, source: ExportModel) -> None:
+    def __init__(self, model: ExportModel) -> None:
         super().__init__()
-        mean, std = (
-            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (source.mean, source.std)
-        )
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (model.mean, model.std))
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
@@ -51,17 +50,20 @@ class Normalise(nn.Module):
         return images.float() * self.scale + self.shift
 
 
-class ByName(nn.Module):
-    """Features [B, F] -> logits [B, C]: cosines with the text bank over the student's temperature, as a folded classifier gives them."""
+class ZeroShotHead(nn.Module):
+    """Classify by names: features [B, F] -> cosines with the text bank over the student's temperature, [B, C].
+
+    These are the logits that a linear projector gives once it is folded into the published classifier.
+    """
 
     bank: Tensor
 
-    def __init__(self, subject: ZeroShotModel) -> None:
+    def __init__(self, model: ZeroShotModel) -> None:
         super().__init__()
-        encoder: Any = subject.encoder
-        assert subject.student_temperature is not None, "every objective says at which its student is read"
+        encoder: Any = model.encoder
+        assert model.student_temperature is not None, "every objective has a student_temperature"
         self.projector = encoder.projector
-        self.register_buffer("bank", subject.bank.T.contiguous() / subject.student_temperature)
+        self.register_buffer("bank", model.bank.T.contiguous() / model.student_temperature)
 
     def forward(self, features: Tensor) -> Tensor:
         return normalize(self.projector(features), dim=1) @ self.bank
@@ -69,42 +71,59 @@ class ByName(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """`source` is what was asked for, with `label_names` of these answers; `model` takes normalised pictures."""
+    """A model as a runtime gets it.
 
-    source: ExportModel
-    model: nn.Module
-    output: str  # logits [B, C] or features [B, F]
+    Attributes:
+        model: what is exported; its `label_names` are those of this graph's answers.
+        network: takes normalised images, float32 [B, 3, size, size].
+        output: what the network answers: "logits" [B, C] or "features" [B, F].
+    """
+
+    model: ExportModel
+    network: nn.Module
+    output: str
 
     @property
     def module(self) -> nn.Module:
-        """uint8 or float [B, 3, size, size] in 0..255 -> answers."""
-        return nn.Sequential(Normalise(self.source), self.model).eval()
+        """Normalisation and network in one: uint8 or float [B, 3, size, size] in 0..255 -> answers."""
+        return nn.Sequential(Normalise(self.model), self.network).eval()
 
     def facts(self) -> dict[str, Any]:
-        """What goes beside the graph."""
+        """Describe input and answers, as plain data that is stored with the graph."""
         inside = {
             "channel_order": "RGB",
             "value_range": (0, 255),
             "normalisation": "inside the graph",
             "answers": self.output,
         }
-        return {**self.source.facts(), **inside}
+        return {**self.model.facts(), **inside}
 
     def pixels(self, count: int) -> Tensor:
-        """Noise to compare on: uint8 [count, 3, size, size], always the same."""
-        shape = (count, 3, self.source.size, self.source.size)
+        """Draw noise to compare on: uint8 [count, 3, size, size], the same at each call."""
+        shape = (count, 3, self.model.size, self.model.size)
         return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     @torch.no_grad()
     def answers(self, pixels: Tensor) -> Tensor:
-        """What timm makes of uint8 pictures: float32 [B, K]."""
-        source = self.source
-        preprocess = Preprocess(size=source.size, mean=source.mean, std=source.std)
-        answers: Tensor = self.model(preprocess(pixels))
+        """Answer with timm's own model: uint8 [B, 3, size, size] -> float32 [B, C] or [B, F]."""
+        preprocess = Preprocess(size=self.model.size, mean=self.model.mean, std=self.model.std)
+        answers: Tensor = self.network(preprocess(pixels))
         return answers
 
     def compare(self, run: Callable[[np.ndarray], np.ndarray], *, to: str, allowed: float = ALLOWED) -> float:
-        """Largest distance of a runtime's answers from timm's, in batches of several sizes. Raises: LGDError where more than `allowed`."""
+        """Compare a runtime's answers with timm's, in batches of several sizes.
+
+        Args:
+            run: the graph in the runtime, uint8 [B, 3, size, size] -> answers.
+            to: name of the target, for messages.
+            allowed: largest difference that is accepted, as a share of the largest answer where that is above 1.
+
+        Returns:
+            The largest difference, in the same unit.
+
+        Raises:
+            LGDError: answers differ by more than `allowed`, or have another shape.
+        """
         largest = 0.0
         for count in BATCHES:
             pixels = self.pixels(count)
@@ -115,51 +134,59 @@ class Graph:
                 )
             distance = ((found - wanted).abs().max() / max(1.0, float(wanted.abs().max()))).item()
             largest = max(largest, distance)
-            if not distance <= allowed:  # which a NaN is not either
+            if not distance <= allowed:  # true of NaN too
                 raise LGDError(
-                    f"--to {to}: the runtime's {self.output} are {distance:.2g} from timm's, and {allowed:g} is allowed. "
-                    "Nothing was kept; take another target, or report this model."
+                    f"--to {to}: the runtime's {self.output} are {distance:.2g} from timm's, and {allowed:g} is "
+                    "allowed. Nothing was kept; take another target, or report this model."
                 )
         return largest
 
 
 def graph_of(
-    source: ExportModel, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none"
+    model: ExportModel, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none"
 ) -> Graph:
-    """The classifier of a model; of a student without one, what it says by names: its own, or those of `vocabulary`.
+    """Choose what a graph answers: logits of the model's classifier or of names, or features.
 
-    `features`: the pooled features instead, which is also what a model without classifier gives.
-    Raises: LGDError for names that the model can't be asked about.
+    Args:
+        model: what is exported.
+        features: answer with pooled features, as a model without a classifier does anyway.
+        vocabulary: names to classify by, of a published student; None: its own (the classifier, where it has one).
+        templates: prompt templates of `vocabulary`.
+
+    Returns:
+        The graph, not yet written.
+
+    Raises:
+        LGDError: the model can't classify by these names.
     """
     if features and vocabulary is not None:
         raise LGDError("--features are no answers by name. Leave out --vocabulary, or --features.")
-    if vocabulary is not None and source.folder is None:
+    if vocabulary is not None and model.folder is None:
         raise LGDError(
-            f"{source.name!r} is no published student, so it has no projector that other names could be read by."
+            f"{model.name!r} is no published student, so it has no projector that other names could be read by."
         )
-    if features or (not source.classes and source.folder is None):
-        model = copy.deepcopy(source.model)
-        model.reset_classifier(0)
-        return Graph(replace(source, label_names=()), model, "features")
-    if source.folder is None or (source.classes and vocabulary is None):
-        return Graph(source, source.model, "logits")
+    if features or (not model.classes and model.folder is None):
+        network = copy.deepcopy(model.network)
+        network.reset_classifier(0)
+        return Graph(replace(model, label_names=()), network, "features")
+    if model.folder is None or (model.classes and vocabulary is None):
+        return Graph(model, model.network, "logits")
     if vocabulary is None:
-        banks = read_lgd(source.folder / "lgd.safetensors").banks
-        return _by_name(source, source.folder, Vocabulary(banks.names, banks.templates))
+        banks = read_lgd(model.folder / "lgd.safetensors").banks
+        return _zero_shot_graph(model, model.folder, Vocabulary(banks.names, banks.templates))
     named = read_value("vocabulary", vocabulary) if isinstance(vocabulary, str) else vocabulary
-    return _by_name(source, source.folder, load_vocabulary(named, templates=templates))
+    return _zero_shot_graph(model, model.folder, load_vocabulary(named, templates=templates))
 
 
-def _by_name(source: ExportModel, folder: Path, names: Vocabulary) -> Graph:
-    subject = student_subject(StudentFolder(folder, source.travelled), names)
-    encoder: Any = subject.encoder
-    model = nn.Sequential(encoder.backbone, ByName(subject)).eval()
-    return Graph(replace(source, label_names=names.names), model, "logits")
+def _zero_shot_graph(model: ExportModel, folder: Path, names: Vocabulary) -> Graph:
+    student = zero_shot_student(StudentFolder(folder, model.untrusted), names)
+    encoder: Any = student.encoder
+    network = nn.Sequential(encoder.backbone, ZeroShotHead(student)).eval()
+    return Graph(replace(model, label_names=names.names), network, "logits")
 
 
-def views_of(source: ExportModel) -> Views:
-    """How pictures are shown to a model for evaluation."""
-    interpolation = source.interpolation if source.interpolation in ("bilinear", "bicubic") else "bicubic"
-    return Views(
-        size=source.size, augmentation="none", interpolation=interpolation, crop=min(1.0, max(0.1, source.crop_pct))
-    )
+def views_of(model: ExportModel) -> Views:
+    """Give the unaugmented views on which a model is evaluated and calibrated."""
+    interpolation = model.interpolation if model.interpolation in ("bilinear", "bicubic") else "bicubic"
+    crop = min(1.0, max(0.1, model.crop_pct))
+    return Views(size=model.size, augmentation="none", interpolation=interpolation, crop=crop)

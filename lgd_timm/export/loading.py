@@ -1,4 +1,4 @@
-"""What is exported: a stock timm model with its classifier, how pictures are shown to it, and the names that it answers with."""
+"""Open the model that is exported: a stock timm model, its preprocessing and the names of its classes."""
 
 from __future__ import annotations
 
@@ -13,37 +13,46 @@ import torch
 from timm.data import resolve_model_data_config
 
 from ..errors import LGDError, WeightsError
-from ..evaluate.models import plain_model, student_folder
+from ..evaluate.models import student_folder, timm_model
 from ..hub.safe_weights import refuse_pickle
 from ..students.entrypoints import stock_name
 
 
 @dataclass(frozen=True)
 class ExportModel:
-    """A model in eval mode, float32, on the CPU: float [B, 3, size, size] -> logits [B, classes], or features where it has no classifier.
+    """A model to export, in eval mode, float32, on the CPU.
 
-    It is shown pictures in 0..1, resized with `interpolation` to `size / crop_pct` and cropped to `size`, less `mean`, over `std`.
+    Images are in 0..1: resized with `interpolation` to `size / crop_pct`, cropped to `size` pixels, less `mean`, over
+    `std`.
+
+    Attributes:
+        name: as the user named it.
+        architecture: timm's stock name.
+        network: float [B, 3, size, size] -> logits [B, classes], or features where it has no classifier.
+        label_names: of the classifier's answers; none where nobody named them.
+        folder: the published folder that it comes from; None for a plain timm model.
+        untrusted: it came over hub://, and may name no path outside of the working directory.
     """
 
-    name: str  # as it was asked for
-    architecture: str  # timm's stock name
-    model: Any
-    label_names: tuple[str, ...]  # of the classifier's answers; none where nobody named them
+    name: str
+    architecture: str
+    network: Any
+    label_names: tuple[str, ...]
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
     crop_pct: float
-    folder: Path | None = None  # a published folder's
-    travelled: bool = False  # it came over hub://, and may name no path outside of the working directory
+    folder: Path | None = None
+    untrusted: bool = False
 
     @property
     def classes(self) -> int:
-        """How many names the classifier answers with; 0 without one."""
-        return int(self.model.num_classes)
+        """Number of classes of the classifier; 0 without one."""
+        return int(self.network.num_classes)
 
     def facts(self) -> dict[str, Any]:
-        """What goes beside the weights: how pictures are shown, and the names in the order of the logits."""
+        """Describe preprocessing and class names (in the logits' order), as plain data stored with the weights."""
         return {
             "architecture": self.architecture,
             "interpolation": self.interpolation,
@@ -55,26 +64,37 @@ class ExportModel:
         }
 
     def metadata(self) -> dict[str, str]:
-        """The same as a file's metadata take it."""
+        """Give `facts` as the metadata of a file, which are strings."""
         return as_strings(self.facts())
 
 
 def as_strings(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Values that are no strings as JSON."""
+    """Write values that are no strings as JSON."""
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()
     }
 
 
-def open_source(name: str, *, pretrained: bool = True) -> ExportModel:
-    """A published folder, hub://ORG/NAME, a weight's name, a finished run folder, or any timm model (local-dir:, hf-hub: too).
+def open_export_model(name: str, *, pretrained: bool = True) -> ExportModel:
+    """Open a model by its name, for `targets.export`.
 
-    `pretrained` False: random weights of a timm model, to try things out. Raises: LGDError for what is none of these.
+    Args:
+        name: a published folder, hub://ORG/NAME, a weight's name, a finished run folder, or any timm model (also
+            local-dir: and hf-hub:).
+        pretrained: False gives a timm model random weights, to try things out.
+
+    Returns:
+        The model with its classifier.
+
+    Raises:
+        LGDError: the name is none of these, or of a model that does not take RGB images.
+        WeightsError: the run has published nothing yet, or weights can't be had.
     """
     refuse_pickle(name, field="model")
     if Path(name).is_file():
         raise LGDError(
-            f"{name!r} is a file, which does not say what it is of. Name its folder, with timm's config.json: local-dir:FOLDER."
+            f"{name!r} is a file, which does not say what it is of. Name its folder, with timm's config.json: "
+            "local-dir:FOLDER."
         )
     fresh = not pretrained and timm.is_model(name)
     found = None if fresh else student_folder(name)
@@ -86,28 +106,28 @@ def open_source(name: str, *, pretrained: bool = True) -> ExportModel:
         raise WeightsError(
             f"{name!r} is a run that has published nothing yet. Save it first: lgd-timm save {name} FOLDER."
         )
-    model = plain_model(name if found is None else f"local-dir:{found.path}", pretrained=pretrained, classifier=True)
-    config = resolve_model_data_config(model)
+    network = timm_model(name if found is None else f"local-dir:{found.path}", pretrained=pretrained, classifier=True)
+    config = resolve_model_data_config(network)
     if (channels := config["input_size"][0]) != 3:
         raise LGDError(
             f"{name!r} takes {channels} channels, and only models of colour pictures are exported. Name one."
         )
     return ExportModel(
         name=name,
-        architecture=stock_name(model.pretrained_cfg["architecture"]),
-        model=model.to(torch.float32).eval(),
-        label_names=tuple(model.pretrained_cfg.get("label_names") or ()),
+        architecture=stock_name(network.pretrained_cfg["architecture"]),
+        network=network.to(torch.float32).eval(),
+        label_names=tuple(network.pretrained_cfg.get("label_names") or ()),
         size=config["input_size"][-1],
-        mean=_three(config["mean"]),
-        std=_three(config["std"]),
+        mean=_rounded(config["mean"]),
+        std=_rounded(config["std"]),
         interpolation=config["interpolation"],
         crop_pct=config["crop_pct"],
         folder=None if found is None else found.path,
-        travelled=found is not None and found.travelled,
+        untrusted=found is not None and found.untrusted,
     )
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    """Statistics without the tails that float32 left: 0.48500001430511475 was 0.485."""
+def _rounded(values: Any) -> tuple[float, float, float]:
+    """Round off the tails that float32 left: 0.48500001430511475 was 0.485."""
     red, green, blue = (round(float(value), 6) for value in values)
     return red, green, blue

@@ -1,7 +1,7 @@
-"""ncnn: what phones and single-board computers run without a Python or a framework. Converted by pnnx, from torch's own trace.
+"""Write a model for ncnn, which runs on phones and single-board computers. pnnx converts it from a torch trace.
 
 model.ncnn.param, model.ncnn.bin     layers and weights, batch norms folded
-model.json                           how pictures are shown, and the names of the answers
+model.json                           preprocessing, and the names of the classes
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .loading import ExportModel
 EXTRA = "ncnn"
 PARAM, WEIGHTS, FACTS = "model.ncnn.param", "model.ncnn.bin", "model.json"
 INPUT, OUTPUT = "in0", "out0"  # pnnx's names
-HALF_ALLOWED = 1e-2  # weights of 11 bits
+HALF_ALLOWED = 1e-2  # float16 has 11 significant bits
 
 
 def export(
-    source: ExportModel,
+    model: ExportModel,
     folder: Path,
     *,
     half: bool = False,
@@ -35,21 +35,47 @@ def export(
     vocabulary: Names | None = None,
     templates: str = "none",
 ) -> str:
-    """Write the files and compare ncnn's answers with timm's. `half`: weights as float16. Raises: LGDError, MissingExtra."""
+    """Write the files, and compare ncnn's answers with timm's.
+
+    Args:
+        model: any export model.
+        folder: an empty folder.
+        half: store weights as float16.
+        features: answer with pooled features instead of logits.
+        vocabulary: names to classify by; None: the model's own.
+        templates: prompt templates of `vocabulary`.
+
+    Returns:
+        A line about input, answers and the difference from timm.
+
+    Raises:
+        LGDError: ncnn can't express the model, or answers otherwise than timm.
+        MissingExtra: ncnn or pnnx is not installed.
+    """
     for library in ("ncnn", "pnnx"):
         require(library, extra=EXTRA)
-    graph = graph_of(source, features=features, vocabulary=vocabulary, templates=templates)
+    graph = graph_of(model, features=features, vocabulary=vocabulary, templates=templates)
     _convert(graph, folder, half=half)
     distance = graph.compare(runner(folder, exact=True), to="ncnn", allowed=HALF_ALLOWED if half else ALLOWED)
     write_json(folder / FACTS, {**graph.facts(), "input": INPUT, "output": OUTPUT})
-    size = graph.source.size
+    size = graph.model.size
     return f"{INPUT} [3, {size}, {size}] -> {graph.output} {OUTPUT}; at most {distance:.1e} from timm's"
 
 
 def runner(folder: Path, *, threads: int = 1, exact: bool = False) -> Any:
-    """The files in ncnn on the CPU, as a function of uint8 [B, 3, H, W], picture by picture. Raises: LGDError where ncnn can't.
+    """Load written files into ncnn on the CPU.
 
-    `exact`: float32 throughout. Without, ncnn rounds weights to float16 as it loads them, where the processor has that.
+    Args:
+        folder: with the files that `export` wrote.
+        threads: of one image's computation.
+        exact: compute in float32. Otherwise ncnn rounds weights to float16 on loading, where the processor supports it.
+
+    Returns:
+        A function of images, uint8 [B, 3, H, W] -> answers float32 [B, K], which runs one image at a time.
+
+    Raises:
+        LGDError: ncnn does not know a layer; from the function: the graph stops.
+        MissingExtra: ncnn is not installed.
     """
     library = require("ncnn", extra=EXTRA)
     net = library.Net()
@@ -58,7 +84,8 @@ def runner(folder: Path, *, threads: int = 1, exact: bool = False) -> Any:
         net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     if net.load_param(str(folder / PARAM)) or net.load_model(str(folder / WEIGHTS)):
         raise LGDError(
-            "--to ncnn: the model has a layer that ncnn does not know, which it named above. Take another target, such as onnx."
+            "--to ncnn: the model has a layer that ncnn does not know, which it named above. Take another target, such "
+            "as onnx."
         )
 
     def answer(image: np.ndarray) -> np.ndarray:
@@ -76,13 +103,12 @@ def runner(folder: Path, *, threads: int = 1, exact: bool = False) -> Any:
 
 
 def _convert(graph: Graph, folder: Path, *, half: bool) -> None:
-    size = graph.source.size
+    size = graph.model.size
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # that tracing is old, and what it takes for constants; the answers are compared
+            # That tracing is deprecated, and which values it takes for constants; the answers are compared
+            warnings.simplefilter("ignore")
             torch.jit.trace(graph.module, (graph.pixels(1).float(),), check_trace=False).save(work / "model.pt")
         program = require("pnnx", extra=EXTRA).EXEC_PATH
         words = [program, "model.pt", f"inputshape=[1,3,{size},{size}]f32", f"fp16={int(half)}"]
@@ -90,7 +116,8 @@ def _convert(graph: Graph, folder: Path, *, half: bool) -> None:
         if done.returncode or not (work / PARAM).is_file():
             reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
             raise LGDError(
-                f"--to ncnn: pnnx can't convert {graph.source.architecture!r} ({reason}). Take another target, such as onnx."
+                f"--to ncnn: pnnx can't convert {graph.model.architecture!r} ({reason}). Take another target, such as "
+                "onnx."
             )
         for file in (PARAM, WEIGHTS):
             (folder / file).write_bytes((work / file).read_bytes())

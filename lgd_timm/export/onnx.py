@@ -1,4 +1,4 @@
-"""ONNX: one file that takes bytes and answers, for onnxruntime and whatever else reads the format."""
+"""Write a model as one ONNX file, for onnxruntime and other readers of the format: uint8 pixels in, answers out."""
 
 from __future__ import annotations
 
@@ -12,30 +12,45 @@ from ..errors import LGDError, require
 from .graph import INPUT, Graph, Names, graph_of
 from .loading import ExportModel, as_strings
 
-OPSET = 18  # what torch's exporter itself speaks; onnxruntime has read it since 1.14
+OPSET = 18  # the opset of torch's exporter, which needs no conversion; onnxruntime reads it since 1.14
 EXTRA = "onnx"
 
 
 def export(
-    source: ExportModel, path: Path, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none"
+    model: ExportModel, path: Path, *, features: bool = False, vocabulary: Names | None = None, templates: str = "none"
 ) -> str:
-    """Write a graph of any batch size and compare onnxruntime's answers with timm's. Raises: LGDError, MissingExtra."""
-    graph = graph_of(source, features=features, vocabulary=vocabulary, templates=templates)
+    """Write a graph of any batch size, and compare onnxruntime's answers with timm's.
+
+    Args:
+        model: any export model.
+        path: the new file.
+        features: answer with pooled features instead of logits.
+        vocabulary: names to classify by; None: the model's own.
+        templates: prompt templates of `vocabulary`.
+
+    Returns:
+        A line about input, answers and the difference from timm.
+
+    Raises:
+        LGDError: torch can't export the model, or onnxruntime answers otherwise than timm.
+        MissingExtra: onnx, onnxscript or onnxruntime is not installed.
+    """
+    graph = graph_of(model, features=features, vocabulary=vocabulary, templates=templates)
     distance = write(graph, path)
     return f"opset {OPSET}, {described(graph)}; at most {distance:.1e} from timm's"
 
 
 def described(graph: Graph) -> str:
-    """What goes in and comes out."""
-    size, width = graph.source.size, graph.answers(graph.pixels(1)).shape[1]
+    """Describe input and output of a graph in words."""
+    size, width = graph.model.size, graph.answers(graph.pixels(1)).shape[1]
     return f"{INPUT} uint8 [batch, 3, {size}, {size}] -> {graph.output} [batch, {width}]"
 
 
 def write(graph: Graph, path: Path) -> float:
-    """Write the file, check it, and return its distance from timm (see `Graph.compare`). Raises: LGDError, MissingExtra."""
+    """Write and check the file; return its largest difference from timm (see `Graph.compare`). Raises: as `export`."""
     library, *_ = (require(name, extra=EXTRA) for name in ("onnx", "onnxscript", "onnxruntime"))
     proto = _proto(graph)
-    for node in proto.graph.node:  # where each came from: paths on this machine, and megabytes
+    for node in proto.graph.node:  # stack traces: megabytes, with paths of this machine
         del node.metadata_props[:]
         node.doc_string = ""
     del proto.graph.metadata_props[:]
@@ -46,7 +61,18 @@ def write(graph: Graph, path: Path) -> float:
 
 
 def runner(path: Path, *, threads: int = 0) -> Any:
-    """The file in onnxruntime on the CPU, as a function of uint8 [B, 3, H, W]. `threads` 0: as many as there are cores."""
+    """Load a file into onnxruntime on the CPU.
+
+    Args:
+        path: an ONNX file that `export` wrote.
+        threads: 0: as many as there are cores.
+
+    Returns:
+        A function of images, uint8 [B, 3, H, W] -> answers float32 [B, K].
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+    """
     library = require("onnxruntime", extra=EXTRA)
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
@@ -60,11 +86,11 @@ def _proto(graph: Graph) -> Any:
     parts: Any = module.modules()
     for part in parts:
         if hasattr(part, "inplace"):
-            part.inplace = False  # over ReLU6 in place torch's exporter takes half as long again
+            part.inplace = False  # with ReLU6 in place torch's exporter takes 1.5 times as long
     try:
         program: Any = torch.onnx.export(
             module,
-            (graph.pixels(2),),  # of one, the batch would be taken for a constant
+            (graph.pixels(2),),  # with a batch of one, its size would become a constant
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=[INPUT],
@@ -75,6 +101,6 @@ def _proto(graph: Graph) -> Any:
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise LGDError(
-            f"--to onnx: torch can't export {graph.source.architecture!r} ({reason}). Take another target."
+            f"--to onnx: torch can't export {graph.model.architecture!r} ({reason}). Take another target."
         ) from error
     return program.model_proto

@@ -1,4 +1,7 @@
-"""Where a model can go: one row a target, one module each, whose function writes it. `export` is the door to all of them."""
+"""List the export targets, and write a model for one of them.
+
+Importing this module imports no torch, as the command line reads the table for its help.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,23 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LGDError
 from ..utils.files import atomic_file, atomic_folder, explain_full_disk
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # which imports torch and timm
     from .loading import ExportModel
 
 
 @dataclass(frozen=True)
 class Target:
-    """`module` of this package has `function(source, path, **options) -> str`, which writes there and says what it wrote.
+    """One target: the module that writes it, and what the command line says of it.
 
-    `path` is a temporary one, which takes the name that was asked for when all went well. A target with an `ending` writes one
-    file, any other fills a new folder. `options` are those of commands.py that it takes; whatever else is given is refused.
+    The module's function is called as `function(model, path, **options) -> str`: it writes to `path`, a temporary one
+    that takes its final name when all went well, and returns a line about what it wrote.
+
+    Attributes:
+        module: of this package.
+        text: one line for the help.
+        ending: of the one file that is written; empty where a folder is.
+        options: those of `cli.export.OPTIONS` that it takes; others are refused.
+        function: of the module.
     """
 
     module: str
@@ -65,22 +75,45 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def export(source: ExportModel, out: str | Path, *, to: str, **options: Any) -> str:
-    """Write a model for `to`, whole or not at all, and say in a line what was written.
+def export(model: ExportModel, out: str | Path, *, to: str, **options: Any) -> str:
+    """Write a model for a target, whole or not at all.
 
-    `source` is what `open_source` opened. Raises: LGDError for an unknown target, for an option that it does not take, for an
-    `out` that exists or does not end as its file must, and for what the target can't express; MissingExtra.
+    Args:
+        model: from `loading.open_export_model`.
+        out: the new file or folder.
+        to: a key of `TARGETS`.
+        **options: those that the target takes, by the names of the command line's options.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        LGDError: the target is unknown or does not take an option, `out` exists or has another ending than the
+            target's, or the target can't express the model.
+        MissingExtra: a library of the target is not installed.
     """
     out, target = Path(out), check_export(out, to=to, options=options)
     write = getattr(importlib.import_module(f".{target.module}", __package__), target.function)
-    place: AbstractContextManager[Path] = atomic_file(out) if target.ending else atomic_folder(out)
-    with explain_full_disk(out), place as temporary:
-        said: str = write(source, temporary, **options)
-    return said
+    writing: AbstractContextManager[Path] = atomic_file(out) if target.ending else atomic_folder(out)
+    with explain_full_disk(out), writing as temporary:
+        line: str = write(model, temporary, **options)
+    return line
 
 
 def check_export(out: str | Path, *, to: str, options: dict[str, Any]) -> Target:
-    """The target, if this much can be asked of it; before anything is loaded. Raises: LGDError."""
+    """Check target, options and output path before a model is loaded.
+
+    Args:
+        out: the new file or folder.
+        to: a key of `TARGETS`.
+        options: what the target is to be given.
+
+    Returns:
+        The target.
+
+    Raises:
+        LGDError: as `export`, but for what only the model can tell.
+    """
     out = Path(out)
     if to not in TARGETS:
         raise LGDError(f"--to {to!r} is no target. Choose one of {', '.join(TARGETS)}.")
@@ -98,5 +131,5 @@ def check_export(out: str | Path, *, to: str, options: dict[str, Any]) -> Target
 
 
 def flag(option: str) -> str:
-    """An option as it is written on the command line."""
+    """Write the name of an option as the command line takes it: `calibration_images` -> `--calibration-images`."""
     return f"--{option.replace('_', '-')}"

@@ -17,7 +17,7 @@ from ..data.loader import place_photometry
 from ..data.samplers import EpochSampler
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import RecipeError
-from ..evaluate.zero_shot import check_class_count, check_labels
+from ..evaluate.zero_shot import ClassCountError, check_class_count, check_labels
 from ..objectives import create_objective
 from ..students.model import create_student
 from ..students.small_conv import speed_up_small_convs
@@ -100,14 +100,14 @@ def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vo
         size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation, crop=data.val_crop
     )
     dataset = ShardDataset(open_shards(data.shards, split=data.val_split or ""), views=views, allow_empty=True)
-    check_class_count(
-        dataset,
-        vocabulary.names,
-        where=f"data.val_split {data.val_split!r}",
-        asked="its vocabulary",
-        advice="Set data.val_vocabulary to the names of its labels in their order, or do not evaluate: --data.val_split null.",
-        error=RecipeError,
-    )
+    try:
+        check_class_count(dataset, vocabulary.names)
+    except ClassCountError as error:
+        raise RecipeError(
+            f"data.val_split {data.val_split!r} has {error.classes} classes, its vocabulary {error.names} names, so "
+            "scores would mean nothing. Set data.val_vocabulary to the names of its labels in their order, or do not "
+            "evaluate: --data.val_split null."
+        ) from None
     check_labels(dataset[(0, 0)], vocabulary.names, dataset)
     return Validation(in_memory(dataset) if data.in_memory else dataset, vocabulary.names, bank_of(vocabulary))
 

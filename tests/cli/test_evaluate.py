@@ -24,7 +24,7 @@ def say(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
 
 
 @pytest.fixture
-def bench(taught_folder: Path) -> FeatureSplits:
+def splits(taught_folder: Path) -> FeatureSplits:
     return FeatureSplits(find_model("test_resnet", pretrained=False, image_size=32), taught_folder, device="cpu")
 
 
@@ -63,10 +63,10 @@ def test_a_recipes_teacher(
     assert json.loads(said) == {"teacher": metrics["teacher_zero_shot"]}
 
 
-def test_knn(capsys: pytest.CaptureFixture[str], taught_folder: Path, bench: FeatureSplits) -> None:
+def test_knn(capsys: pytest.CaptureFixture[str], taught_folder: Path, splits: FeatureSplits) -> None:
     options = ["--k", "3", "1", "--temperature", "0.1"]
     said = say(capsys, "evaluate", "knn", *PLAIN, "--data", taught_folder, *options)
-    score = knn(bench.train, bench.test, k=[3, 1], temperature=0.1)
+    score = knn(splits.train, splits.test, k=[3, 1], temperature=0.1)
     assert said.splitlines() == [str(score), *(f"  k = {k}: top-1 {top1:.2f} %" for k, top1 in score.top1_of_k.items())]
     assert (
         json.loads(say(capsys, "evaluate", "knn", *PLAIN, "--data", taught_folder, *options, "--json"))
@@ -75,7 +75,7 @@ def test_knn(capsys: pytest.CaptureFixture[str], taught_folder: Path, bench: Fea
 
 
 def test_linear_probe_on_some_labels(
-    capsys: pytest.CaptureFixture[str], taught_folder: Path, tmp_path: Path, bench: FeatureSplits
+    capsys: pytest.CaptureFixture[str], taught_folder: Path, tmp_path: Path, splits: FeatureSplits
 ) -> None:
     words = ["evaluate", "linear-probe", *PLAIN, "--data", taught_folder, "--protocol", "ridge", "--json"]
     drawn = json.loads(say(capsys, *words, "--per-class", "5", "--seed", "0"))
@@ -88,7 +88,7 @@ def test_linear_probe_on_some_labels(
     assert drawn["train"] == 15
     assert (
         json.loads(say(capsys, *words, "--strength", "0.5"))
-        == linear_probe(bench.train, bench.test, protocol="ridge", strength=0.5).to_dict()
+        == linear_probe(splits.train, splits.test, protocol="ridge", strength=0.5).to_dict()
     )
 
 

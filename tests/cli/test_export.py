@@ -20,7 +20,7 @@ from lgd_timm.cli.export import OPTIONS
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.export import open_clip, targets
 from lgd_timm.export import openmmlab as mm
-from lgd_timm.export.loading import open_source
+from lgd_timm.export.loading import open_export_model
 from lgd_timm.export.targets import TARGETS, export
 from lgd_timm.hub.weights import OPEN_CLIP_FILES
 from tests.helpers.hub_fixtures import read_files
@@ -65,7 +65,7 @@ def test_an_option_reaches_its_target(tmp_path: Path) -> None:
 
 def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        export(open_source("lgd_mobilenetv2"), tmp_path / f"{name}.safetensors", to="torchvision")
+        export(open_export_model("lgd_mobilenetv2"), tmp_path / f"{name}.safetensors", to="torchvision")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
@@ -115,7 +115,7 @@ def test_a_student_whose_teacher_has_no_text_tower_is_refused(
 
 def test_what_is_no_student_has_no_teacher(tmp_path: Path) -> None:
     with pytest.raises(LGDError, match="'resnet18' is no published student, so no teacher's text tower goes with it"):
-        export(open_source("resnet18", pretrained=False), tmp_path / "out", to="open_clip")
+        export(open_export_model("resnet18", pretrained=False), tmp_path / "out", to="open_clip")
 
 
 def test_a_student_that_does_not_say_who_taught_is_refused(published_folder: Path, tmp_path: Path) -> None:
@@ -124,17 +124,17 @@ def test_a_student_that_does_not_say_who_taught_is_refused(published_folder: Pat
     recipe["teacher"]["taught_by"] = None
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(LGDError, match="does not say who taught it"):
-        export(open_source(str(folder)), tmp_path / "out", to="open_clip")
+        export(open_export_model(str(folder)), tmp_path / "out", to="open_clip")
 
 
 def test_a_teacher_out_of_reach_is_not_opened_for_a_folder_that_travelled(
     published_folder: Path, tmp_path: Path
 ) -> None:
-    source = replace(open_source(str(published_folder)), travelled=True)
+    exported = replace(open_export_model(str(published_folder)), untrusted=True)
     with pytest.raises(
         RecipeError, match=r"teacher\.model = .* is an absolute path, and a recipe that travelled stays"
     ):
-        open_clip.export(source, tmp_path / "out")
+        open_clip.export(exported, tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -162,7 +162,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "there.safetensors").write_text("mine")
-    monkeypatch.setattr("lgd_timm.export.loading.open_source", None)
+    monkeypatch.setattr("lgd_timm.export.loading.open_export_model", None)
     assert cli.main(["export", "lgd_mobilenetv2", *words]) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "there.safetensors"]
@@ -170,14 +170,14 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
 
 
 def test_a_folder_that_an_error_left_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(source: Any, path: Path) -> str:
+    def half(exported: Any, path: Path) -> str:
         (path / "half").write_text("x") if path.is_dir() else path.write_text("x")
         raise LGDError("no more")
 
     monkeypatch.setattr(open_clip, "export", half)
     monkeypatch.setattr(mm, "mmdet", half)
-    source = open_source("test_resnet", pretrained=False)
+    exported = open_export_model("test_resnet", pretrained=False)
     for out, to in (("x.safetensors", "mmdet"), ("folder", "open_clip")):
         with pytest.raises(LGDError, match="no more"):
-            targets.export(source, tmp_path / out, to=to)
+            targets.export(exported, tmp_path / out, to=to)
     assert list(tmp_path.iterdir()) == []

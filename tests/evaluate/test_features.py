@@ -1,4 +1,4 @@
-"""Features: those of the model, of each image once, and from the cache exactly when nothing that decides them has changed."""
+"""Features: each image once, and from the cache exactly when nothing that determines them has changed."""
 
 from __future__ import annotations
 

@@ -150,11 +150,11 @@ def test_refusals(model: Model, shard_folder: Path, image_folder: Path, tmp_path
         tuned(model.network, shard_folder, replace(QUICK, optimizer="sgd", lr=1e30, head_lr=1e30, epochs=2))
     write_shards(image_folder, tmp_path / "bare", split="train", labels=False)
     write_shards(image_folder, tmp_path / "bare", split="val", labels=False)
-    bench = FeatureSplits(model, tmp_path / "bare", device="cpu")
+    splits = FeatureSplits(model, tmp_path / "bare", device="cpu")
     with pytest.raises((LGDError, ShardError), match="does not name its classes"):
         fine_tune(
             model.network,
             shards=open_shards(tmp_path / "bare", split="train"),
-            test=bench.dataset("val"),
+            test=splits.dataset("val"),
             settings=QUICK,
         )

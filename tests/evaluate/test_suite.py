@@ -1,4 +1,4 @@
-"""Everything at once: the same numbers as one by one, what is not allowed is said, and what is written is what was measured."""
+"""All evaluations in one call: the same numbers as one by one, reasons for what is left out, what is written."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_calibration_is_of_the_published_classifier_and_agreement_at_the_recipes
     assert (
         results.scores["teacher_calibration"].to_dict()["fitted_on"] is None
     )  # no unaugmented embeddings of the training split
-    bench = FeatureSplits(find_model(str(published_folder)), taught_folder, device="cpu")
-    teacher = bench.teacher(bench.test, "val", fingerprint=published.metrics["teacher"]["fingerprint"])
+    splits = FeatureSplits(find_model(str(published_folder)), taught_folder, device="cpu")
+    teacher = splits.teacher(splits.test, "val", fingerprint=published.metrics["teacher"]["fingerprint"])
     assert teacher is not None
     assert teacher.embeddings is not None
     same = agreement(
@@ -124,8 +124,8 @@ def test_a_teacher_that_saw_the_training_images_plainly_is_probed_too(
 ) -> None:
     results = evaluated(published_folder, wholly_taught)
     assert {f"teacher_{key}" for key in EVERYTHING if key != "agreement"} <= results.scores.keys()
-    bench = FeatureSplits(find_model(str(published_folder)), wholly_taught, device="cpu")
-    teachers = bench.teachers(load(published_folder).metrics["teacher"]["fingerprint"])
+    splits = FeatureSplits(find_model(str(published_folder)), wholly_taught, device="cpu")
+    teachers = splits.teachers(load(published_folder).metrics["teacher"]["fingerprint"])
     assert None not in teachers
     assert results.scores["teacher_knn"] == knn(*teachers, k=5)  # type: ignore[arg-type]
     assert results.scores["teacher_calibration"].to_dict()["fitted_on"] == 6
@@ -181,7 +181,7 @@ def test_names_that_do_not_fit_leave_out_what_needs_them(folder: Path, taught_fo
     assert "has 3 classes" in results.left_out["zero_shot"]
 
 
-# --------------------------------------------------------------------------------------------------------------- writing
+# -------------------------------------------------------------------------------------------------------------- writing
 
 
 def test_what_is_written_is_what_was_measured(folder: Path, wholly_taught: Path) -> None:
@@ -201,8 +201,8 @@ def test_what_is_written_is_what_was_measured(folder: Path, wholly_taught: Path)
     row = [f"{metrics[key]['top1']:.2f} %" for key in ("linear_probe_10", "teacher_linear_probe_10")]
     assert f"| linear probe, 10 % of labels top-1 | {row[0]} | {row[1]} | 33.33 % |" in card
     assert (
-        "Linear probe, 10 % of labels: ridge on frozen features of 6 labelled training images (10 % of each class, seed 0)"
-        in card
+        "Linear probe, 10 % of labels: ridge on frozen features of 6 labelled training images "
+        "(10 % of each class, seed 0)" in card
     )
     assert "1 % of labels" not in card
     assert f"expected calibration error {metrics['calibration']['ece']:.2f} %" in card

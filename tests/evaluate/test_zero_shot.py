@@ -56,7 +56,7 @@ def everything(dataset: ShardDataset) -> Batch:
     return dataset.__getitems__([(i, 0) for i in range(len(dataset))])
 
 
-# ------------------------------------------------------------------------------------------------------- the computation
+# ------------------------------------------------------------------------------------------------------ the computation
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 256])
@@ -108,7 +108,7 @@ def test_a_perfect_classifier_scores_100(dataset: ShardDataset) -> None:
     assert json.loads(json.dumps(score.to_dict()))["top1"] == 100.0
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_images_without_labels_are_refused(image_folder: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_bad_images_do_not_count_and_too_many_are_refused(shard_folder: Path, tm
         zero_shot(classify, dataset, names=NAMES, max_bad=0.01)
 
 
-# --------------------------------------------------------------------------------------------------------------- teacher
+# -------------------------------------------------------------------------------------------------------------- teacher
 
 
 def test_the_teachers_stored_score_is_its_online_score(taught_folder: Path, tiny_clip: Path) -> None:
@@ -279,7 +279,7 @@ def test_new_names_of_a_folder_that_does_not_name_its_teacher_are_refused(
 def test_what_a_folder_of_the_hub_names_is_checked_before_it_is_opened(
     published_folder: Path, taught_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own names need nothing of the teacher, which is in another folder; new names do, and so do names in a file."""
+    """Its own names need nothing of the teacher, which is in another folder; new names and names in a file do."""
     folder = Path(shutil.copytree(published_folder, tmp_path / "copy"))
     monkeypatch.setattr("lgd_timm.config.reader.pull", lambda name: folder)
     assert evaluate_zero_shot("hub://me/tiny", data=taught_folder, device="cpu") == evaluate_zero_shot(

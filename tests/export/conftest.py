@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lgd_timm.export.loading import open_source
+from lgd_timm.export.loading import open_export_model
 from lgd_timm.export.targets import export
 
 
@@ -14,5 +14,5 @@ from lgd_timm.export.targets import export
 def mobilenet_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The published MobileNetV2 as `--to onnx`. Read only."""
     path = tmp_path_factory.mktemp("onnx") / "mobilenet.onnx"
-    export(open_source("lgd_mobilenetv2"), path, to="onnx")
+    export(open_export_model("lgd_mobilenetv2"), path, to="onnx")
     return path

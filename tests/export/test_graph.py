@@ -20,7 +20,7 @@ from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.errors import LGDError
 from lgd_timm.evaluate.zero_shot_model import open_zero_shot_model
 from lgd_timm.export.graph import Graph, graph_of, views_of
-from lgd_timm.export.loading import open_source
+from lgd_timm.export.loading import open_export_model
 from lgd_timm.hub.weights import local_folder
 from lgd_timm.publish.folder import load
 from lgd_timm.training.distill import distill
@@ -52,8 +52,8 @@ def of(graph: Graph, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def asked(model: str, pixels: Tensor, vocabulary: list[str] | None = None) -> Tensor:
     """What `evaluate zero-shot` takes for the logits of these pixels."""
-    subject = open_zero_shot_model(model, None if vocabulary is None else load_vocabulary(vocabulary))
-    return normalize(subject.encoder(pixels), dim=1) @ subject.bank.T
+    student = open_zero_shot_model(model, None if vocabulary is None else load_vocabulary(vocabulary))
+    return normalize(student.encoder(pixels), dim=1) @ student.bank.T
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
@@ -64,7 +64,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
 def test_pixels_go_in_as_a_picture_has_them() -> None:
     """Against timm's own transform of a picture of the model's size."""
     graph, pixels = (
-        graph_of(open_source(WEIGHT)),
+        graph_of(open_export_model(WEIGHT)),
         np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8),
     )
     model = timm.create_model(f"local-dir:{local_folder(WEIGHT)}", pretrained=True).eval()
@@ -76,22 +76,22 @@ def test_pixels_go_in_as_a_picture_has_them() -> None:
 
 
 def test_each_channel_has_its_own_statistics() -> None:
-    source = replace(shaken("test_resnet"), mean=(0.1, 0.5, 0.9), std=(0.1, 0.2, 0.4))
-    graph = graph_of(source)
+    exported = replace(shaken("test_resnet"), mean=(0.1, 0.5, 0.9), std=(0.1, 0.2, 0.4))
+    graph = graph_of(exported)
     close(of(graph, graph.pixels(2)), graph.answers(graph.pixels(2)))
 
 
 def test_features_are_those_in_front_of_the_classifier(published_folder: Path) -> None:
-    graph = graph_of(open_source(str(published_folder)), features=True)
+    graph = graph_of(open_export_model(str(published_folder)), features=True)
     assert (graph.output, graph.facts()["answers"], graph.facts()["label_names"]) == ("features", "features", ())
     with torch.no_grad():
         close(of(graph, graph.pixels(2)), load(published_folder).student.features(graph.pixels(2)))
 
 
 def test_asking_for_features_leaves_the_source_as_it_is() -> None:
-    source = shaken("test_resnet")
-    graph_of(source, features=True)
-    assert source.classes == len(NAMES)
+    exported = shaken("test_resnet")
+    graph_of(exported, features=True)
+    assert exported.classes == len(NAMES)
 
 
 def test_a_model_without_classifier_gives_features() -> None:
@@ -100,17 +100,17 @@ def test_a_model_without_classifier_gives_features() -> None:
 
 
 def test_a_student_with_an_mlp_projector_answers_by_its_names(mlp_folder: Path) -> None:
-    graph = graph_of(open_source(str(mlp_folder)))
+    graph = graph_of(open_export_model(str(mlp_folder)))
     found, wanted = of(graph, graph.pixels(4)), asked(str(mlp_folder), graph.pixels(4))
     temperature = open_zero_shot_model(str(mlp_folder), None).student_temperature
     assert temperature is not None
     close(found, wanted / temperature)
     assert torch.equal(found.argmax(1), wanted.argmax(1))
-    assert (graph.output, graph.source.label_names) == ("logits", ("blue", "green", "red"))
+    assert (graph.output, graph.model.label_names) == ("logits", ("blue", "green", "red"))
 
 
 def test_features_of_a_student_with_an_mlp_projector(mlp_folder: Path) -> None:
-    graph = graph_of(open_source(str(mlp_folder)), features=True)
+    graph = graph_of(open_export_model(str(mlp_folder)), features=True)
     with torch.no_grad():
         close(of(graph, graph.pixels(2)), load(mlp_folder).student.features(graph.pixels(2)))
 
@@ -118,12 +118,12 @@ def test_features_of_a_student_with_an_mlp_projector(mlp_folder: Path) -> None:
 @pytest.mark.parametrize("form", [list, lambda names: f"[{', '.join(names)}]"])
 def test_a_student_answers_by_other_names(published_folder: Path, form: Callable[[list[str]], Any]) -> None:
     names = ["teal", "rust", "navy", "sand"]
-    graph = graph_of(open_source(str(published_folder)), vocabulary=form(names), templates="a photo of {}")
-    assert graph.source.label_names == tuple(names)
-    subject = open_zero_shot_model(str(published_folder), load_vocabulary(names, templates="a photo of {}"))
-    assert subject.student_temperature is not None
+    graph = graph_of(open_export_model(str(published_folder)), vocabulary=form(names), templates="a photo of {}")
+    assert graph.model.label_names == tuple(names)
+    student = open_zero_shot_model(str(published_folder), load_vocabulary(names, templates="a photo of {}"))
+    assert student.student_temperature is not None
     with torch.no_grad():
-        wanted = normalize(subject.encoder(graph.pixels(3)), dim=1) @ subject.bank.T / subject.student_temperature
+        wanted = normalize(student.encoder(graph.pixels(3)), dim=1) @ student.bank.T / student.student_temperature
     close(of(graph, graph.pixels(3)), wanted)
 
 
@@ -133,12 +133,12 @@ def test_pictures_are_shown_as_in_evaluation() -> None:
     assert views_of(replace(shaken("test_resnet"), interpolation="lanczos")).interpolation == "bicubic"
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_features_have_no_names(published_folder: Path) -> None:
     with pytest.raises(LGDError, match="--features are no answers by name"):
-        graph_of(open_source(str(published_folder)), features=True, vocabulary="[a, b]")
+        graph_of(open_export_model(str(published_folder)), features=True, vocabulary="[a, b]")
 
 
 def test_a_plain_model_can_not_be_asked_about_other_names() -> None:
@@ -161,7 +161,10 @@ def test_a_plain_model_can_not_be_asked_about_other_names() -> None:
 )
 def test_a_runtime_that_answers_otherwise_is_noticed(change: Callable[[Any], Any], message: str) -> None:
     graph = graph_of(shaken("test_resnet"))
-    honest = lambda images: graph.answers(torch.from_numpy(images)).numpy()
+
+    def honest(images: Any) -> Any:
+        return graph.answers(torch.from_numpy(images)).numpy()
+
     assert graph.compare(honest, to="x") == 0
     with pytest.raises(LGDError, match=message):
         graph.compare(lambda images: change(honest(images)), to="x")

@@ -15,7 +15,7 @@ from lgd_timm import cli
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.export import ncnn as module
 from lgd_timm.export.graph import graph_of
-from lgd_timm.export.loading import ExportModel, open_source
+from lgd_timm.export.loading import ExportModel, open_export_model
 from lgd_timm.export.targets import export
 from tests.helpers.pages import run_snippet
 from tests.helpers.shaken import small
@@ -28,25 +28,25 @@ PUBLISHED = [
 ]
 
 
-def difference(source: ExportModel, folder: Path) -> float:
-    graph = graph_of(source)
+def difference(exported: ExportModel, folder: Path) -> float:
+    graph = graph_of(exported)
     found = module.runner(folder, exact=True)(graph.pixels(4).numpy())
     return float(np.abs(found - graph.answers(graph.pixels(4)).numpy()).max())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_student_answers_as_timm_does(name: str, tmp_path: Path) -> None:
-    export(open_source(name), tmp_path / "out", to="ncnn")
+    export(open_export_model(name), tmp_path / "out", to="ncnn")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
-    assert difference(open_source(name), tmp_path / "out") <= 1e-4
+    assert difference(open_export_model(name), tmp_path / "out") <= 1e-4
 
 
 def test_half_takes_half_the_space_and_rounds(tmp_path: Path) -> None:
-    source = open_source("lgd_mobilenetv2")
-    export(source, tmp_path / "half", to="ncnn", half=True)
-    whole = sum(parameter.numel() for parameter in source.model.parameters()) * 4
+    exported = open_export_model("lgd_mobilenetv2")
+    export(exported, tmp_path / "half", to="ncnn", half=True)
+    whole = sum(parameter.numel() for parameter in exported.network.parameters()) * 4
     assert (tmp_path / "half" / "model.ncnn.bin").stat().st_size < 0.52 * whole
-    assert 1e-5 < difference(source, tmp_path / "half") <= 1e-2
+    assert 1e-5 < difference(exported, tmp_path / "half") <= 1e-2
 
 
 def test_the_facts_lie_beside_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_folder: Path) -> None:
@@ -63,13 +63,13 @@ def test_the_facts_lie_beside_the_weights(tmp_path: Path, capsys: pytest.Capture
     parameters = (tmp_path / "out" / "model.ncnn.param").read_text()
     assert "in0" in parameters
     assert "out0" in parameters
-    assert difference(open_source(str(run_folder)), tmp_path / "out") <= 1e-4
+    assert difference(open_export_model(str(run_folder)), tmp_path / "out") <= 1e-4
 
 
 def test_other_names_and_their_normalised_embeddings(published_folder: Path, tmp_path: Path) -> None:
-    source, names = open_source(str(published_folder)), ["teal", "rust", "navy", "sand"]
-    export(source, tmp_path / "out", to="ncnn", vocabulary=names)
-    graph = graph_of(source, vocabulary=names)
+    exported, names = open_export_model(str(published_folder)), ["teal", "rust", "navy", "sand"]
+    export(exported, tmp_path / "out", to="ncnn", vocabulary=names)
+    graph = graph_of(exported, vocabulary=names)
     found, wanted = (
         module.runner(tmp_path / "out", exact=True)(graph.pixels(2).numpy()),
         graph.answers(graph.pixels(2)).numpy(),
@@ -87,18 +87,18 @@ def test_ncnns_own_defaults_round_a_little(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_how_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published_folder: Path) -> None:
-    export(open_source(str(published_folder)), tmp_path / "model", to="ncnn")
+    export(open_export_model(str(published_folder)), tmp_path / "model", to="ncnn")
     Image.new("RGB", (60, 50), "blue").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     assert run_snippet("ncnn.Net()")["answer"] in ("blue", "green", "red")
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_a_layer_that_ncnn_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LGDError, match="--to ncnn: the model has a layer that ncnn does not know"):
-        export(open_source("test_vit", pretrained=False), tmp_path / "out", to="ncnn")
+        export(open_export_model("test_vit", pretrained=False), tmp_path / "out", to="ncnn")
     assert list(tmp_path.iterdir()) == []
 
 

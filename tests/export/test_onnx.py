@@ -20,7 +20,7 @@ from lgd_timm import cli
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.export import onnx as module
 from lgd_timm.export.graph import graph_of
-from lgd_timm.export.loading import open_source
+from lgd_timm.export.loading import open_export_model
 from lgd_timm.export.targets import export
 from tests.helpers.pages import run_snippet
 from tests.helpers.shaken import NAMES, shaken, small
@@ -40,9 +40,9 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def differences(source: Any, path: Path) -> list[float]:
+def differences(exported: Any, path: Path) -> list[float]:
     """From timm, in batches of 1, 3 and 8."""
-    graph, opened = graph_of(source), session(path)
+    graph, opened = graph_of(exported), session(path)
     pixels = [graph.pixels(count) for count in (1, 3, 8)]
     return [
         float(np.abs(opened.run(None, {"images": part.numpy()})[0] - graph.answers(part).numpy()).max())
@@ -59,14 +59,14 @@ def test_the_file_is_sound_and_states_opset_input_and_output(mobilenet_onnx: Pat
 
 
 def test_any_batch_is_answered_as_timm_does(mobilenet_onnx: Path) -> None:
-    assert max(differences(open_source("lgd_mobilenetv2"), mobilenet_onnx)) <= 1e-4
+    assert max(differences(open_export_model("lgd_mobilenetv2"), mobilenet_onnx)) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lgd_resnet18", "lgd_efficientnet_b0"])
 def test_the_other_published_students_too(name: str, tmp_path: Path) -> None:
-    export(open_source(name), tmp_path / "x.onnx", to="onnx")
-    assert max(differences(open_source(name), tmp_path / "x.onnx")) <= 1e-4
+    export(open_export_model(name), tmp_path / "x.onnx", to="onnx")
+    assert max(differences(open_export_model(name), tmp_path / "x.onnx")) <= 1e-4
 
 
 def test_names_and_preprocessing_are_metadata(mobilenet_onnx: Path) -> None:
@@ -106,8 +106,8 @@ def test_the_command_writes_features_of_a_run(
     out = tmp_path / "new" / "x.onnx"
     assert cli.main(["export", str(run_folder), str(out), "--to", "onnx", "--features"]) == 0
     assert "images uint8 [batch, 3, 32, 32] -> features [batch, 96]" in capsys.readouterr().out
-    source = open_source(str(run_folder))
-    graph = graph_of(source, features=True)
+    exported = open_export_model(str(run_folder))
+    graph = graph_of(exported, features=True)
     (found,) = session(out).run(None, {"images": graph.pixels(3).numpy()})
     np.testing.assert_allclose(found, graph.answers(graph.pixels(3)).numpy(), atol=1e-4)
 
@@ -117,7 +117,7 @@ def test_equal_models_give_equal_bytes(tiny_onnx: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").read_bytes() == tiny_onnx.read_bytes()
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(
@@ -143,7 +143,7 @@ class Undecided(nn.Module):
 
 def test_what_torch_can_not_export_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(LGDError, match="--to onnx: torch can't export 'test_resnet'") as caught:
-        export(replace(shaken("test_resnet"), model=Undecided()), tmp_path / "x.onnx", to="onnx")
+        export(replace(shaken("test_resnet"), network=Undecided()), tmp_path / "x.onnx", to="onnx")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 

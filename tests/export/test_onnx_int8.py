@@ -1,4 +1,4 @@
-"""int8: a file of less than half the size that mostly answers as the float one, calibrated on pictures without labels."""
+"""int8: less than half the size, mostly the same answers as float, calibrated on images without labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lgd_timm.errors import LGDError, MissingExtra, ShardError
 from lgd_timm.export import onnx as onnx_module
 from lgd_timm.export import onnx_int8 as module
 from lgd_timm.export.graph import views_of
-from lgd_timm.export.loading import open_source
+from lgd_timm.export.loading import open_export_model
 from lgd_timm.export.targets import export
 from tests.helpers import ROOT
 from tests.helpers.shaken import small
@@ -36,7 +36,7 @@ def mobilenet_int8(tmp_path_factory: pytest.TempPathFactory, mobilenet_onnx: Pat
     path = tmp_path_factory.mktemp("int8") / "mobilenet.onnx"
     with pytest.MonkeyPatch.context() as patch:  # the float graph, which takes seconds, is there
         patch.setattr(onnx_module, "write", lambda graph, out: shutil.copy(mobilenet_onnx, out))
-        export(open_source("lgd_mobilenetv2"), path, to="onnx-int8", data=str(SMALL), calibration_images=64)
+        export(open_export_model("lgd_mobilenetv2"), path, to="onnx-int8", data=str(SMALL), calibration_images=64)
     return path
 
 
@@ -46,7 +46,7 @@ def answers(path: Path, pictures: np.ndarray) -> np.ndarray:
 
 
 def test_it_answers_as_float_for_most_real_pictures_and_is_small(mobilenet_onnx: Path, mobilenet_int8: Path) -> None:
-    dataset = ShardDataset(open_shards(SMALL, split="val"), views=views_of(open_source("lgd_mobilenetv2")))
+    dataset = ShardDataset(open_shards(SMALL, split="val"), views=views_of(open_export_model("lgd_mobilenetv2")))
     pictures = dataset.__getitems__([(place, 0) for place in range(0, 1000, 5)]).images.numpy()
     agree = answers(mobilenet_int8, pictures).argmax(1) == answers(mobilenet_onnx, pictures).argmax(1)
     assert agree.mean() > 0.93  # 0.98 with all 7 bits; 0.90 where products of 8 bits overflow
@@ -80,7 +80,7 @@ def test_the_metadata_stay_and_say_how_it_was_quantised(mobilenet_onnx: Path, mo
     assert json.loads(facts["label_names"])[0] == "airplane"
 
 
-def test_the_command_calibrates_on_unlabelled_pictures(
+def test_the_command_calibrates_on_unlabelled_images(
     run_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shards(image_folder, tmp_path / "shards", split="train", labels=False)
@@ -107,12 +107,12 @@ def test_features_are_compared_by_cosine(shard_folder: Path, tmp_path: Path) -> 
 
 def test_pictures_to_calibrate_and_to_compare_on_are_others_and_of_all_classes(shard_folder: Path) -> None:
     dataset = ShardDataset(open_shards(shard_folder, split="train"), views=Views(size=32, augmentation="none"))
-    seen, others = module._pictures(dataset, 12)
+    seen, others = module._images(dataset, 12)
     assert (len(seen), len(others)) == (12, 12)
     assert {part.tobytes() for part in seen}.isdisjoint(part.tobytes() for part in others)
     for part in (seen, others):
         assert set(part.mean((2, 3)).argmax(1).tolist()) == {0, 1, 2}
-    half = module._pictures(dataset, 1000)
+    half = module._images(dataset, 1000)
     assert [len(part) for part in half] == [24, 24]
 
 
@@ -130,15 +130,15 @@ def test_a_bad_picture_is_named_and_left_out(
         return honest(self, sample, index)
 
     monkeypatch.setattr(ShardDataset, "_render", render)
-    seen, others = module._pictures(dataset, 24)
+    seen, others = module._images(dataset, 24)
     assert {len(seen), len(others)} == {23, 24}
     assert "ValueError: damaged" in caplog.text
     monkeypatch.setattr(ShardDataset, "_render", lambda *_: (_ for _ in ()).throw(ValueError("damaged")))
     with pytest.raises(ShardError, match="24 of 24 samples can't be read"):
-        module._pictures(dataset, 24)
+        module._images(dataset, 24)
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_without_pictures_there_is_nothing_to_calibrate_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The door to open_clip: the student's image tower and the teacher's text tower, the same embeddings as anywhere else."""
+"""Export to open_clip: the student's image tower and the teacher's text tower give the same embeddings as here."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_the_activation_is_that_of_the_teacher_that_taught(tiny_clip: Path, tmp_
     assert student.training, "the student was left in another mode"
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_another_teachers_text_tower_is_refused(published: Published, tiny_clip:
 
 
 def test_what_comes_out_otherwise_is_refused(published: Published, tiny_clip: Path, tmp_path: Path) -> None:
-    """The files are loaded and asked: a text bank of other prompts, or an architecture that timm builds otherwise, is noticed."""
+    """Written files are compared: a text bank of other prompts or another architecture is noticed."""
     teacher = OpenCLIP(f"local-dir:{tiny_clip}")
     banks = replace(published.banks, text=published.banks.text.roll(1, dims=0))
     with pytest.raises(WeightsError, match="open_clip gives other text embeddings than the text bank has"):

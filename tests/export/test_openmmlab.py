@@ -1,4 +1,4 @@
-"""MMDetection's and MMSegmentation's keys: key by key and shape by shape what their definitions make, and the same features."""
+"""MMDetection's and MMSegmentation's keys: keys and shapes of their own definitions, and the same features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lgd_timm.errors import LGDError, WeightsError
 from lgd_timm.export import openmmlab as mm
-from lgd_timm.export.loading import ExportModel, open_source
+from lgd_timm.export.loading import ExportModel, open_export_model
 from tests.helpers.mm_models import EfficientNet, built
 from tests.helpers.pages import PAGE, run_snippet
 from tests.helpers.shaken import images, shaken
@@ -49,18 +49,18 @@ def sources() -> dict[str, ExportModel]:
 
 
 def written(
-    source: ExportModel, path: Path, *, library: str, **options: Any
+    exported: ExportModel, path: Path, *, library: str, **options: Any
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file."""
-    getattr(mm, library)(source, path, **options)
+    getattr(mm, library)(exported, path, **options)
     with safe_open(path, "pt") as file:
         return load_file(path), file.metadata()
 
 
-def last_layer(source: ExportModel, library: str, pixels: Tensor) -> Tensor:
+def last_layer(exported: ExportModel, library: str, pixels: Tensor) -> Tensor:
     """What timm's model has where the library's backbone ends."""
-    model = source.model
-    if (library, source.architecture) == ("mmseg", "mobilenetv2_100"):
+    model = exported.network
+    if (library, exported.architecture) == ("mmseg", "mobilenetv2_100"):
         return model.blocks(model.bn1(model.conv_stem(pixels)))
     return model.forward_features(pixels)
 
@@ -70,27 +70,28 @@ def last_layer(source: ExportModel, library: str, pixels: Tensor) -> Tensor:
 def test_keys_and_shapes_are_those_of_their_definition_and_the_features_timms(
     library: str, architecture: str, sources: dict[str, ExportModel], tmp_path: Path
 ) -> None:
-    source = sources[architecture]
-    state, facts = written(source, tmp_path / "x.safetensors", library=library)
+    exported = sources[architecture]
+    state, facts = written(exported, tmp_path / "x.safetensors", library=library)
     theirs = built(library, facts["backbone"])
     assert {key: tensor.shape for key, tensor in state.items()} == {
         key: tensor.shape for key, tensor in theirs.state_dict().items()
     }
     assert len(state) == ARCHITECTURES[architecture] - 6 * ((library, architecture) == ("mmseg", "mobilenetv2_100"))
     theirs.load_state_dict(state)
-    torch.testing.assert_close(theirs(images()), last_layer(source, library, images()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs(images()), last_layer(exported, library, images()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lgd_resnet18", "lgd_mobilenetv2", "lgd_efficientnet_b0"])
 @torch.no_grad()
 def test_a_published_student_gives_its_features_there(name: str, tmp_path: Path) -> None:
-    source = open_source(name)
-    state, facts = written(source, tmp_path / "x.safetensors", library="mmdet")
+    exported = open_export_model(name)
+    state, facts = written(exported, tmp_path / "x.safetensors", library="mmdet")
     theirs = built("mmdet", facts["backbone"])
     theirs.load_state_dict(state)
-    pixels = images(source.size)
+    pixels = images(exported.size)
     torch.testing.assert_close(
-        theirs(pixels).mean((2, 3)), source.model.forward_head(source.model.forward_features(pixels), pre_logits=True)
+        theirs(pixels).mean((2, 3)),
+        exported.network.forward_head(exported.network.forward_features(pixels), pre_logits=True),
     )
     assert (
         facts["data_preprocessor"]
@@ -102,20 +103,20 @@ def test_a_published_student_gives_its_features_there(name: str, tmp_path: Path)
 def test_the_way_back_gives_timms_backbone(
     library: str, architecture: str, sources: dict[str, ExportModel], tmp_path: Path
 ) -> None:
-    source = sources[architecture]
-    state, _ = written(source, tmp_path / "x.safetensors", library=library, prefix="backbone.")
+    exported = sources[architecture]
+    state, _ = written(exported, tmp_path / "x.safetensors", library=library, prefix="backbone.")
     assert all(key.startswith("backbone.") for key in state)
     back = mm.from_mm(
         {**state, "neck.weight": torch.zeros(1)}, architecture=architecture, library=library, prefix="backbone."
     )
-    missing, unexpected = source.model.load_state_dict(back, strict=False)
+    missing, unexpected = exported.network.load_state_dict(back, strict=False)
     assert unexpected == []
     beyond = ["conv_head", "bn2"] if (library, architecture) == ("mmseg", "mobilenetv2_100") else []
     assert {key.rpartition(".")[0] for key in missing} == {
         *beyond,
         "fc" if architecture == "resnet18" else "classifier",
     }
-    ours = source.model.state_dict()
+    ours = exported.network.state_dict()
     assert all(torch.equal(tensor, ours[key]) for key, tensor in back.items())
 
 
@@ -123,21 +124,21 @@ def test_the_way_back_gives_timms_backbone(
 def test_mobilenets_names_are_those_of_the_papers_converters(
     library: str, sources: dict[str, ExportModel], tmp_path: Path
 ) -> None:
-    source = sources["mobilenetv2_100"]
-    state, _ = written(source, tmp_path / "x.safetensors", library=library)
-    ours = source.model.state_dict()
+    exported = sources["mobilenetv2_100"]
+    state, _ = written(exported, tmp_path / "x.safetensors", library=library)
+    ours = exported.network.state_dict()
     assert all(torch.equal(state[theirs], ours[name]) for name, theirs in PAPERS[library].items())
 
 
 @torch.no_grad()
 def test_their_own_efficientnet_would_see_something_else(sources: dict[str, ExportModel], tmp_path: Path) -> None:
     """Padding and eps have to be said: without them the very weights give other features."""
-    source = sources["efficientnet_b0"]
-    state, facts = written(source, tmp_path / "x.safetensors", library="mmdet")
+    exported = sources["efficientnet_b0"]
+    state, facts = written(exported, tmp_path / "x.safetensors", library="mmdet")
     assert (
         facts["backbone"] == "dict(type='EfficientNet', arch='b0', conv_cfg=None, norm_cfg=dict(type='BN', eps=1e-5))"
     )
-    wanted = source.model.forward_features(images())
+    wanted = exported.network.forward_features(images())
     for options in ({}, {"conv_cfg": None}, {"norm_cfg": {"type": "BN", "eps": 1e-5}}):
         theirs = EfficientNet(arch="b0", **options).eval()
         theirs.load_state_dict(state)
@@ -147,7 +148,7 @@ def test_their_own_efficientnet_would_see_something_else(sources: dict[str, Expo
 def test_one_line_makes_the_pickle_that_their_loader_reads(
     sources: dict[str, ExportModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mmengine's load_from_local is torch.load of the file, whose dict is the state dict unless it has a key `state_dict`."""
+    """mmengine's load_from_local is torch.load; the dict is the state dict unless it has a key `state_dict`."""
     state, _ = written(sources["resnet18"], tmp_path / "backbone.safetensors", library="mmdet")
     monkeypatch.chdir(tmp_path)
     line = re.search(r'^python -c "(.*)"$', PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -169,7 +170,7 @@ def test_the_page_shows_the_configuration_that_is_printed(sources: dict[str, Exp
     assert shown["backbone"]["init_cfg"] == {"type": "Pretrained", "checkpoint": "backbone.pth"}
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize("prefix", ["backbone", ".", "a b.", "1.", "backbone..", "../"])
@@ -181,7 +182,8 @@ def test_what_begins_no_key_is_refused(prefix: str, sources: dict[str, ExportMod
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         LGDError,
-        match="--to mmseg knows the layers of resnet18, mobilenetv2_100, efficientnet_b0, and not those of 'test_resnet'",
+        match="--to mmseg knows the layers of resnet18, mobilenetv2_100, efficientnet_b0, "
+        "and not those of 'test_resnet'",
     ):
         mm.mmseg(shaken("test_resnet"), tmp_path / "x")
 

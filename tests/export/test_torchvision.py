@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lgd_timm.errors import LGDError, WeightsError
-from lgd_timm.export.loading import ExportModel, open_source
+from lgd_timm.export.loading import ExportModel, open_export_model
 from lgd_timm.export.torchvision import MODELS, export, from_torchvision
 from tests.helpers.pages import run_snippet
 from tests.helpers.shaken import images, shaken
@@ -39,30 +39,30 @@ def theirs(architecture: str, *, classes: int) -> Any:
 def test_torchvisions_own_model_gives_the_same_logits(
     architecture: str, sources: dict[str, ExportModel], tmp_path: Path
 ) -> None:
-    source = sources[architecture]
-    said = export(source, tmp_path / "x.safetensors")
+    exported = sources[architecture]
+    said = export(exported, tmp_path / "x.safetensors")
     model = theirs(architecture, classes=7)
     model.load_state_dict(load_file(tmp_path / "x.safetensors"))
     for size in (64, 65):
-        torch.testing.assert_close(model(images(size)), source.model(images(size)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(images(size)), exported.network(images(size)), rtol=1e-5, atol=1e-5)
     assert (
-        said
-        == f"{len(model.state_dict())} tensors of torchvision.models.{MODELS[architecture]}, with a classifier of 7 names"
+        said == f"{len(model.state_dict())} tensors of torchvision.models.{MODELS[architecture]}, "
+        "with a classifier of 7 names"
     )
 
 
 @pytest.mark.parametrize("name", ["lgd_resnet18", "lgd_mobilenetv2", "lgd_efficientnet_b0"])
 @torch.no_grad()
 def test_a_published_student_answers_as_before(name: str, tmp_path: Path) -> None:
-    source, path = open_source(name), tmp_path / "x.safetensors"
-    export(source, path)
-    model = theirs(source.architecture, classes=10)
+    exported, path = open_export_model(name), tmp_path / "x.safetensors"
+    export(exported, path)
+    model = theirs(exported.architecture, classes=10)
     model.load_state_dict(load_file(path))
     published = timm.create_model(name, pretrained=True).eval()
-    torch.testing.assert_close(model(images(source.size)), published(images(source.size)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(images(exported.size)), published(images(exported.size)), rtol=1e-5, atol=1e-5)
     with safe_open(path, "pt") as file:
         facts = file.metadata()
-    assert facts["architecture"] == MODELS[source.architecture]
+    assert facts["architecture"] == MODELS[exported.architecture]
     assert json.loads(facts["label_names"]) == published.pretrained_cfg["label_names"]
     config = timm.data.resolve_model_data_config(published)
     assert json.loads(facts["mean"]) == pytest.approx(config["mean"])
@@ -81,7 +81,7 @@ def test_the_way_back_gives_timms_state_to_the_bit(
     export(sources[architecture], tmp_path / "x.safetensors")
     back, ours = (
         from_torchvision(load_file(tmp_path / "x.safetensors"), architecture=architecture),
-        sources[architecture].model.state_dict(),
+        sources[architecture].network.state_dict(),
     )
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[key], ours[key]) for key in ours)
@@ -90,30 +90,31 @@ def test_the_way_back_gives_timms_state_to_the_bit(
 @pytest.mark.parametrize("architecture", MODELS)
 @torch.no_grad()
 def test_a_backbone_without_classifier_goes_both_ways(architecture: str, tmp_path: Path) -> None:
-    source = shaken(architecture, classes=0)
-    assert export(source, tmp_path / "x.safetensors").endswith("with no classifier")
+    exported = shaken(architecture, classes=0)
+    assert export(exported, tmp_path / "x.safetensors").endswith("with no classifier")
     state, model = load_file(tmp_path / "x.safetensors"), theirs(architecture, classes=7)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert unexpected == []
     assert {key.partition(".")[0] for key in missing} == {"fc" if architecture == "resnet18" else "classifier"}
     setattr(model, "fc" if architecture == "resnet18" else "classifier", nn.Identity())
-    torch.testing.assert_close(model(images()), source.model(images()), rtol=1e-5, atol=1e-5)
-    source.model.load_state_dict(from_torchvision(state, architecture=architecture))
+    torch.testing.assert_close(model(images()), exported.network(images()), rtol=1e-5, atol=1e-5)
+    exported.network.load_state_dict(from_torchvision(state, architecture=architecture))
 
 
 def test_the_page_shows_how_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export(open_source("lgd_mobilenetv2"), tmp_path / "mobilenet_v2.safetensors")
+    export(open_export_model("lgd_mobilenetv2"), tmp_path / "mobilenet_v2.safetensors")
     monkeypatch.chdir(tmp_path)
     found = run_snippet("torchvision")
     assert found["names"][0] == "airplane"
     assert found["model"](images(48)).shape == (2, 10)
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    message = "--to torchvision knows the layers of resnet18, mobilenetv2_100, efficientnet_b0, and not those of 'test_resnet'"
+    known = "resnet18, mobilenetv2_100, efficientnet_b0"
+    message = f"--to torchvision knows the layers of {known}, and not those of 'test_resnet'"
     with pytest.raises(LGDError, match=message):
         export(shaken("test_resnet"), tmp_path / "x")
     with pytest.raises(LGDError, match=message):
@@ -150,7 +151,7 @@ def test_the_state_of_another_model_is_refused() -> None:
         from_torchvision(state, architecture="resnet18")
 
 
-# -------------------------------------------------------------------------------------------------------------- real weights
+# --------------------------------------------------------------------------------------------------------- real weights
 
 
 @pytest.mark.slow

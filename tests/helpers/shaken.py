@@ -30,7 +30,7 @@ def shaken(architecture: str, *, classes: int = len(NAMES), size: int = 64, **op
     return ExportModel(
         name=architecture,
         architecture=architecture,
-        model=model.eval(),
+        network=model.eval(),
         label_names=NAMES[:classes],
         size=size,
         mean=(0.485, 0.456, 0.406),
@@ -64,4 +64,4 @@ class Small(nn.Module):
 
 def small(*, classes: int = len(NAMES)) -> ExportModel:
     """The same, of 32 px."""
-    return replace(shaken("test_resnet", classes=classes, size=32), model=Small(classes).eval())
+    return replace(shaken("test_resnet", classes=classes, size=32), network=Small(classes).eval())

@@ -122,9 +122,9 @@ def test_a_comparison_says_what_could_not_be_reached(
 def test_a_comparison_with_stock_weights(
     task: DotsTask, tmp_path: Path, published_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = models.plain_model
+    plain = models.timm_model
     monkeypatch.setattr(
-        models, "plain_model", lambda name, *, pretrained=True, seed=0: plain(name, pretrained=False, seed=seed)
+        models, "timm_model", lambda name, *, pretrained=True, seed=0: plain(name, pretrained=False, seed=seed)
     )
     given = {"model": str(published_folder), "pretrained": True}
     scores = runs.compare("detect", recipe(backbone=given), out=tmp_path / "all")

@@ -1,4 +1,4 @@
-"""Runs as their folders tell of them, and groups of those that differ only in their seed."""
+"""Read runs from their folders, and group those that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -27,25 +27,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: of `lgd-timm distill`, finished or not, or a published folder, which has no log."""
+    """One run: a run folder of `lgd-timm distill`, finished or not, or a published folder.
 
-    path: Path  # as it was named
-    published: Path | None  # None: not finished
+    Attributes:
+        path: as the user named it.
+        published: the published folder; None of a run that is not finished.
+        recipe: of the run.
+        metrics: of metrics.json; empty where there is none.
+        log: rows of log.jsonl; empty of a published folder.
+    """
+
+    path: Path
+    published: Path | None
     recipe: Recipe
     metrics: Mapping[str, Any]
     log: Sequence[Row]
 
     @property
     def seed(self) -> int:
+        """Seed of the run."""
         return self.recipe.machine.seed
 
     @property
-    def travelled(self) -> bool:
-        """Whether its recipe may be somebody else's: that of a published folder."""
+    def untrusted(self) -> bool:
+        """Whether the recipe may be somebody else's, as that of a published folder may."""
         return self.published == self.path
 
     def number(self, *keys: str) -> float | None:
-        """A number of metrics.json, such as ("zero_shot", "top1"); None where it was not measured."""
+        """Read a number of metrics.json, such as ("zero_shot", "top1"); None where it was not measured."""
         value: Any = self.metrics
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -53,32 +62,33 @@ class Trial:
         return float(value) if good else None
 
     def text(self, *keys: str) -> str | None:
-        """A text of metrics.json, such as ("training", "device")."""
+        """Read a text of metrics.json, such as ("training", "device"); None where there is none."""
         value: Any = self.metrics
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value if isinstance(value, str) else None
 
     def shards(self) -> str:
-        """Where the recipe has its images. Raises: RecipeError for a path that a recipe which travelled may not name."""
-        if self.travelled:
+        """Give the recipe's shard folder. Raises: RecipeError for one that an untrusted recipe may not name."""
+        if self.untrusted:
             check_reach({"data": {"shards": self.recipe.data.shards}})
         return self.recipe.data.shards
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One number of several runs."""
+    """One number of several runs: its mean and standard deviation."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
+        """Mean over the runs."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation, with n - 1; None for a single run."""
+        """Sample standard deviation (n - 1); None for a single run."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
@@ -87,7 +97,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed, in its order. `label` tells the group from the others; `differs`: all that does."""
+    """Runs that differ only in their seed.
+
+    Attributes:
+        label: tells the group from the others, in few words.
+        trials: ordered by seed.
+        differs: every setting in which the group differs from another, in words.
+    """
 
     label: str
     trials: tuple[Trial, ...]
@@ -95,16 +111,17 @@ class Group:
 
     @property
     def recipe(self) -> Recipe:
+        """Recipe of the first run."""
         return self.trials[0].recipe
 
     def spread(self, *keys: str) -> Spread | None:
-        """A number of metrics.json over those of the runs that have it."""
+        """Collect a number of metrics.json over the runs that have it; None where none has."""
         values = [value for trial in self.trials if (value := trial.number(*keys)) is not None]
         return Spread(tuple(values)) if values else None
 
 
 def read_trial(path: str | Path) -> Trial:
-    """A run folder or a published folder. Raises: LGDError when it is none, or can't be read."""
+    """Read a run folder or a published folder. Raises: LGDError where it is neither, or can't be read."""
     path = Path(path)
     if not path.is_dir():
         raise WeightsError(f"{path} is no folder. Give the run folder of lgd-timm distill, or a published folder.")
@@ -125,7 +142,7 @@ def read_trial(path: str | Path) -> Trial:
 
 
 def read_trials(paths: Iterable[str | Path]) -> tuple[list[Trial], list[str]]:
-    """The runs that can be read, each once, and a line for each that can't. Raises: LGDError when none can."""
+    """Read runs, each once; also give a line for each that can't be read. Raises: LGDError when none can."""
     trials: dict[Path, Trial] = {}
     notes = []
     for path in paths:
@@ -134,11 +151,11 @@ def read_trials(paths: Iterable[str | Path]) -> tuple[list[Trial], list[str]]:
         except (LGDError, OSError) as error:
             notes.append(f"Left out: {error}")
             continue
-        place = (trial.published or trial.path).resolve()
-        if place in trials:
-            notes.append(f"Left out: {path} is {trials[place].path}, which is shown already.")
+        resolved = (trial.published or trial.path).resolve()
+        if resolved in trials:
+            notes.append(f"Left out: {path} is {trials[resolved].path}, which is shown already.")
         else:
-            trials[place] = trial
+            trials[resolved] = trial
     if not trials:
         raise WeightsError(f"No run can be read. {' '.join(note.removeprefix('Left out: ') for note in notes)}")
     for note in notes:
@@ -147,25 +164,25 @@ def read_trials(paths: Iterable[str | Path]) -> tuple[list[Trial], list[str]]:
 
 
 def group_trials(trials: Sequence[Trial]) -> list[Group]:
-    """Groups, the best zero-shot first; those without a score last, in the order in which they were named."""
-    facts = {fingerprint(known): known for known in map(_decisive, trials)}
-    members: dict[str, list[Trial]] = {key: [] for key in facts}
+    """Group runs; the best zero-shot comes first, those without a score last, in the order in which they were given."""
+    settings = {fingerprint(found): found for found in map(_settings, trials)}
+    members: dict[str, list[Trial]] = {key: [] for key in settings}
     for trial in trials:
-        members[fingerprint(_decisive(trial))].append(trial)
+        members[fingerprint(_settings(trial))].append(trial)
     groups = [
         Group(label, tuple(sorted(members[key], key=lambda trial: trial.seed)), differs)
-        for key, (label, differs) in zip(facts, label_groups(list(facts.values())), strict=True)
+        for key, (label, differs) in zip(settings, label_groups(list(settings.values())), strict=True)
     ]
     scores = {group.label: group.spread("zero_shot", "top1") for group in groups}
     return sorted(groups, key=lambda group: -score.mean if (score := scores[group.label]) else math.inf)
 
 
-def _decisive(trial: Trial) -> dict[str, Any]:
-    """What decides the numbers, the seed apart, as plain data."""
+def _settings(trial: Trial) -> dict[str, Any]:
+    """Give all settings that determine a run's numbers, except the seed, as plain data."""
     recipe = trial.recipe.to_dict()
-    settings = trial.recipe.objective
-    kind = settings.get("kind", "lgd")
-    switches = {"kind": kind, "preset": settings.get("preset"), **asdict(objective_config(settings))}
+    objective = trial.recipe.objective
+    kind = objective.get("kind", "lgd")
+    switches = {"kind": kind, "preset": objective.get("preset"), **asdict(objective_config(objective))}
     return {
         **recipe,
         "objective": switches,

@@ -1,4 +1,4 @@
-"""The images of a split through a student, once; the teacher's stored embeddings of them come along."""
+"""Encode the images of a split with a student; read the teacher's stored embeddings of them."""
 
 from __future__ import annotations
 
@@ -19,28 +19,38 @@ from ...students.model import Student
 from ...utils.device import pick_device
 from ..features import Features, extract, stored_features
 from ..zero_shot import check_labels
-from ..zero_shot_model import ZeroShotModel, bank_folders, check_asked, open_zero_shot_model
+from ..zero_shot_model import ZeroShotModel, bank_folders, check_vocabulary, open_zero_shot_model
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a student says of N images. Embeddings are float32 unit rows, on the CPU.
+    """A student's embeddings of N images, and its teacher's. Embeddings are float32 of length 1, on the CPU.
 
-    `labels` is None, and `unlabelled` says why, where the images have none, or others than there are names; so are `teacher` and
-    `untaught`.
+    Attributes:
+        names: C names that it classifies by.
+        bank: the names' text embeddings [C, D].
+        temperature: of the student's similarities.
+        student: embeddings [N, D].
+        teacher: embeddings [N, D]; None where none are stored.
+        teacher_fault: why `teacher` is None; else empty.
+        labels: int64 [N]; None where images have none, or classes do not fit the names.
+        label_fault: why `labels` is None; else empty.
+        bad: images that could not be read.
+        dataset: that the images are of.
+        positions: of each image in the dataset.
     """
 
     names: tuple[str, ...]
-    bank: Tensor  # [C, D], the names' texts
-    temperature: float  # of the student's similarities
-    student: Tensor  # [N, D]
-    teacher: Tensor | None  # [N, D]
-    untaught: str
-    labels: Tensor | None  # int64 [N]
-    unlabelled: str
-    bad: int  # images that could not be read
+    bank: Tensor
+    temperature: float
+    student: Tensor
+    teacher: Tensor | None
+    teacher_fault: str
+    labels: Tensor | None
+    label_fault: str
+    bad: int
     dataset: ShardDataset
-    positions: tuple[int, ...]  # of each image, in the dataset
+    positions: tuple[int, ...]
 
     @property
     def similarities(self) -> Tensor:
@@ -53,65 +63,77 @@ class Encoded:
         return self.similarities.argmax(1)
 
     @property
-    def teachers_answers(self) -> Tensor | None:
+    def teacher_answers(self) -> Tensor | None:
+        """The teacher's name for each image, int64 [N]."""
         return None if self.teacher is None else (self.teacher @ self.bank.T).argmax(1)
 
     def image(self, index: int) -> Tensor:
-        """What the student saw of image `index`: uint8 [3, S, S]."""
+        """Load image `index` as the student saw it: uint8 [3, S, S]."""
         return self.dataset[self.positions[index], 0].images[0]
 
 
 def encode(folder: Path, *, data: str | Path, split: str, max_bad: float = 0.001) -> Encoded:
-    """Encode a split with the student of a published folder. Raises: LGDError when student, images or names can't be used."""
-    subject = open_zero_shot_model(str(folder), None, folders=bank_folders(data))
-    dataset = ShardDataset(open_shards(data, split=split), views=subject.views, allow_empty=True)
-    assert isinstance(subject.encoder, Student)
-    features = extract(subject.encoder, dataset, device=pick_device(), max_bad=max_bad)
+    """Encode a split with the student of a published folder.
+
+    Args:
+        folder: the published folder.
+        data: shard folder, or address of one.
+        split: which split of it.
+        max_bad: share of the images that may be unreadable.
+
+    Returns:
+        Embeddings and labels of the images.
+
+    Raises:
+        LGDError: student, images or names can't be used.
+    """
+    model = open_zero_shot_model(str(folder), None, folders=bank_folders(data))
+    dataset = ShardDataset(open_shards(data, split=split), views=model.views, allow_empty=True)
+    assert isinstance(model.encoder, Student)
+    features = extract(model.encoder, dataset, device=pick_device(), max_bad=max_bad)
     assert features.embeddings is not None
-    unlabelled = _label_fault(features, subject, dataset, folder)
-    teacher, untaught = _taught(features, subject, dataset)
-    place = _places(dataset.shards)
+    label_fault = _label_fault(features, model, dataset, folder)
+    teacher, teacher_fault = _teacher_embeddings(features, model, dataset)
+    position = _positions(dataset.shards)
     return Encoded(
-        names=subject.vocabulary.names,
-        bank=subject.bank.float().cpu(),
-        temperature=subject.student_temperature or 1.0,
+        names=model.vocabulary.names,
+        bank=model.bank.float().cpu(),
+        temperature=model.student_temperature or 1.0,
         student=normalize(features.embeddings, dim=1),
         teacher=teacher,
-        untaught=untaught,
-        labels=None if unlabelled else features.labels,
-        unlabelled=unlabelled,
+        teacher_fault=teacher_fault,
+        labels=None if label_fault else features.labels,
+        label_fault=label_fault,
         bad=len(features.bad),
         dataset=dataset,
-        positions=tuple(place[key] for key in features.keys),
+        positions=tuple(position[key] for key in features.keys),
     )
 
 
-def _places(shards: ShardSet) -> dict[str, int]:
-    """Key of a sample -> its position in the split."""
+def _positions(shards: ShardSet) -> dict[str, int]:
+    """Map the key of each sample to its position in the split."""
     starts = [0, *accumulate(shards.lengths)]
     tars = [IndexedTar(shards.path(shard)) for shard in range(len(shards.filenames))]
     return {key: start + i for start, tar in zip(starts, tars, strict=False) for i, key in enumerate(tar.keys)}
 
 
-def _label_fault(features: Features, subject: ZeroShotModel, dataset: ShardDataset, folder: Path) -> str:
-    """Why the labels can't be used; empty if they can."""
+def _label_fault(features: Features, model: ZeroShotModel, dataset: ShardDataset, folder: Path) -> str:
+    """Say why the labels can't be used; empty if they can."""
     try:
-        check_asked(dataset, subject, model=str(folder))
-        check_labels(Batch(torch.empty(0), features.labels, list(features.keys)), subject.vocabulary.names, dataset)
+        check_vocabulary(dataset, model, name=str(folder))
+        check_labels(Batch(torch.empty(0), features.labels, list(features.keys)), model.vocabulary.names, dataset)
     except LGDError as error:
         return str(error)
     return ""
 
 
-def _taught(features: Features, subject: ZeroShotModel, dataset: ShardDataset) -> tuple[Tensor | None, str]:
-    """The teacher's embeddings of the same images, or why there are none."""
+def _teacher_embeddings(features: Features, model: ZeroShotModel, dataset: ShardDataset) -> tuple[Tensor | None, str]:
+    """Read the teacher's embeddings of the same images, or say why there are none."""
     try:
-        stored = stored_features(features, dataset, teacher=subject.teacher_fingerprint)
+        stored = stored_features(features, dataset, teacher=model.teacher_fingerprint)
     except (LGDError, OSError) as error:
         return None, str(error)
     if stored is None:
-        return (
-            None,
-            f"its teacher has stored no embeddings of {dataset.shards.root} ({dataset.shards.split}): lgd-timm teach does it.",
-        )
+        images = f"{dataset.shards.root} ({dataset.shards.split})"
+        return None, f"its teacher has stored no embeddings of {images}: lgd-timm teach does it."
     return normalize(stored.features, dim=1), ""

@@ -1,4 +1,7 @@
-"""Bars, curves and matrices as PNG. matplotlib is an extra (`plot`), used without pyplot, which keeps figures and asks for a display."""
+"""Draw bars, curves and matrices as PNG with matplotlib, an extra (`plot`).
+
+pyplot is not used: it keeps figures in memory and asks for a display.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,14 @@ from ...errors import require
 from ...publish.training_curve import BLUE, GREEN, GREY, ORANGE
 from .collect import Spread
 
-DPI = 160  # sharp on a telephone; the page shows 100 of these to an inch
-PALETTE = (
-    BLUE,
-    GREEN,
-    "#8e5ea2",
-    "#c2385a",
-    "#1a9aa8",
-    "#8c6d31",
-)  # of groups: orange is the teacher's, grey is chance's
-NUMBERED = 20  # names up to which a matrix has its numbers written in
+DPI = 160  # sharp on a phone; the page shows 100 dots to an inch
+PALETTE = (BLUE, GREEN, "#8e5ea2", "#c2385a", "#1a9aa8", "#8c6d31")  # of groups; the teacher is orange, chance grey
+NUMBERED = 20  # a matrix with at most so many names shows its numbers
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One group's number, in percent, and what stands beside it."""
+    """One group's accuracy in percent, with its teacher's and chance."""
 
     label: str
     score: Spread
@@ -40,7 +36,18 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """One group over steps or epochs: its mean, and the band of a standard deviation where there are several runs."""
+    """One group over steps or epochs.
+
+    Attributes:
+        label: of the group.
+        x: steps or epochs, [P].
+        mean: over runs, [P].
+        deviation: sample standard deviation over runs, [P]; None of a single run.
+        colour: of the line.
+        runs: number of runs.
+        teacher: its accuracy in percent.
+        chance: in percent.
+    """
 
     label: str
     x: np.ndarray
@@ -53,38 +60,37 @@ class Line:
 
 
 def bars(rows: Sequence[Bar], *, title: str) -> bytes:
-    """Horizontal bars, a dot a run, the standard deviation as an error bar; teacher and chance as lines across each bar."""
+    """Draw horizontal bars: a dot for each run, an error bar of one standard deviation, lines at teacher and chance."""
     with _figure(5.2, 1.4 + 0.5 * len(rows)) as (figure, buffer):
         axes = figure.subplots()
-        for place, row in enumerate(rows):
-            axes.barh(place, row.score.mean, height=0.62, color=row.colour, alpha=0.8)
+        for index, row in enumerate(rows):
+            axes.barh(index, row.score.mean, height=0.62, color=row.colour, alpha=0.8)
             if row.score.deviation is not None:
-                axes.errorbar(row.score.mean, place, xerr=row.score.deviation, color="black", capsize=4, linewidth=1.3)
-                axes.scatter(row.score.values, [place - 0.16] * len(row.score.values), s=9, color="black", zorder=3)
+                axes.errorbar(row.score.mean, index, xerr=row.score.deviation, color="black", capsize=4, linewidth=1.3)
+                axes.scatter(row.score.values, [index - 0.16] * len(row.score.values), s=9, color="black", zorder=3)
             for value, colour in ((row.teacher, ORANGE), (row.chance, GREY)):
                 if value is not None:
-                    axes.vlines(value, place - 0.45, place + 0.45, color=colour, linestyle="--", linewidth=1.8)
+                    axes.vlines(value, index - 0.45, index + 0.45, color=colour, linestyle="--", linewidth=1.8)
         highest = max(max(*row.score.values, row.teacher or 0, row.chance or 0) for row in rows)
         axes.set_xlim(0, min(100, 1.08 * highest) or 1)
         axes.set_yticks(range(len(rows)), [f"{_plain(row.label, 34)}\n{row.score} %" for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel("top-1 accuracy (%)")
         axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
-        _keys(axes, {"teacher": (row.teacher for row in rows), "chance": (row.chance for row in rows)})
+        _legend(axes, {"teacher": (row.teacher for row in rows), "chance": (row.chance for row in rows)})
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return buffer.getvalue()
 
 
 def curves(lines: Sequence[Line], *, title: str, x: str, y: str, from_zero: bool = False) -> bytes:
-    """Means over runs with their bands; teacher and chance, where given, as horizontal lines."""
+    """Draw means over runs with bands of one standard deviation, and horizontal lines at teacher and chance."""
     with _figure(5.2, 3.4) as (figure, buffer):
         axes = figure.subplots()
         for line in lines:
             marker = "o" if len(line.x) <= 30 else None
-            label = _plain(line.label, 34).lstrip("_") + (
-                f" (n = {line.runs})" if line.runs > 1 else ""
-            )  # matplotlib hides _labels
+            label = _plain(line.label, 34).lstrip("_")  # matplotlib hides labels that begin with _
+            label += f" (n = {line.runs})" if line.runs > 1 else ""
             axes.plot(line.x, line.mean, color=line.colour, linewidth=1.8, marker=marker, markersize=3.5, label=label)
             if line.deviation is not None:
                 axes.fill_between(
@@ -125,7 +131,25 @@ def matrix(
     limits: tuple[float, float],
     greyed: Sequence[int] = (),
 ) -> bytes:
-    """A heat map of [R, C], its numbers written as format `number` where there are at most 20 names; rows in `greyed` count as unknown."""
+    """Draw a heat map.
+
+    Args:
+        values: [R, C]; NaN is drawn grey.
+        rows: R names.
+        columns: C names.
+        x: label of the columns.
+        y: label of the rows.
+        title: of the figure.
+        number: format of the numbers, which are shown for at most 20 rows.
+        limits: values of the lightest and the darkest colour.
+        greyed: rows that are drawn grey.
+
+    Returns:
+        The PNG.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
     count, low, high = len(values), *limits
     side = 4.6 if count <= NUMBERED else min(12.0, 2.0 + 0.105 * count)
     size = 8.0 if count <= NUMBERED else max(3.6, min(8.0, 72 * (side - 1.2) / count * 0.8))
@@ -162,9 +186,9 @@ def matrix(
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Any, io.BytesIO]]:
-    """A figure of inches, and the buffer that holds its PNG when the block has ended. Raises: MissingExtra."""
+    """Give a figure (size in inches) and the buffer that holds its PNG after the block. Raises: MissingExtra."""
     require("matplotlib", extra="plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # of an extra
     from matplotlib.figure import Figure
 
     figure, buffer = Figure(figsize=(width, height), dpi=DPI, layout="constrained"), io.BytesIO()
@@ -173,9 +197,9 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, io.BytesIO]]:
     canvas.print_png(buffer, metadata={"Software": None})  # no version, no date: equal runs give equal bytes
 
 
-def _keys(axes: Any, lines: dict[str, Any]) -> None:
-    """A legend of the lines that were drawn."""
-    from matplotlib.lines import Line2D
+def _legend(axes: Any, lines: dict[str, Any]) -> None:
+    """Draw a legend of the lines that were drawn."""
+    from matplotlib.lines import Line2D  # of an extra
 
     colours = {"teacher": ORANGE, "chance": GREY}
     given = {name: {value for value in values if value is not None} for name, values in lines.items()}
@@ -187,7 +211,7 @@ def _keys(axes: Any, lines: dict[str, Any]) -> None:
 
 
 def _plain(text: str, longest: int) -> str:
-    """Text as it is: no mathematics between dollars, no line breaks, no longer than fits."""
+    """Escape dollars (mathematics in matplotlib), remove line breaks, and cut to `longest` characters."""
     text = "".join(c if c.isprintable() else " " for c in text)
     text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return text.replace("$", r"\$")

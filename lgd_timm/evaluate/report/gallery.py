@@ -1,4 +1,4 @@
-"""Images with a coloured frame, in rows and on sheets, as PNG."""
+"""Draw images with coloured frames, in rows and on contact sheets, as PNG."""
 
 from __future__ import annotations
 
@@ -11,20 +11,29 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 RIGHT, WRONG, UNKNOWN = "#2e9e4f", "#d03b2f", "#999999"
-SMALL, LARGE = 64, 96  # pixels: how wide a picture is in a row, and alone
+SMALL, LARGE = 64, 96  # width of an image in a row, and alone, in pixels
 FRAME, GAP = 4, 4
 _LINE, _FONT = 15, 12
 
 
 class Tile(NamedTuple):
-    """A picture and the lines that stand under it on a sheet."""
+    """A picture, and the lines of text below it on a sheet."""
 
     picture: Image.Image
     lines: tuple[str, ...] = ()
 
 
 def framed(image: Tensor, *, colour: str, side: int = SMALL) -> Image.Image:
-    """uint8 [3, S, S] -> a picture with a frame. Images below `side` are enlarged by whole pixels, others made that small."""
+    """Frame an image.
+
+    Args:
+        image: uint8 [3, S, S].
+        colour: of the frame.
+        side: width in pixels; a smaller image is enlarged by a whole factor, a larger one is scaled down.
+
+    Returns:
+        The framed picture.
+    """
     picture = to_pil_image(image)
     if picture.width <= side:
         picture = picture.resize((side // picture.width * picture.width,) * 2, Image.Resampling.NEAREST)
@@ -36,7 +45,7 @@ def framed(image: Tensor, *, colour: str, side: int = SMALL) -> Image.Image:
 
 
 def row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side, on a transparent ground."""
+    """Put pictures of one size side by side, on a transparent background."""
     width, height = pictures[0].size
     strip = Image.new("RGBA", (len(pictures) * (width + GAP) - GAP, height))
     for i, picture in enumerate(pictures):
@@ -45,7 +54,7 @@ def row(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def sheet(tiles: Sequence[Tile], *, columns: int) -> Image.Image:
-    """A contact sheet: tiles of one size with their lines below them, on white."""
+    """Draw a contact sheet: tiles of one size with their lines below them, on white."""
     font = ImageFont.load_default(size=_FONT)
     widest = max(int(font.getlength(line)) for tile in tiles for line in (*tile.lines, ""))
     width = max(tile.picture.width for tile in tiles) if columns > 1 else max(tiles[0].picture.width, widest)
@@ -67,13 +76,14 @@ def sheet(tiles: Sequence[Tile], *, columns: int) -> Image.Image:
 
 
 def png(picture: Image.Image) -> bytes:
+    """Encode a picture as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def _fitted(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """As much of a line as fits."""
+    """Cut a line to a width in pixels."""
     line = "".join(c if c.isprintable() else " " for c in line)
     while line and font.getlength(line) > width:
         line = line[:-1]

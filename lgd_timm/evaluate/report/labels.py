@@ -1,4 +1,4 @@
-"""What tells groups of runs apart, in few words."""
+"""Label groups of runs by the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...students.entrypoints import short_name
 
 Facts = Mapping[str, Any]
 
-# What a reader asks first comes first; other fields follow in the recipe's order.
+# Fields that come first in a label; others follow in the recipe's order.
 _FIRST = (
     "student.model",
     "objective.kind",
@@ -24,14 +24,19 @@ _LONGEST = 40
 
 
 def label_groups(groups: Sequence[Facts]) -> list[tuple[str, dict[str, str]]]:
-    """For each group, its label and every field in which it differs from the others, in words.
+    """Label groups.
 
-    A label takes as many of these fields, the most telling first, as it needs to be the group's alone.
+    Args:
+        groups: settings of each group, as nested plain data.
+
+    Returns:
+        For each group its label, which takes as many different fields as it needs to be unique, and every field in
+        which it differs from another group, in words.
     """
     flat = [dict(_flatten(group)) for group in groups]
     keys = list(dict.fromkeys(key for facts in flat for key in facts))
-    differing = [key for key in keys if len({repr(facts.get(key)) for facts in flat}) > 1]
-    ordered = [key for key in _FIRST if key in differing] + [key for key in differing if key not in _FIRST]
+    different = [key for key in keys if len({repr(facts.get(key)) for facts in flat}) > 1]
+    ordered = [key for key in _FIRST if key in different] + [key for key in different if key not in _FIRST]
     labels = [""] * len(flat)
     for key in ordered:
         if len(set(labels)) == len(labels):
@@ -47,18 +52,19 @@ def label_groups(groups: Sequence[Facts]) -> list[tuple[str, dict[str, str]]]:
 
 
 def objective_name(settings: Facts) -> str:
-    """`lgd (paper)`: the objective's kind, and its preset where one was named that is not called the same."""
+    """Name an objective, such as `lgd (paper)`: its kind, and its preset where that has another name."""
     kind, preset = settings.get("kind") or "lgd", settings.get("preset")
     return f"{kind} ({preset})" if preset and preset != kind else str(kind)
 
 
 def _base(facts: Facts) -> str:
-    """The label of a group that stands alone, or has nothing that the others lack."""
-    return f"{short_name(facts['student.model'])}, {objective_name({'kind': facts['objective.kind'], 'preset': facts['objective.preset']})}"
+    """Label a group that is the only one, or has nothing that the others lack."""
+    objective = {"kind": facts["objective.kind"], "preset": facts["objective.preset"]}
+    return f"{short_name(facts['student.model'])}, {objective_name(objective)}"
 
 
 def _numbered(labels: Sequence[str]) -> list[str]:
-    """The same labels, those that are alike with a number that no other has."""
+    """Make labels unique: equal ones get a number."""
     found: list[str] = []
     for label in labels:
         number, name = 1, label
@@ -77,7 +83,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _piece(key: str, facts: Facts) -> str:
-    """One field in words; empty where the group does not have it."""
+    """Write one field in words; empty where the group does not have it."""
     value = facts.get(key)
     if value is None or key == "finished":
         return "not finished" if value is False else ""
@@ -90,7 +96,8 @@ def _piece(key: str, facts: Facts) -> str:
             return f"{len(value)} names" if isinstance(value, list) and len(value) > 3 else f"names {_shown(value)}"
         case "schedule.epochs":
             return f"{value} epochs"
-    return f"{key.rpartition('.')[2].replace('_', ' ')} {_shown(PurePath(value).name if isinstance(value, str) else value)}"
+    shown = _shown(PurePath(value).name if isinstance(value, str) else value)
+    return f"{key.rpartition('.')[2].replace('_', ' ')} {shown}"
 
 
 def _shown(value: Any) -> str:

@@ -24,12 +24,12 @@ _SCALE = figures.DPI / 100
 
 
 def colour(index: int) -> str:
-    """Of the group at that place, in every figure."""
+    """Give the colour of group number `index`, the same in every figure."""
     return figures.PALETTE[index % len(figures.PALETTE)]
 
 
 def lead(groups: Sequence[Group]) -> str:
-    """The message in one sentence."""
+    """Say the result in one sentence."""
     best = groups[0]
     score, teacher, chance = (
         best.spread(*keys) for keys in (("zero_shot", "top1"), ("teacher_zero_shot", "top1"), ("zero_shot", "chance"))
@@ -48,6 +48,7 @@ def lead(groups: Sequence[Group]) -> str:
 
 
 def headline(groups: Sequence[Group]) -> Section:
+    """Make the section with the table of numbers."""
     measured = [
         evaluation
         for evaluation in (*EVALUATIONS, CALIBRATION)
@@ -74,6 +75,7 @@ def headline(groups: Sequence[Group]) -> Section:
 
 
 def bars(groups: Sequence[Group]) -> Section:
+    """Make the section with bars of accuracies."""
     pictures, files, commands = [], {}, []
     for evaluation in EVALUATIONS:
         rows = [
@@ -90,7 +92,7 @@ def bars(groups: Sequence[Group]) -> Section:
         if rows:
             png = figures.bars(rows, title=evaluation.heading)
             pictures.append(
-                Picture(png, f"{evaluation.heading}: {'; '.join(_said(row) for row in rows)}", scale=_SCALE)
+                Picture(png, f"{evaluation.heading}: {'; '.join(_described(row) for row in rows)}", scale=_SCALE)
             )
             files[f"2-{evaluation.key.replace('_', '-')}.png"] = png
             commands.append((evaluation.heading, _command(evaluation, groups)))
@@ -108,6 +110,7 @@ def bars(groups: Sequence[Group]) -> Section:
 
 
 def curves(groups: Sequence[Group]) -> Section:
+    """Make the section with training curves."""
     losses = [line for i, group in enumerate(groups) if (line := _loss_line(group, colour(i)))]
     scores = [line for i, group in enumerate(groups) if (line := _score_line(group, colour(i)))]
     silent = [str(trial.path) for group in groups for trial in group.trials if not trial.log]
@@ -115,13 +118,13 @@ def curves(groups: Sequence[Group]) -> Section:
     pictures, files = [], {}
     if losses:
         png = figures.curves(losses, title="Loss", x="step", y="loss")
-        said = "; ".join(f"{line.label} from {line.mean[0]:.3g} to {line.mean[-1]:.3g}" for line in losses)
-        pictures.append(Picture(png, f"Loss over steps: {said}", scale=_SCALE))
+        summary = "; ".join(f"{line.label} from {line.mean[0]:.3g} to {line.mean[-1]:.3g}" for line in losses)
+        pictures.append(Picture(png, f"Loss over steps: {summary}", scale=_SCALE))
         files["3-loss.png"] = png
     if scores:
         png = figures.curves(scores, title="Zero-shot", x="epoch", y="top-1 accuracy (%)", from_zero=True)
-        said = "; ".join(f"{line.label} from {line.mean[0]:.1f} % to {line.mean[-1]:.1f} %" for line in scores)
-        pictures.append(Picture(png, f"Zero-shot accuracy over epochs: {said}", scale=_SCALE))
+        summary = "; ".join(f"{line.label} from {line.mean[0]:.1f} % to {line.mean[-1]:.1f} %" for line in scores)
+        pictures.append(Picture(png, f"Zero-shot accuracy over epochs: {summary}", scale=_SCALE))
         files["3-zero-shot.png"] = png
     if not pictures:
         return Section("curves", "Training", notes=notes)
@@ -140,7 +143,7 @@ def curves(groups: Sequence[Group]) -> Section:
 
 
 def made(groups: Sequence[Group], *, command: str) -> Section:
-    """How all of it was made, so that it can be made again."""
+    """Make the section on how the runs and the page were made: recipes, commands, versions."""
     keys = list(dict.fromkeys(key for group in groups for key in group.differs))
     differing = [
         Table(
@@ -171,7 +174,7 @@ def made(groups: Sequence[Group], *, command: str) -> Section:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------------- numbers
 
 
 def _row(group: Group) -> list[str]:
@@ -208,7 +211,7 @@ def _mean(group: Group, *keys: str) -> float | None:
     return None if spread is None else spread.mean
 
 
-def _said(row: figures.Bar) -> str:
+def _described(row: figures.Bar) -> str:
     beside = [
         f"{who} {value:.1f} %" for who, value in (("teacher", row.teacher), ("chance", row.chance)) if value is not None
     ]
@@ -216,7 +219,7 @@ def _said(row: figures.Bar) -> str:
 
 
 def _comparison(groups: Sequence[Group]) -> str:
-    """What the bars say: how far the best are apart, beside their spread; and how much of the way to the teacher was gone."""
+    """Say in words how far the two best groups are apart, compared with their standard deviations."""
     scored = [(group.label, score) for group in groups if (score := group.spread("zero_shot", "top1"))]
     how = "Bars are means, error bars sample standard deviations over seeds, dots single runs."
     if len(scored) > 1:
@@ -225,20 +228,20 @@ def _comparison(groups: Sequence[Group]) -> str:
         if best.deviation is None or next_best.deviation is None:
             judged = "as one of them is a single run, it is not known how much of that is chance"
         else:
-            larger = gap > best.deviation + next_best.deviation
-            judged = f"{'more' if larger else 'less'} than their standard deviations together ({best.deviation + next_best.deviation:.1f})"
+            both = best.deviation + next_best.deviation
+            judged = f"{'more' if gap > both else 'less'} than their standard deviations together ({both:.1f})"
         return f"Zero-shot, {first} is {gap:.1f} points above {second}: {judged}. {how}"
     return how
 
 
 def _seeds(group: Group) -> str:
-    """A warning where runs do not differ in their seed, as then the spread is not one over seeds."""
+    """Warn where runs of a group have the same seed, as their spread is then not one over seeds."""
     seeds = [trial.seed for trial in group.trials]
     again = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     return f"{group.label}: several runs have seed {again[0]}, so their spread is not one over seeds." if again else ""
 
 
-# ---------------------------------------------------------------------------------------------------------------- curves
+# --------------------------------------------------------------------------------------------------------------- curves
 
 
 def _loss_line(group: Group, colour: str) -> figures.Line | None:
@@ -254,7 +257,7 @@ def _loss_line(group: Group, colour: str) -> figures.Line | None:
 
 
 def _losses(rows: Sequence[Row]) -> tuple[list[float], list[float]] | None:
-    """Steps and losses, averaged in chunks as in a run's own curve: noise hides the course."""
+    """Give steps and losses, averaged over chunks against noise, as in a run's own curve."""
     losses = [row for row in rows if "loss" in row]
     size = -(-len(losses) // POINTS)
     chunks = [losses[start : start + size] for start in range(0, len(losses), size)] if losses else []
@@ -278,7 +281,7 @@ def _score_line(group: Group, colour: str) -> figures.Line | None:
 
 
 def _scores(trial: Trial) -> dict[float, float]:
-    """Epoch -> zero-shot top-1: those of the log, and the last of metrics.json."""
+    """Map epochs to zero-shot top-1: those of the log, and the last one of metrics.json."""
     scores = {float(row["epoch"]): float(row["zero_shot_top1"]) for row in trial.log if "zero_shot_top1" in row}
     if scores and (last := trial.number("zero_shot", "top1")) is not None:
         scores[float(trial.recipe.schedule.epochs)] = last
@@ -294,16 +297,16 @@ def _line(
     teacher: float | None = None,
     chance: float | None = None,
 ) -> figures.Line:
-    """values: [runs, points]."""
+    """Make a line of a group from values [runs, points]."""
     deviation = values.std(axis=0, ddof=1) if len(values) > 1 else None
     return figures.Line(group.label, x, values.mean(axis=0), deviation, colour, len(values), teacher, chance)
 
 
-# -------------------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
 def _command(evaluation: Evaluation, groups: Sequence[Group]) -> str:
-    """The command that measures it, for the first run that has it."""
+    """Write the command of an evaluation, for the first run that has its score."""
     trial = next(trial for group in groups for trial in group.trials if _has(trial, evaluation))
     folder, data = str(trial.published or trial.path), trial.recipe.data
     words = ["lgd-timm", *evaluation.command.split(), folder, "--data", data.shards, "--split", data.val_split or "val"]

@@ -1,6 +1,6 @@
-"""Sections as one HTML page that needs nothing from elsewhere: pictures are in it, and a browser is told to load nothing else.
+"""Render sections as one HTML page: pictures are inside it, and it forbids the browser to load anything else.
 
-What is said comes from files, so the template (page.html) escapes everything.
+Its text comes from files that others may have written, so the template (page.html) escapes everything.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 
-GENERATOR = "lgd-timm report"  # how a page of ours is known
+GENERATOR = "lgd-timm report"  # in the page's metadata, by which an earlier report is recognised
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows in words. `scale`: pixels of the picture to a pixel of the page."""
+    """A PNG with its alternative text. `scale`: its pixels for one pixel of the page."""
 
     png: bytes
     alt: str
@@ -28,18 +28,19 @@ class Picture:
 
     @property
     def uri(self) -> str:
+        """The PNG as a data URI."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height on the page, so that text does not jump when it appears."""
+        """Width and height on the page in pixels, so that text does not move while it loads."""
         width, height = struct.unpack(">II", self.png[16:24])
         return round(width / self.scale), round(height / self.scale)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures that belong together. `files`: file name -> PNG of what stands beside the page."""
+    """Pictures that belong together. `files`: name -> PNG of the files that are written beside the page."""
 
     title: str
     sentence: str
@@ -50,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its head."""
+    """A table; the first cell of each row is its heading."""
 
     caption: str
     head: Sequence[str]
@@ -59,8 +60,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One thing to see. `notes`: what can't be shown, and why; `commands`: those that made its numbers, with what they made;
-    `sources`: of what."""
+    """One section of the page.
+
+    Attributes:
+        key: its anchor.
+        title: its heading.
+        sentence: what it shows.
+        tables: of it.
+        blocks: pictures of it.
+        notes: what can't be shown, and why.
+        commands: (what was made, command that made it).
+        sources: which data it is made of.
+        texts: (title, content) of files.
+    """
 
     key: str
     title: str
@@ -70,12 +82,12 @@ class Section:
     notes: tuple[str, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     sources: tuple[str, ...] = ()
-    texts: tuple[tuple[str, str], ...] = ()  # title and a file's text
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 def render(sections: Sequence[Section], *, title: str, lead: str, notes: Sequence[str] = ()) -> str:
-    """The page."""
+    """Render the page as HTML."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["units"] = lambda text: text.replace(" %", "\u00a0%")  # a number keeps its sign beside it
+    environment.filters["units"] = lambda text: text.replace(" %", "\u00a0%")  # no line break between number and unit
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     return template.render(sections=sections, title=title, lead=lead, notes=notes, generator=GENERATOR)

@@ -1,4 +1,4 @@
-"""A report: read, look, draw, write."""
+"""Write a report: read runs, encode images, draw, and write the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .details import SHOWN
 from .page import GENERATOR, Section, render
 
 PAGE = "index.html"
-_OURS = re.compile(r"[2-7]-[a-z0-9-]+\.png")  # pictures that an earlier report may have left
+_PICTURES = re.compile(r"[2-7]-[a-z0-9-]+\.png")  # pictures that an earlier report may have left
 
 
 def report(
@@ -26,17 +26,27 @@ def report(
     split: str | None = None,
     out: str | Path = "output/report",
 ) -> Path:
-    """Write a page about runs (folders of `lgd-timm distill`, or published ones) and its pictures. Returns the page, `out/index.html`.
+    """Write a page about runs, and its pictures.
 
-    Runs that differ only in run.seed are one group. `data` and `split` are the labelled images that are shown, by default those that
-    each run's recipe evaluates on. What can't be shown is said in its place. An earlier report in `out` is replaced.
-    Raises: LGDError when no run can be read, or when `out` holds something else.
+    Runs that differ only in run.seed form one group. Where something can't be shown, the page says why.
+
+    Args:
+        runs: run folders of `lgd-timm distill`, or published folders.
+        data: shard folder of the images that are shown; None: that of each run's recipe.
+        split: which split of it; None: the one that each run's recipe evaluates on.
+        out: folder of the report; an earlier report in it is replaced.
+
+    Returns:
+        The page, `out/index.html`.
+
+    Raises:
+        LGDError: no run can be read, or `out` holds something else than a report.
     """
     out = Path(out)
     _check_out(out)
     trials, notes = read_trials(runs)
     groups = group_trials(trials)
-    shown = details.look(groups, data=None if data is None else str(data), split=split)
+    shown = details.encode_groups(groups, data=None if data is None else str(data), split=split)
     command = _command(runs, data=data, split=split, out=out)
     sections = [
         overview.headline(groups),
@@ -63,20 +73,20 @@ _DETAILS = ("confusion", "banks", "nearest", "mistakes")
 
 
 def _drawn(key: str, title: str, make: Callable[[], Section]) -> Section:
-    """A section with figures; where matplotlib is not installed, one that says so."""
+    """Make a section with figures; without matplotlib, one that says so."""
     try:
         return make()
     except MissingExtra as error:
         return Section(key, title, notes=(f"Not drawn. {error}",))
 
 
-def _with_source(section: Section, shown: Sequence[details.Shown], command: str, groups: int) -> Section:
-    """A section about single runs, with the images that it shows and the command that made it."""
+def _with_source(section: Section, shown: Sequence[details.ShownRun], command: str, groups: int) -> Section:
+    """Add to a section about single runs which images it shows, and the command that made it."""
     notes = list(section.notes)
     if groups > len(shown):
         notes.append(f"The first {SHOWN} of {groups} settings are looked into: give fewer runs to see others.")
-    seen = [one for one in shown if one.encoded is not None and section.key != "banks"]
-    sources = dict.fromkeys(one.source for one in seen)  # most often the same images
+    seen = [run for run in shown if run.encoded is not None and section.key != "banks"]
+    sources = dict.fromkeys(run.source for run in seen)  # without repeats, as most show the same images
     return replace(
         section, notes=tuple(notes), commands=(*section.commands, ("Pictures", command)), sources=tuple(sources)
     )
@@ -89,7 +99,7 @@ def _command(runs: Sequence[str | Path], *, data: str | Path | None, split: str 
 
 
 def _check_out(out: Path) -> None:
-    """Raises: LGDError for a folder that is neither new nor an earlier report."""
+    """Check that a folder is new, empty or an earlier report. Raises: LGDError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     page = out / PAGE
@@ -105,5 +115,5 @@ def _write(out: Path, page: str, pictures: dict[str, bytes]) -> None:
         for path in temporary.iterdir():
             path.chmod(0o644)
     for old in out.glob("*.png"):
-        if _OURS.fullmatch(old.name) and old.name not in pictures:
+        if _PICTURES.fullmatch(old.name) and old.name not in pictures:
             old.unlink()

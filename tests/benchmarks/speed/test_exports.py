@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import exports
-from lgd_timm.export.loading import open_source
+from lgd_timm.export.loading import open_export_model
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_every_format_is_scored_and_timed(
     options = argparse.Namespace(data=str(shard_folder), split="val", sizes=[32, 40], rounds=2, compile=False)
     head, _, *rows = (
         line.strip("| ").split(" | ")
-        for line in exports.table(open_source(str(published_folder)), options).splitlines()
+        for line in exports.table(open_export_model(str(published_folder)), options).splitlines()
     )
     assert head == ["format", "size", "top-1, val", "ms at 32 px", "ms at 40 px"]
     assert [row[0] for row in rows] == ["timm, PyTorch", "ONNX", "ONNX int8", "ncnn", "ncnn, half"]

@@ -1,4 +1,4 @@
-"""The page in a real browser: it opens from the disk, every picture appears, nothing is asked of other hosts, it fits a telephone."""
+"""The page in a real browser: opened from the disk, with every picture, no request to other hosts, fit for a phone."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_it_prints(browser: Browser, page: str) -> None:
 
 
 def test_these_tests_notice_what_they_look_for(browser: Browser, tmp_path: Path) -> None:
-    """A broken picture, a request, a complaint and an overflow are seen: a browser that saw nothing would pass any page."""
+    """A broken picture, a request, an error and an overflow are noticed, or any page would pass."""
     asked: list[str] = []
 
     class Silent(http.server.SimpleHTTPRequestHandler):

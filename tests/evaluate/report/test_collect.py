@@ -15,7 +15,7 @@ from lgd_timm.errors import LGDError, RecipeError, WeightsError
 from lgd_timm.evaluate.report.collect import Spread, group_trials, read_trial, read_trials
 from tests.helpers.reported import Make
 
-# ---------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def test_a_run_has_its_published_metrics_and_its_log(run_folder: Path) -> None:
@@ -25,12 +25,12 @@ def test_a_run_has_its_published_metrics_and_its_log(run_folder: Path) -> None:
     assert trial.number("zero_shot", "top1") == metrics["zero_shot"]["top1"]
     assert trial.text("training", "device") == "cpu"
     assert [row["step"] for row in trial.log if "loss" in row] == list(range(1, 10))
-    assert not trial.travelled
+    assert not trial.untrusted
 
 
 def test_a_published_folder_has_no_log_and_may_not_name_paths_elsewhere(published_folder: Path) -> None:
     trial = read_trial(published_folder)
-    assert (trial.published, trial.log, trial.travelled) == (published_folder, [], True)
+    assert (trial.published, trial.log, trial.untrusted) == (published_folder, [], True)
     with pytest.raises(RecipeError, match="stays in the working directory"):
         trial.shards()
     assert read_trial(published_folder.parent).shards() == trial.recipe.data.shards  # a run is the user's own
@@ -70,7 +70,7 @@ def test_nothing_readable_is_an_error_with_every_reason(tmp_path: Path) -> None:
         read_trials([tmp_path / "a", tmp_path / "b"])
 
 
-# ----------------------------------------------------------------------------------------------------------------- groups
+# --------------------------------------------------------------------------------------------------------------- groups
 
 
 def test_runs_that_differ_only_in_their_seed_are_a_group(make: Make) -> None:

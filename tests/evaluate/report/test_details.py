@@ -14,7 +14,7 @@ from PIL import Image
 
 from lgd_timm.evaluate.report import details
 from lgd_timm.evaluate.report.collect import group_trials, read_trials
-from lgd_timm.evaluate.report.details import Shown, confusion_matrix, diagonal_ranks, look
+from lgd_timm.evaluate.report.details import ShownRun, confusion_matrix, diagonal_ranks, encode_groups
 from lgd_timm.evaluate.report.encode import Encoded
 from lgd_timm.evaluate.report.gallery import FRAME, GAP, SMALL
 from lgd_timm.publish.folder import load
@@ -23,17 +23,17 @@ from tests.helpers.reported import Make
 
 
 @pytest.fixture
-def shown(run_folder: Path) -> list[Shown]:
-    return look(group_trials(read_trials([run_folder])[0]), data=None, split=None)
+def shown(run_folder: Path) -> list[ShownRun]:
+    return encode_groups(group_trials(read_trials([run_folder])[0]), data=None, split=None)
 
 
-def encoded_of(shown: list[Shown]) -> Encoded:
+def encoded_of(shown: list[ShownRun]) -> Encoded:
     encoded = shown[0].encoded
     assert encoded is not None
     return encoded
 
 
-# ------------------------------------------------------------------------------------------------------------ computations
+# --------------------------------------------------------------------------------------------------------- computations
 
 
 def test_a_confusion_matrix_counts_every_image_once() -> None:
@@ -52,10 +52,10 @@ def test_ranks_are_those_of_sorting() -> None:
     assert diagonal_ranks(torch.eye(4)).tolist() == [1] * 4
 
 
-# ---------------------------------------------------------------------------------------------------------------- sections
+# ------------------------------------------------------------------------------------------------------------- sections
 
 
-def test_confusion_shows_student_and_teacher(shown: list[Shown]) -> None:
+def test_confusion_shows_student_and_teacher(shown: list[ShownRun]) -> None:
     (block,) = details.confusion(shown).blocks
     encoded = encoded_of(shown)
     assert encoded.labels is not None
@@ -78,7 +78,7 @@ def test_the_most_frequent_confusion_is_told() -> None:
     assert details._best_first(table).tolist() == [2, 0, 1]
 
 
-def test_more_names_than_can_be_read_are_an_excerpt_of_the_least_known(shown: list[Shown]) -> None:
+def test_more_names_than_can_be_read_are_an_excerpt_of_the_least_known(shown: list[ShownRun]) -> None:
     names = 120
     labels = torch.arange(names).repeat(3)
     right = torch.arange(names) >= 50  # the first fifty are never known
@@ -98,7 +98,7 @@ def test_more_names_than_can_be_read_are_an_excerpt_of_the_least_known(shown: li
     assert "58.3 % right" in picture.alt  # of all names, not of the excerpt
 
 
-def test_banks_tell_the_ranks_and_grey_what_was_not_seen(shown: list[Shown], nasty: Path) -> None:
+def test_banks_tell_the_ranks_and_grey_what_was_not_seen(shown: list[ShownRun], nasty: Path) -> None:
     banks = read_lgd(shown[0].trial.published / "lgd.safetensors").banks  # type: ignore[operator]
     assert banks.visual is not None
     cosines = torch.cosine_similarity(banks.visual[:, None], banks.text[None], dim=2)
@@ -109,7 +109,7 @@ def test_banks_tell_the_ranks_and_grey_what_was_not_seen(shown: list[Shown], nas
         f"For {first} of the {len(seen)} names that were seen, its own text is the nearest of 3; the mean rank is"
         in block.sentence
     )
-    (greyed,) = details.banks(look(group_trials(read_trials([nasty])[0]), data=None, split=None)).blocks
+    (greyed,) = details.banks(encode_groups(group_trials(read_trials([nasty])[0]), data=None, split=None)).blocks
     assert "of the 2 names that were seen" in greyed.sentence
     assert greyed.sentence.endswith("Grey: 1 to which the teacher assigned no image.")
 
@@ -119,11 +119,11 @@ def test_an_objective_without_a_visual_bank_is_said(make: Make) -> None:
     published = load(folder)
     banks = replace(published.banks, visual=None, seen=None)
     write_lgd(folder / "lgd.safetensors", student=published.student, banks=banks, dtype=torch.float32)
-    section = details.banks(look(group_trials(read_trials([folder.parent])[0]), data=None, split=None))
+    section = details.banks(encode_groups(group_trials(read_trials([folder.parent])[0]), data=None, split=None))
     assert (section.blocks, section.notes) == ((), ("test_resnet, lgd (paper): its objective has no visual bank.",))
 
 
-def test_the_nearest_images_are_nearest_and_framed_by_their_label(shown: list[Shown]) -> None:
+def test_the_nearest_images_are_nearest_and_framed_by_their_label(shown: list[ShownRun]) -> None:
     encoded = encoded_of(shown)
     assert encoded.labels is not None
     (block,) = details.nearest(shown).blocks
@@ -140,31 +140,32 @@ def test_the_nearest_images_are_nearest_and_framed_by_their_label(shown: list[Sh
         assert picture.caption == (encoded.names[name], f"{right} of 8 right")
 
 
-def test_mistakes_are_mistakes_the_surest_first(shown: list[Shown]) -> None:
+def test_mistakes_are_mistakes_the_surest_first(shown: list[ShownRun]) -> None:
     encoded = encoded_of(shown)
     assert encoded.labels is not None
     wrong = (encoded.answers != encoded.labels).nonzero()[:, 0].tolist()
     assert wrong, "the tiny student makes no mistakes: give it another seed"
     (block,) = details.mistakes(shown).blocks
     assert block.sentence.startswith(f"{len(wrong)} of 12 images are named wrong. Of these mistakes the teacher makes ")
-    sure = [float(re.match(r"(\d+) % sure", picture.caption[1])[1]) for picture in block.pictures]  # type: ignore[index]
+    captions = [picture.caption[1] for picture in block.pictures]
+    sure = [float(re.match(r"(\d+) % sure", caption)[1]) for caption in captions]  # type: ignore[index]
     assert sure == sorted(sure, reverse=True)
     expected = sorted(f"{encoded.names[encoded.labels[i]]} → {encoded.names[encoded.answers[i]]}" for i in wrong)
     assert sorted(picture.caption[0] for picture in block.pictures) == expected
     assert all(picture.caption[2].startswith("teacher: ") for picture in block.pictures)
 
 
-def test_a_student_without_mistakes_has_an_empty_sheet(shown: list[Shown]) -> None:
+def test_a_student_without_mistakes_has_an_empty_sheet(shown: list[ShownRun]) -> None:
     encoded = encoded_of(shown)
     perfect = replace(encoded, labels=encoded.answers)
     (block,) = details.mistakes([replace(shown[0], encoded=perfect)]).blocks
     assert (block.sentence, block.pictures, block.files) == ("0 of 12 images are named wrong.", (), {})
 
 
-def test_without_labels_there_are_grey_frames_and_a_reason(shown: list[Shown]) -> None:
-    unlabelled = [replace(shown[0], encoded=replace(encoded_of(shown), labels=None, unlabelled="No labels here."))]
-    near = details.nearest(unlabelled)
+def test_without_labels_there_are_grey_frames_and_a_reason(shown: list[ShownRun]) -> None:
+    label_fault = [replace(shown[0], encoded=replace(encoded_of(shown), labels=None, label_fault="No labels here."))]
+    near = details.nearest(label_fault)
     assert near.notes == ("test_resnet, lgd (paper): frames are grey. No labels here.",)
     assert [picture.caption[1] for picture in near.blocks[0].pictures] == ["8 images"] * 3
-    for section in (details.confusion(unlabelled), details.mistakes(unlabelled)):
+    for section in (details.confusion(label_fault), details.mistakes(label_fault)):
         assert (section.blocks, section.notes) == ((), ("test_resnet, lgd (paper): No labels here.",))

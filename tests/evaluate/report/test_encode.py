@@ -53,7 +53,7 @@ def test_the_teachers_rows_are_those_that_it_stored(
     assert encoded.teacher is not None
     rows = [torch.tensor(stored.read(shards.filenames[0], key, 0)).float() for key in whole(taught_folder).keys]
     torch.testing.assert_close(encoded.teacher, normalize(torch.stack(rows), dim=1))
-    answers = encoded.teachers_answers
+    answers = encoded.teacher_answers
     assert answers is not None
     assert encoded.labels is not None
     assert 100 * (answers == encoded.labels).float().mean().item() == pytest.approx(
@@ -79,8 +79,8 @@ def test_without_labels_or_embeddings_it_says_so(published_folder: Path, image_f
     write_shards(image_folder, tmp_path / "shards", split="val", labels=False)
     found = encode(published_folder, data=tmp_path / "shards", split="val")
     assert (found.labels, found.teacher) == (None, None)
-    assert "has images without a label" in found.unlabelled
-    assert "has stored no embeddings of" in found.untaught
+    assert "has images without a label" in found.label_fault
+    assert "has stored no embeddings of" in found.teacher_fault
     assert len(found.student) == 48
 
 
@@ -91,7 +91,7 @@ def test_labels_of_other_classes_do_not_count(published_folder: Path, image_fold
     write_shards(other, tmp_path / "shards", split="val")
     found = encode(published_folder, data=tmp_path / "shards", split="val")
     assert found.labels is None
-    assert "2 classes" in found.unlabelled
+    assert "2 classes" in found.label_fault
 
 
 @pytest.mark.parametrize(("split", "message"), [("test", "has no split 'test'"), ("", "has no split ''")])

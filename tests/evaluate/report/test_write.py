@@ -1,4 +1,4 @@
-"""The whole report: every section in its order, pictures in the page and beside it, all text escaped, faults said in their place."""
+"""The whole report: sections in order, pictures in the page and beside it, text escaped, faults named."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_equal_runs_give_equal_pictures(run_folder: Path, run_page: Path, tmp_pa
     assert first == second
 
 
-# ------------------------------------------------------------------------------------------------------ what can't be shown
+# -------------------------------------------------------------------------------------------------- what can't be shown
 
 
 def test_without_images_the_rest_is_shown(make: Make, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_more_settings_than_are_looked_into(make: Make, tmp_path: Path) -> None:
     assert "lr 0.01, seed 0" not in found.text  # the one with the least zero-shot
 
 
-# ---------------------------------------------------------------------------------------------------------------- folders
+# -------------------------------------------------------------------------------------------------------------- folders
 
 
 @pytest.mark.usefixtures("no_matplotlib")
