@@ -51,7 +51,8 @@ class Settings:
         how = "".join(
             f", {word}" for word in (self.amp if self.amp != "none" else "", "compiled" if self.compile else "") if word
         )
-        return f"{self.size} px, B={self.batch_size}, {self.workers} worker{'s' * (self.workers != 1)}, {cores()} cores{how}"
+        workers = f"{self.workers} worker{'s' * (self.workers != 1)}"
+        return f"{self.size} px, B={self.batch_size}, {workers}, {cores()} cores{how}"
 
 
 def cores() -> int:

@@ -124,7 +124,10 @@ def recipe_dict(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def taught_folder(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, tiny_clip: Path) -> Path:
-    """The shards with the tiny teacher's embeddings beside them: 3 light views of train, 1 plain view of val. Read only."""
+    """The shards with the tiny teacher's embeddings beside them: 3 light views of train, 1 plain view of val.
+
+    Read only.
+    """
     from lgd_timm.training.teach import teach_recipe
 
     folder = Path(shutil.copytree(shard_folder, tmp_path_factory.mktemp("taught") / "colours"))

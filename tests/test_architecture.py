@@ -1,4 +1,7 @@
-"""The house: which room may import which, and no circle between files. Imports inside functions and `TYPE_CHECKING` blocks count."""
+"""The rooms: which may import which, and no circle between files.
+
+Imports inside functions and `TYPE_CHECKING` blocks count.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_the_hubs_client_comes_when_it_is_used() -> None:
     script = f"import sys, lgd_timm; assert not {module}; assert lgd_timm.hub.pull; assert {module}"
     assert "lgd_timm" in imported_by(script)
     with pytest.raises(AttributeError, match="'lgd_timm' has no attribute 'nothing'"):
-        lgd_timm.nothing
+        _ = lgd_timm.nothing
 
 
 def test_the_test_above_would_notice() -> None:

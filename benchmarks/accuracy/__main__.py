@@ -1,6 +1,7 @@
-"""`python -m benchmarks.accuracy TABLE`: every row of a table for every seed, then mean and spread. It goes on where it was stopped.
+"""Run every row of a table for every seed, then print mean and spread: `python -m benchmarks.accuracy TABLE`.
 
-Notes are kept in docs/results/evidence.jsonl, one line a run, whatever table it stands in, and the published folders in output/evidence.
+A run that is noted is not made again, so a stopped command goes on where it was. Notes are kept in
+docs/results/evidence.jsonl, one line a run, whatever table it stands in, and the published folders in output/evidence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is noted of a published student: zero-shot of the whole test split, k-NN and a linear probe with the labels of one shard."""
+"""Measure a published student: zero-shot of the whole test split, k-NN and a linear probe with one shard's labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lgd_timm.publish.metrics import read_metrics
 
 
 def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
-    """Top-1 in percent. The probe and its neighbours know the labels of the first training shard, a tenth of CIFAR-10."""
+    """Top-1 in percent. Probe and neighbours know the labels of the first training shard, a tenth of CIFAR-10."""
     model = find_model(str(published))
     data, metrics = recipe.data, read_metrics(published)
     splits = {data.train_split: first_shard(open_shards(data.shards, split=data.train_split))}

@@ -1,4 +1,4 @@
-"""What is compared: tables of rows, each row the recipe with something changed (dotted fields, as on the command line)."""
+"""The tables: each row is the recipe with something changed (dotted fields, as on the command line)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def _lgd(**switches: Any) -> Overrides:
     return {"objective": {"kind": "lgd", "preset": "paper", **switches}}
 
 
-# facts.md, sections 2 and 3, has the settings; queues hold 4,096 for 50,000 images, as SEED's 65,536 do for ImageNet's 1.28 million
+# Settings are those of each rival's paper or released code, named at the top of its file in lgd_timm/objectives/.
+# Queues hold 4,096 for 50,000 images, about as SEED's 65,536 do for ImageNet's 1.28 million.
 RIVALS: dict[str, Overrides] = {
     "lgd, paper": PAPER,
     "lgd, student temperature 0.05": _lgd(student_temperature=0.05),
@@ -63,7 +64,7 @@ ABLATIONS: dict[str, Overrides] = {
     },
 }
 
-# The paper's second claim (facts.md 1.1, text control): the names that a student was taught are those that it knows
+# The paper's second claim (arXiv 2406.11689, text control): a student knows the names that it was taught
 TEXT: dict[str, Overrides] = {
     "the right 10 names": PAPER,
     "10 other names": {**PAPER, "vocabulary.source": OTHER},

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.accuracy.targets`: what the student is asked to reproduce. How near to one-hot are the teacher's targets?
+"""Print how near to one-hot the teacher's targets are: `python -m benchmarks.accuracy.targets`.
 
-The released code puts an extra logit in front of the visual bank, the teacher's similarity to itself, which is 1 (facts.md 1.4, item 3).
-This prints, for temperatures from sharp to soft, the probability that it takes, and how much is left to tell of the names.
+The released code puts an extra logit in front of the visual bank, the teacher's similarity to itself, which is 1
+(docs/concepts/method.md, "The paper and the released code"). This prints, for temperatures from sharp to soft, the
+probability that it takes, and how much is left to tell of the names.
 """
 
 from __future__ import annotations
@@ -52,17 +53,20 @@ def main() -> int:
     visual = objective.visual_bank
     own = (teacher @ visual.T).max(1).values
     print(
-        f"{len(teacher):,} images of {arguments.shards} ({arguments.split}), teacher {stored.facts['name']}, {stored.views}"
+        f"{len(teacher):,} images of {arguments.shards} ({arguments.split}), "
+        f"teacher {stored.facts['name']}, {stored.views}"
     )
     if labels.min() >= 0:
         right = (teacher @ names.T).argmax(1) == labels
         print(
-            f"the teacher's own answers are right for {100 * right.float().mean():.2f} % (labels are looked at here alone)"
+            f"the teacher's own answers are right for {100 * right.float().mean():.2f} % "
+            "(labels are looked at here alone)"
         )
     print(f"similarity to the nearest visual row: {describe(own)}; length of the rows: {describe(visual.norm(dim=1))}")
     print(f"similarity of a name's text to its own visual row: {describe(torch.cosine_similarity(names, visual))}\n")
     print(
-        "| teacher temperature | text: largest p | text: as many names | visual: largest p | visual: as many names | extra positive: p |"
+        "| teacher temperature | text: largest p | text: as many names | visual: largest p | visual: as many names "
+        "| extra positive: p |"
     )
     print("|---|---|---|---|---|---|")
     for temperature in TEMPERATURES:

@@ -1,7 +1,10 @@
-"""`python -m benchmarks.speed.exports hub/NAME --data data/cifar10`: what each door of `lgd-timm export` costs and keeps.
+"""Table of what each target of `lgd-timm export` costs and keeps.
 
-One table, a row a format: bytes, latency of one picture on one core at the model's own size and at others, raw pixels in and answers
-out, and top-1 on every picture of a split. All formats are timed in turns, so that what the machine does meanwhile happens to all.
+    python -m benchmarks.speed.exports hub/NAME --data data/cifar10
+
+A row a format: bytes, latency of one picture on one core at the model's own size and at others, raw pixels in and
+answers out, and top-1 on every picture of a split. All formats are timed in turns, so that what the machine does
+meanwhile happens to all.
 """
 
 from __future__ import annotations
@@ -131,7 +134,8 @@ def main() -> int:
         exported = open_export_model(arguments.model)
         if not exported.label_names:
             raise LGDError(
-                f"{arguments.model!r} does not name its classes, so its answers can't be scored. Give a published classifier."
+                f"{arguments.model!r} does not name its classes, so its answers can't be scored. "
+                "Give a published classifier."
             )
         facts = machine(torch.device("cpu"), packages=PACKAGES)
         text = table(exported, arguments)

@@ -1,8 +1,9 @@
 """A loader that is measured in turns with something else.
 
-A loader with workers works ahead. If it did so while the other side of a pair has the clock, it would come to its own turn
-with a full queue, which it did not pay for, and it would take the other side's cores. So its workers stand still (SIGSTOP)
-whenever it is not its turn: a turn ends with the queue as it began, and as many batches are made in it as are taken.
+A loader with workers works ahead. If it did so while the other side of a pair has the clock, it would come to its own
+turn with a full queue, which it did not pay for, and it would take the other side's cores. So its workers stand still
+(SIGSTOP) whenever it is not its turn: a turn ends with the queue as it began, and as many batches are made in it as are
+taken.
 """
 
 from __future__ import annotations

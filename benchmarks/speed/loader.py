@@ -69,7 +69,9 @@ def ours(shards: ShardSet, *, size: int, batch_size: int, augmentation: str) -> 
 
 
 def _rate(batches: Feed, settings: Settings) -> Callable[[], float]:
-    """Images a second. Whoever takes batches waits for the worker, so no more than a part of a batch lies ready when a turn begins."""
+    """Images a second. Whoever takes batches waits for the worker, so no more than a part of a batch lies ready when a
+    turn begins.
+    """
     count = 2 if settings.quick else 8
 
     def turn() -> float:

@@ -1,4 +1,7 @@
-"""This process' peak memory, as Linux counts it. Only the standard library: whoever imports this must not pay for more."""
+"""Read this process' peak memory, as Linux counts it.
+
+Only the standard library is imported: whoever imports this must not pay for more.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,10 @@ def _over_products(settings: Settings, names: int) -> Row:
 
 
 def _over_loop(settings: Settings, names: int, *, known: bool) -> Row:
-    """The bank's step, a loop over names first. `known`: as in training, where the loss has found each image's name already."""
+    """The bank's step, a loop over names first.
+
+    `known`: as in training, where the loss has found each image's name already.
+    """
     text = bank(names).to(settings.device)
     student, teacher = embeddings(BATCH, text)
     objective = LGD(text, preset=PRESET)
@@ -130,7 +133,10 @@ def _memory(settings: Settings) -> Row:
 
 
 def peak_of_step(*, batch: int, names: int, device: str) -> float:
-    """MiB that a step needs beyond banks and embeddings. Of a process of its own, as a peak does not come down again."""
+    """MiB that a step needs beyond banks and embeddings.
+
+    Of a process of its own, as a peak does not come down again.
+    """
     text = bank(names).to(device)
     objective = LGD(text, preset=PRESET)
     student, teacher = embeddings(batch, text)

@@ -1,6 +1,7 @@
 """JPEG photographs of ImageNet's sizes, made from the sample photographs that scikit-image and scikit-learn carry.
 
-Crops, mirrored and scaled: what a decoder and a resize are asked for is that of photographs, which noise or drawings are not.
+Crops, mirrored and scaled: what a decoder and a resize are asked for is that of photographs, which noise or drawings
+are not.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def photographs(count: int, *, sizes: Mapping[tuple[int, int], int] = SIZES) -> 
 
 def describe(shards: ShardSet) -> str:
     size = sum(shards.path(i).stat().st_size for i in range(len(shards.filenames)))
-    return f"{len(shards)} JPEGs of quality {QUALITY}, {size / len(shards) / 1000:.0f} kB each on average, in {len(shards.filenames)} shards"
+    mean = f"{size / len(shards) / 1000:.0f} kB each on average"
+    return f"{len(shards)} JPEGs of quality {QUALITY}, {mean}, in {len(shards.filenames)} shards"
 
 
 def _draw(folder: Path, count: int, sizes: Mapping[tuple[int, int], int]) -> None:

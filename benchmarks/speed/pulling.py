@@ -1,8 +1,7 @@
 """Row `pull`: the cost of verifying weights, while they come and when they are there.
 
-The weights are as large as ResNet-18's, the largest student's; the Hub is a file server on loopback, as fast as it can be and with the speed of a good line.
-
-A server process, and a client process that is asked for one side after the other.
+The weights are as large as ResNet-18's, the largest student's; the Hub is a file server on loopback, as fast as it can
+be, and as slow as a good line.
 """
 
 from __future__ import annotations
@@ -105,7 +104,10 @@ def _server(folder: Path, speed: float | None) -> Iterator[str]:
 
 @contextmanager
 def _client(root: Path, url: str) -> Iterator[Callable[[str], float]]:
-    """A process that pulls, as the Hub's client reads its settings once: `ask(mode)` gives the seconds that a pull took."""
+    """A process that pulls, as the Hub's client reads its settings once.
+
+    `ask(mode)` gives the seconds that a pull took.
+    """
     settings = {
         "HF_ENDPOINT": url,
         "HF_HOME": str(root / "home"),

@@ -1,9 +1,11 @@
-"""Row `ranks`: two ranks on two cores over one rank on one core, each pinned to its own: what it costs that they agree.
+"""Row `ranks`: two ranks on two cores over one rank on one core, each pinned to its own: the cost of communication.
 
-Two processes that work side by side and never talk are measured too: what they lack of twice one's speed is the machine's (its memory,
-its neighbours), and what two ranks lack of theirs is the price of agreeing.
+Two processes that work side by side and never talk are measured too: what they lack of twice one's speed is the
+machine's (its memory, its neighbours), and what two ranks lack of theirs is the price of communication. One side is
 
-`python -m torch.distributed.run --nproc-per-node N -m benchmarks.speed.ranks CORE STUDENT SIZE BATCH STEPS` is one side; rank 0 prints images/s.
+    python -m torch.distributed.run --nproc-per-node N -m benchmarks.speed.ranks CORE STUDENT SIZE BATCH STEPS
+
+Rank 0 prints images/s.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""`python -m benchmarks.speed.scaling --step-ms MS`: what many GPUs would cost on paper, from a step that was measured on one.
+"""Estimate what many GPUs would cost, on paper, from a step that was measured on one.
+
+    python -m benchmarks.speed.scaling --step-ms MS
 
 A step of N ranks takes t + c(N) seconds at most, t being the step of one rank on its part of the batch:
 
     c(N) = 2 (N - 1) / N * (4 P + 4 K (D + 1)) / W + 2 ceil(log2 N) * L        efficiency = t / (t + c(N))
 
-P parameters have float32 gradients, a bank of K names in D dimensions is one sum and one count a name; W is the bandwidth of a rank
-to the slowest neighbour, L the latency of a hop. Nothing is taken to overlap, though DDP reduces while it goes backward: a lower bound,
-without what slow disks and stragglers cost.
+P parameters have float32 gradients, a bank of K names in D dimensions is one sum and one count a name; W is the
+bandwidth of a rank to the slowest neighbour, L the latency of a hop. Nothing is taken to overlap, though DDP reduces
+while it goes backward: a lower bound, without what slow disks and stragglers cost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Row `startup`: the time and memory to import us and create a model, beside timm alone; each in a process of its own."""
+"""Row `startup`: the time and memory to import lgd_timm and create a model, beside timm alone.
+
+Each measurement is a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ def rows(settings: Settings) -> Iterator[Row]:
 def fresh_processes(
     what: str, a: Sequence[str], b: Sequence[str], *, rounds: int, goal: Goal | None = None, difference: bool = False
 ) -> Iterator[Row]:
-    """Two rows, seconds and peak memory; a side is its name, the code before the clock starts, and the code that is timed."""
+    """Two rows, seconds and peak memory; a side is its name, the code before the clock starts, and the code that is
+    timed.
+    """
     peaks: tuple[list[float], list[float]] = ([], [])
     sides = (_side(*side, peaks=seen) for side, seen in zip((a, b), peaks, strict=True))
     row = measure(what, *sides, unit="s", rounds=rounds, goal=goal, difference=difference)

@@ -1,4 +1,4 @@
-"""Rows `step` and `online`: a distillation step beside the student's own step, and beside one with an online teacher."""
+"""Rows `step` and `online`: a distillation step over the student's own step, and over one with an online teacher."""
 
 from __future__ import annotations
 

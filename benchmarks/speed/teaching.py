@@ -71,7 +71,10 @@ def bank(size: int) -> Tensor:
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """Row `teach`. Each round teaches into an empty folder: reading, rendering, workers' start, writing and checking are included."""
+    """Row `teach`. Each round teaches into an empty folder.
+
+    Reading, rendering, workers' start, writing and checking are included.
+    """
     shards = photographs(settings.photographs)
     if settings.device.type == "cpu":  # one shard of them is enough to do
         shards = replace(shards, filenames=shards.filenames[:1], lengths=shards.lengths[:1], sha256=shards.sha256[:1])

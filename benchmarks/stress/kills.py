@@ -1,7 +1,7 @@
-"""`python -m benchmarks.stress.kills`: SIGKILL at random moments of shards, teach, distill and save; each is then started again.
+"""Send SIGKILL at random moments to shards, teach, distill and save, and start each again.
 
-Of every command: how often it was killed in its work, what stood there afterwards that was not whole, what was lost, and whether it
-ended, started again, with the bytes of a run that nobody touched. Random teacher, real images: wiring, not accuracy.
+Reports of every command how often it was killed in its work, what was not whole afterwards, what was lost, and whether
+it ended, started again, with the bytes of a run that nobody touched. Random teacher, real images: wiring, not accuracy.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def main() -> int:
     )
     for name, result in results.items():
         print(
-            f"| `lgd-timm {name}` | {result.kills} | {result.late} | {len(result.broken)} | {result.different} | {result.most_lost:.1f} s |"
+            f"| `lgd-timm {name}` | {result.kills} | {result.late} | {len(result.broken)} | {result.different} "
+            f"| {result.most_lost:.1f} s |"
         )
     wrong = [line for result in results.values() for line in result.broken]
     print(*wrong, sep="\n")
@@ -145,7 +146,7 @@ def _lost(out: Path, began: float) -> float:
     return min(time.perf_counter() - began, max(0.0, time.time() - saved))
 
 
-# ------------------------------------------------------------------------------------------------------------- the commands
+# --------------------------------------------------------------------------------------------------------- the commands
 
 
 def _shards(home: Path) -> Command:

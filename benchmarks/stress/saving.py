@@ -1,4 +1,7 @@
-"""`python -m benchmarks.stress.saving`: what a checkpoint costs, on the disk when it returns, as a share of the 15 minutes between two of them."""
+"""Time a checkpoint until it is on the disk, as a share of the 15 minutes between two of them.
+
+python -m benchmarks.stress.saving
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ NAMES, DIMENSION, ROUNDS = 1000, 1024, 15
 def main() -> int:
     minutes = MachineRecipe().checkpoint_minutes
     print(
-        f"| with momentum, average and banks, n = {ROUNDS} | MB | seconds, median [quartiles] | of {minutes:g} minutes |",
+        f"| with momentum, average and banks, n = {ROUNDS} | MB | seconds, median [quartiles] "
+        f"| of {minutes:g} minutes |",
         "|---|---|---|---|",
         sep="\n",
     )
@@ -33,7 +37,8 @@ def main() -> int:
         size, seconds = _measure(student)
         low, median, high = statistics.quantiles(seconds, n=4)
         print(
-            f"| {student} | {size / 1e6:.0f} | {median:.2f} [{low:.2f}..{high:.2f}] | {100 * median / (60 * minutes):.3f} % |",
+            f"| {student} | {size / 1e6:.0f} | {median:.2f} [{low:.2f}..{high:.2f}] "
+            f"| {100 * median / (60 * minutes):.3f} % |",
             flush=True,
         )
     return 0

@@ -1,4 +1,7 @@
-"""What long trials work on: 1,000 real images as files, a random teacher, recipes to teach and to distil. Wiring, not accuracy."""
+"""Prepare what long trials work on: 1,000 real images as files, a random teacher, recipes to teach and to distil.
+
+Wiring, not accuracy.
+"""
 
 from __future__ import annotations
 

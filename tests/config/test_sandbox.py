@@ -1,4 +1,4 @@
-"""A recipe that travelled stays in the working directory, whichever field names the path; the user's own may say any."""
+"""A published recipe stays in the working directory, whichever field names the path; the user's own may say any."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_teaching_is_checked_by_the_fields_of_teaching() -> None:
     assert read_teach_recipe(folder, overrides={"out": "../e"}).out == "../e"
 
 
-# ------------------------------------------------------------------------------------------------------------ setting out
+# ---------------------------------------------------------------------------------------------------------- setting out
 
 
 def test_paths_into_the_working_directory_become_relative() -> None:

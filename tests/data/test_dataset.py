@@ -1,4 +1,4 @@
-"""Reading: an order that ranks, workers and restarts share, each sample once, and bad samples that are counted and named."""
+"""Reading: an order that ranks, workers and restarts share, each sample once, bad samples counted and named."""
 
 from __future__ import annotations
 

@@ -247,7 +247,10 @@ def test_a_malformed_split_is_said(tmp_path: Path, entry: object) -> None:
 
 @pytest.mark.parametrize("name", ["../other.tar", "/etc/passwd", "sub/x.tar", "..", ""])
 def test_shards_lie_in_their_folder(shard_folder: Path, tmp_path: Path, name: str) -> None:
-    """An index comes with the shards of others: it may not lead out of the folder, to be read or, by `teach`, written."""
+    """An index comes with the shards of others.
+
+    It may not lead out of the folder, to be read or, by `teach`, written.
+    """
     folder = Path(shutil.copytree(shard_folder, tmp_path / "shards"))
     info = json.loads((folder / "_info.json").read_text())
     info["splits"]["train"]["filenames"][0] = name

@@ -1,4 +1,7 @@
-"""Shards at an address: read as those on this disk, fetched once, verified; and what their server does to a run that reads them."""
+"""Shards at an address.
+
+Read as those on this disk, fetched once, verified; and what their server does to a run that reads them.
+"""
 
 from __future__ import annotations
 

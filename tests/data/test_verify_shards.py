@@ -149,7 +149,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "cut": (
         cut,
         [
-            rf"{FIRST}: the tar is damaged \(.*\) and holds \d+ of 16 samples\. Copy it again, or write the shards anew\.",
+            rf"{FIRST}: the tar is damaged \(.*\) and holds \d+ of 16 samples\. "
+            r"Copy it again, or write the shards anew\.",
             rf"tiny/{FIRST}: has other keys than its shard",
         ],
     ),

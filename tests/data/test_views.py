@@ -77,7 +77,8 @@ def test_views_are_the_same_in_another_process() -> None:
         from lgd_timm.data.views import Views
         torch.set_num_threads(2)
         file = io.BytesIO()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 24, 24), dtype=np.uint8).transpose(1, 2, 0)).save(file, "PNG")
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 24), dtype=np.uint8)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG")
         for key in ("ü", "b_-c", "a"):
             for i in (2, 0, 1):
                 view = Views(size=16, augmentation="mocov2").render(EncodedImage(file.getvalue()), key, i)
@@ -100,7 +101,9 @@ def test_the_draws_never_change() -> None:
 
 
 def test_the_pixels_never_change() -> None:
-    """Coarsely: what another version of torchvision may round otherwise still passes, another order of operations does not."""
+    """Coarsely: what another version of torchvision may round otherwise still passes, another order of operations does
+    not.
+    """
     coarse = [
         torch.nn.functional.adaptive_avg_pool2d(render(Views(size=16), gradient(32), key, 0).float(), 2)
         .round()
@@ -270,7 +273,8 @@ def test_views_without_a_crop_are_called_what_they_were_before_there_was_one() -
 
 @pytest.mark.parametrize(
     ("width", "height", "tolerance"),
-    # In a picture that is not square, Resize rounds the long side to whole pixels, and so its pixels lie up to half of one aside.
+    # In a picture that is not square, Resize rounds the long side to whole pixels, and so its pixels lie up to half of
+    # one aside.
     [(256, 256, 0.0), (300, 256, 0.0), (512, 512, 0.01), (375, 375, 0.5), (500, 375, 2.0), (333, 500, 2.0)],
 )
 def test_the_crop_is_torchvisions_resize_and_centre_crop(width: int, height: int, tolerance: float) -> None:

@@ -1,4 +1,7 @@
-"""What the repository carries: the small real data set, its stored teacher, the published weights. Real images, real numbers."""
+"""What the repository carries: the small real data set, its stored teacher, the published weights.
+
+Real images, real numbers.
+"""
 
 from __future__ import annotations
 

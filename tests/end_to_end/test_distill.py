@@ -93,7 +93,7 @@ def stored(recipe_dict: Dict, taught_folder: Path) -> Dict:
     return {**recipe, "teacher": {"kind": "stored", "embeddings": str(next(taught_folder.glob("*-light-*")))}}
 
 
-# --------------------------------------------------------------------------------------------------------- what it leaves
+# ------------------------------------------------------------------------------------------------------- what it leaves
 
 
 def test_an_online_run_leaves_its_recipe_log_checkpoints_and_published_folder(
@@ -147,7 +147,7 @@ def test_checkpoints_and_evaluations_come_as_often_as_asked(recipe_dict: Dict, t
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------------- resume
+# --------------------------------------------------------------------------------------------------------------- resume
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_folder_can_be_saved_from_the_last_checkpoint(run_folder: Path, tmp_pa
         save_run(tmp_path / "again", out=tmp_path / "third")
 
 
-# --------------------------------------------------------------------------------------------------------------- teachers
+# ------------------------------------------------------------------------------------------------------------- teachers
 
 
 def test_stored_embeddings_give_the_losses_of_the_online_teacher(
@@ -284,7 +284,10 @@ class Float16(ImageTeacher):
 def test_stored_embeddings_give_the_losses_of_the_rounded_online_teacher_step_for_step(
     recipe_dict: Dict, stored: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the test above allows is float16's rounding and nothing else: an online teacher that rounds gives the stored run."""
+    """What the test above allows is float16's rounding and nothing else.
+
+    An online teacher that rounds gives the stored run.
+    """
     run(stored, tmp_path / "stored", data={"val_split": None})
     exact = OpenCLIP.image
     monkeypatch.setattr(OpenCLIP, "image", lambda spec: Float16(exact(spec)))
@@ -337,7 +340,7 @@ def test_the_teacher_is_not_trained_and_not_saved(recipe_dict: Dict, tmp_path: P
     assert trained == {id(p) for p in built.task.student.parameters()}
 
 
-# ------------------------------------------------------------------------------------------------------- how it optimises
+# ----------------------------------------------------------------------------------------------------- how it optimises
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
@@ -449,7 +452,7 @@ def test_a_compiled_run_learns_the_same(recipe_dict: Dict, tmp_path: Path) -> No
     assert {key.partition("/")[0] for key in compiled.keys() - plain.keys()} == {"ema"}
 
 
-# ---------------------------------------------------------------------------------------------------------- what it refuses
+# ------------------------------------------------------------------------------------------------------ what it refuses
 
 
 @pytest.mark.parametrize(
@@ -510,11 +513,11 @@ def test_bad_samples_are_named_and_end_the_run_above_the_limit(
     ]  # once, not each epoch
 
 
-# ------------------------------------------------------------------------------------------------------------ distributed
+# ---------------------------------------------------------------------------------------------------------- distributed
 
 
 def test_two_processes_learn_what_one_learns(recipe_dict: Dict, tmp_path: Path) -> None:
-    """With a student whose loss is a mean over images (no batch norm), two ranks' mean and gradient are one process's."""
+    """With a loss that is a mean over images (no batch norm), two ranks' mean and gradient are one process's."""
     recipe = merge(recipe_dict, {"student": {"model": "test_convnext"}})
     one = run(recipe, tmp_path / "one")
     (tmp_path / "recipe.yaml").write_text(recipe_from_dict(recipe).to_yaml())
@@ -557,7 +560,7 @@ def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(
         run(recipe_dict, tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------------------------------- other names to score
+# ------------------------------------------------------------------------------------------------- other names to score
 
 
 def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_for(
@@ -585,7 +588,9 @@ def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_f
 
 
 def test_naming_the_names_that_are_learned_changes_nothing(stored: Dict, run_folder: Path, tmp_path: Path) -> None:
-    """Neither metrics nor card speak of other names, and a published recipe names them, so that it can be run for others."""
+    """Neither metrics nor card speak of other names, and a published recipe names them, so that it can be run for
+    others.
+    """
     folder = run(stored, tmp_path / "run", data={"val_vocabulary": ["blue", "green", "red"]})
     assert read_timeless(folder) == read_timeless(run_folder / "published")
     assert read_recipe(run_folder / "published" / "recipe.yaml").data.val_vocabulary == ["blue", "green", "red"]
@@ -623,7 +628,10 @@ def test_each_tar_is_walked_once_however_often_it_is_evaluated(
 def test_names_that_the_labels_do_not_have_are_refused_before_the_first_step(
     recipe_dict: Dict, tmp_path: Path, data: Dict
 ) -> None:
-    message = r"'val' has 3 classes, its vocabulary 4 names.*Set data\.val_vocabulary to the names of its labels.*--data\.val_split null"
+    message = (
+        r"'val' has 3 classes, its vocabulary 4 names.*"
+        r"Set data\.val_vocabulary to the names of its labels.*--data\.val_split null"
+    )
     with pytest.raises(RecipeError, match=message):
         run(recipe_dict, tmp_path / "run", vocabulary={"source": ["red", "green", "blue", "pink"]}, data=data)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The doors that a backbone goes through: each takes our weights by name or folder, in the few lines that docs/guides/transfer.md shows."""
+"""Libraries that take our backbones, by name or folder, in the few lines that docs/guides/transfer.md shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A disk that is full: one clear error from every command that writes, nothing half-written, and the command goes on when there is room."""
+"""A disk that is full.
+
+One clear error from every command that writes, nothing half-written, and the command goes on when there is room.
+"""
 
 from __future__ import annotations
 

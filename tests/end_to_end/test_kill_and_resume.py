@@ -1,4 +1,7 @@
-"""Runs that are killed: what is lost, how they go on, and that they end as if nothing had happened. True signals, true torchrun."""
+"""Runs that are killed: what is lost, how they go on, and that they end as if nothing had happened.
+
+True signals, true torchrun.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,9 @@ def test_a_notice_saves_and_ends_with_its_own_status(busy: Dict, tmp_path: Path)
 
 
 def test_torchrun_restarts_what_was_killed(busy: Dict, tmp_path: Path, shard_folder: Path) -> None:
-    """One of two workers dies, in the middle of an epoch; the run goes on by itself, past a bad sample that one rank sees."""
+    """One of two workers dies, in the middle of an epoch; the run goes on by itself, past a bad sample that one rank
+    sees.
+    """
     import shutil
 
     shards = Path(shutil.copytree(shard_folder, tmp_path / "shards"))

@@ -1,4 +1,4 @@
-"""Recipes travel: a published folder, here or on the Hub, is distilled again, for other names too, and its teacher teaches again."""
+"""Published recipes are run again, from a folder or the Hub, for other names too, and their teacher teaches again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.hub_server import HubServer
 
 Dict = dict[str, Any]
 
-# What somebody does who has the images and the teacher, and a recipe on the Hub: by a process that has HF_ENDPOINT from its start.
+# Repeat a run with the images, the teacher, and a recipe on the Hub, in a process that has HF_ENDPOINT from its start.
 HUB = """
 import contextlib, io, json, logging, os, torch
 from lgd_timm.cli import main
@@ -85,7 +85,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, taught_folder: Path, tiny_cli
 
 @pytest.fixture
 def there(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Somebody else's working directory: the same images and the same teacher, a copy of the published folder, no embeddings."""
+    """Somebody else's working directory.
+
+    The same images and the same teacher, a copy of the published folder, no embeddings.
+    """
     shutil.copytree(home / "clip", tmp_path / "clip")
     shutil.copytree(home / "shards", tmp_path / "shards", ignore=shutil.ignore_patterns("*-light-*"))
     shutil.copytree(home / "run" / "published", tmp_path / "published")
@@ -104,7 +107,7 @@ def weights(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("model.safetensors", "lgd.safetensors")]
 
 
-# --------------------------------------------------------------------------------------------------------------- complete
+# ------------------------------------------------------------------------------------------------------------- complete
 
 
 def test_a_published_recipe_is_complete(home: Path) -> None:
@@ -138,7 +141,7 @@ def test_an_older_published_recipe_reads(tmp_path: Path) -> None:
     assert recipe.views is None
 
 
-# --------------------------------------------------------------------------------------------------------------- repeated
+# ------------------------------------------------------------------------------------------------------------- repeated
 
 
 def test_distilling_a_published_folder_repeats_it(taught: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,7 +175,8 @@ def change_metrics(folder: Path, change: Any) -> None:
         (lambda facts: facts.update(shards="0" * 16), "does not repeat published: other images"),
         (lambda facts: facts["teacher"].update(fingerprint="0" * 16, dtype="int8"),
          "does not repeat published: other teacher, other type of the stored embeddings"),
-        (lambda facts: facts.clear(), "may not repeat published: its metrics.json does not say which images and which teacher it saw"),
+        (lambda facts: facts.clear(),
+         "may not repeat published: its metrics.json does not say which images and which teacher it saw"),
         (lambda facts: facts.update(teacher=["none"]), "may not repeat published: its metrics.json does not say"),
     ],
     ids=["images", "teacher", "nothing", "nonsense"],
@@ -198,7 +202,9 @@ def test_a_damaged_metrics_file_is_named_before_anything_is_written(
 
 
 def test_from_the_hub(home: Path, there: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Who lacks the embeddings is told the command that makes them; then the run repeats, and is evaluated by its address."""
+    """Who lacks the embeddings is told the command that makes them; then the run repeats, and is evaluated by its
+    address.
+    """
     root = tmp_path_factory.mktemp("hub")
     with HubServer(root / "store") as server:
         commit = publish(server, "me/tiny", read_files(home / "run" / "published"))
@@ -218,7 +224,7 @@ def test_from_the_hub(home: Path, there: Path, tmp_path_factory: pytest.TempPath
     assert "me/none: no such repository" in unknown[2]
 
 
-# ----------------------------------------------------------------------------------------------------------------- taught
+# --------------------------------------------------------------------------------------------------------------- taught
 
 
 def test_a_published_recipe_teaches_into_the_folder_that_it_names(there: Path, home: Path) -> None:

@@ -1,4 +1,7 @@
-"""Every objective through a whole run: distilled, published, read back, resumed. And views kept in memory give the same student."""
+"""Every objective through a whole run: distilled, published, read back, resumed.
+
+And views kept in memory give the same student.
+"""
 
 from __future__ import annotations
 

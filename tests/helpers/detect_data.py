@@ -1,4 +1,7 @@
-"""Small copies of COCO's and LVIS v1's layouts, to the key: coloured rectangles on noise, in every form that masks come in."""
+"""Small copies of COCO's and LVIS v1's layouts, to the key.
+
+Coloured rectangles on noise, in every form that masks come in.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,10 @@ def content(pictures: list[list[tuple[str, list[int]]]]) -> Dict:
 
 
 def as_lvis(coco: Dict) -> Dict:
-    """The same in LVIS v1's layout: other keys, no crowds, and for each picture what is known to be absent and what was not finished."""
+    """The same in LVIS v1's layout.
+
+    Other keys, no crowds, and for each picture what is known to be absent and what was not finished.
+    """
     images = [{key: value for key, value in image.items() if key != "file_name"} for image in coco["images"]]
     for image in images:
         held = {entry["category_id"] for entry in coco["annotations"] if entry["image_id"] == image["id"]}

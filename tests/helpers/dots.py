@@ -1,4 +1,7 @@
-"""A task of dots, small enough to train in a moment: what `lgd_timm.transfer` needs of one, for the tests of what all tasks share."""
+"""A task of dots, small enough to train in a moment.
+
+What `lgd_timm.transfer` needs of one, for the tests of what all tasks share.
+"""
 
 from __future__ import annotations
 

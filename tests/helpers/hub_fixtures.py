@@ -1,7 +1,7 @@
 """What the tests of the Hub share: a small published folder, and clients in processes of their own.
 
-The Hub's client reads HF_ENDPOINT and the like when it is imported, so it runs in a process whose environment is
-set before. `run_script` starts a fresh one each time; `HubClient` forks one for each call of a function of `lgd_timm.hub`.
+The Hub's client reads HF_ENDPOINT and the like when it is imported, so it runs in a process whose environment is set
+before. `run_script` starts a fresh one each time; `HubClient` forks one for each call of a function of `lgd_timm.hub`.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def run_script(script: str, environ: dict[str, str]) -> Any:
 class HubClient:
     """Functions of `lgd_timm.hub`, each call in a fresh process: `client("pull", "org/name")`.
 
-    A process that has imported everything forks for each call, which takes milliseconds instead of seconds and leaves no
-    session, no lock and no variable from the call before. WeightsErrors are raised here, from a RemoteCause with the class
-    name of the original's cause. `manifest` takes the place of the package's own and is read at every call.
+    A process that has imported everything forks for each call, which takes milliseconds instead of seconds and leaves
+    no session, no lock and no variable from the call before. WeightsErrors are raised here, from a RemoteCause with the
+    class name of the original's cause. `manifest` takes the place of the package's own and is read at every call.
     """
 
     def __init__(self, environ: dict[str, str], manifest: Path) -> None:

@@ -1,16 +1,22 @@
-"""OpenMMLab's backbones in miniature: which layers their definitions make, of which names, shapes, strides, paddings and eps.
+"""OpenMMLab's backbones in miniature.
 
-Their libraries do not install beside today's torch, so this states what was read in their repositories on 2026-11-26 (file @ commit):
+Which layers their definitions make, of which names, shapes, strides, paddings and eps.
 
-    mmcv/cnn/bricks/conv_module.py          a convolution `conv`, with a bias where no norm follows; a norm `bn`; an activation
+Their libraries do not install beside today's torch, so this states what was read in their repositories on 2026-11-26
+(file @ commit):
+
+    mmcv/cnn/bricks/conv_module.py          a convolution `conv`, with a bias where no norm
+                                            follows; a norm `bn`; an activation
     mmdet/models/backbones/resnet.py        @ 00e9730, layers/res_layer.py @ 148b1be
     mmdet/models/backbones/mobilenet_v2.py  @ 584ef84, layers/inverted_residual.py @ 858cf17
     mmdet/models/backbones/efficientnet.py  @ 38e4cbe, layers/se_layer.py @ 24be16e
     mmseg/models/backbones/resnet.py        @ 03b0197, utils/res_layer.py @ 230246f
     mmseg/models/backbones/mobilenet_v2.py  @ 020acda, utils/inverted_residual.py @ 0c87f7a
-    mmpretrain/models/backbones/efficientnet.py @ 0979e78, utils/inverted_residual.py @ 9fe593e, mmcls/models/utils/se_layer.py @ 02d7d8c
+    mmpretrain/models/backbones/efficientnet.py @ 0979e78, utils/inverted_residual.py @ 9fe593e,
+                                            mmcls/models/utils/se_layer.py @ 02d7d8c
 
-`built(library, config)` makes the network of a config's text, as their registries would. Its forward gives the last layer's output.
+`built(library, config)` makes the network of a config's text, as their registries would. Its forward gives the last
+layer's output.
 """
 
 from __future__ import annotations
@@ -161,7 +167,10 @@ class MobileNetV2(nn.Sequential):
 
 
 class EfficientNet(nn.Module):
-    """kernel, channels, stride of each block of each layer. All but the first expand by six; each squeezes to a quarter of what came in."""
+    """kernel, channels, stride of each block of each layer.
+
+    All but the first expand by six; each squeezes to a quarter of what came in.
+    """
 
     LAYERS = (
         ((3, 16, 1),),

@@ -1,5 +1,7 @@
-"""One Hub and one client for all tests of the Hub: each test takes a repository and a cache of its own. Everything runs twice:
-with a Hub and a client that know Xet, and with both as they were before it."""
+"""One Hub and one client for all tests of the Hub: each test takes a repository and a cache of its own.
+
+Everything runs twice: with a Hub and a client that know Xet, and with both as they were before it.
+"""
 
 from __future__ import annotations
 

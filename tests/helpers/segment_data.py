@@ -1,4 +1,4 @@
-"""Small copies of the exact structure of Cityscapes and ADE20K, and a plain folder; a pixel's colour says what its label is."""
+"""Small copies of the structure of Cityscapes and ADE20K, and a plain folder; a pixel's colour says its label."""
 
 from __future__ import annotations
 

@@ -198,7 +198,10 @@ class XetStore:
         return path.read_text()
 
     def reconstruction(self, file_hash: str, start: int, end: int, url: Callable[[str], str]) -> dict[str, Any] | None:
-        """How to get the bytes `start` to before `end` of a file, `url` telling where a xorb is; None: no such bytes."""
+        """How to get the bytes `start` to before `end` of a file, `url` telling where a xorb is; None.
+
+        No such bytes.
+        """
         terms: list[dict[str, Any]] = []
         position = skipped = 0
         for xorb, first, last, size in (self.file(file_hash) or {"terms": []})["terms"]:

@@ -84,7 +84,10 @@ def test_value_and_gradient_are_those_of_the_simple_form(rows, positive, keep, t
 
 def test_gradient_is_that_of_finite_differences():
     student, teacher, bank = (x.detach().double() for x in triple(3))
-    loss = lambda s: similarity_loss(s, teacher, bank, **TEMPERATURES, positive=True, rows=2).loss
+
+    def loss(s):
+        return similarity_loss(s, teacher, bank, **TEMPERATURES, positive=True, rows=2).loss
+
     assert torch.autograd.gradcheck(loss, student.requires_grad_())
 
 

@@ -1,4 +1,7 @@
-"""The model card: what the Hub reads, what people read, and that both are true. Each of its snippets is run as it stands."""
+"""The model card: what the Hub reads, what people read, and that both are true.
+
+Each of its snippets is run as it stands.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-# ---------------------------------------------------------------------------------------------------------- front matter
+# --------------------------------------------------------------------------------------------------------- front matter
 
 
 def test_the_hub_reads_library_licence_and_scores() -> None:
@@ -146,7 +149,7 @@ def test_the_teacher_of_stored_embeddings_is_the_base_model() -> None:
     assert "lgd-timm teach hub://" in text
 
 
-# ---------------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------------- numbers
 
 
 def test_people_read_the_same_scores() -> None:
@@ -218,7 +221,7 @@ def test_how_it_was_trained_is_said_where_it_is_known(seconds: float | None, say
     assert "Nothing was noted of the run." in card()
 
 
-# ----------------------------------------------------------------------------------------------------------------- markup
+# --------------------------------------------------------------------------------------------------------------- markup
 
 
 @pytest.mark.parametrize(
@@ -285,7 +288,7 @@ def test_files_are_shown_only_where_they_are() -> None:
     assert (len(snippets(bare)), len(snippets(whole))) == (3, 4)
 
 
-# ------------------------------------------------------------------------------------------------------------ repositories
+# --------------------------------------------------------------------------------------------------------- repositories
 
 
 def test_a_card_is_written_for_our_own_repository_and_names_the_weight() -> None:
@@ -326,7 +329,7 @@ def test_names_that_no_repository_can_have_are_made_ones_it_can() -> None:
     assert '"hf-hub:lgd-timm/hf-hub-a-b-c"' in text
 
 
-# -------------------------------------------------------------------------------------------------------------- real runs
+# ------------------------------------------------------------------------------------------------------------ real runs
 
 
 def test_the_card_of_a_real_run_is_whole(published_folder: Path) -> None:
@@ -336,8 +339,8 @@ def test_the_card_of_a_real_run_is_whole(published_folder: Path) -> None:
     scores = published.metrics["zero_shot"]
     assert [row.metric_value for row in found.data.eval_results] == [round(scores["top1"], 2), round(scores["top5"], 2)]
     assert (
-        f"| zero-shot top-1 | {scores['top1']:.2f} % | {published.metrics['teacher_zero_shot']['top1']:.2f} % | 33.33 % |"
-        in found.text
+        f"| zero-shot top-1 | {scores['top1']:.2f} % "
+        f"| {published.metrics['teacher_zero_shot']['top1']:.2f} % | 33.33 % |" in found.text
     )
     assert "Input: 32 x 32 pixels" in found.text
     assert "48 images of" in found.text
@@ -381,7 +384,7 @@ def cards(
         yield server, folders
 
 
-# Runs snippets one by one in a process that knows nothing else, those that import lgd_timm last, and tells what they made.
+# Runs snippets one by one in a fresh process, those that import lgd_timm last, and prints what they made.
 RUN = """
 import contextlib, io, json, sys, torch
 from huggingface_hub import ModelCard

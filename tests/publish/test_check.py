@@ -1,4 +1,7 @@
-"""What a published folder must be, file by file: each thing that can be wrong with it is found before it is published."""
+"""What a published folder must be, file by file.
+
+Each thing that can be wrong with it is found before it is published.
+"""
 
 from __future__ import annotations
 

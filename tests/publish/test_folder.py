@@ -41,7 +41,8 @@ classifier = timm.create_model(f"local-dir:{{folder}}", pretrained=True).eval()
 backbone = timm.create_model(f"local-dir:{{folder}}", pretrained=True, num_classes=0).eval()
 wrapper = AutoModelForImageClassification.from_pretrained(folder).eval().float()
 with torch.no_grad():
-    tensors = {{"logits": classifier(images), "features": backbone(images), "wrapped": wrapper(pixel_values=images).logits}}
+    tensors = {{"logits": classifier(images), "features": backbone(images)}}
+    tensors["wrapped"] = wrapper(pixel_values=images).logits
 save_file(tensors, out)
 labels = AutoConfig.from_pretrained(folder).id2label
 facts = {{"lgd_timm": "lgd_timm" in sys.modules, "wrapper": type(wrapper).__name__, "labels": list(labels.values())}}
@@ -118,7 +119,7 @@ def answers(folder: Path, images: Tensor) -> tuple[Tensor, Tensor]:
     return logits, features
 
 
-# ---------------------------------------------------------------------------------------------------- the same elsewhere
+# --------------------------------------------------------------------------------------------------- the same elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,7 @@ def test_an_mlp_projector_stays_beside_the_backbone(tmp_path: Path, images: Tens
     assert torch.equal(logits, features)  # plain timm gives the backbone
 
 
-# --------------------------------------------------------------------------------------------------------- what is in it
+# -------------------------------------------------------------------------------------------------------- what is in it
 
 
 def test_the_folder_holds_seven_files_and_no_pickle(published_folder: Path) -> None:
@@ -323,7 +324,7 @@ def test_float32_can_be_published(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32, torch.int64}
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_weights_that_overflow_float16_are_refused(tmp_path: Path) -> None:
@@ -398,7 +399,7 @@ def test_a_file_that_ends_early_is_refused(copy: Path, name: str) -> None:
         load(copy)
 
 
-# -------------------------------------------------------------------------------------------------------------- manifest
+# ------------------------------------------------------------------------------------------------------------- manifest
 
 
 def test_the_manifest_row_has_what_timm_needs(published_folder: Path) -> None:

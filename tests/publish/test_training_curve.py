@@ -48,7 +48,7 @@ def drawn(rows: list[dict[str, Any]], metrics: dict[str, Any], epochs: float = 3
     return picture
 
 
-# ---------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def test_a_resumed_runs_log_counts_each_step_once_and_ends_where_the_weights_do(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_time_is_that_of_all_images_at_the_rates_that_were_logged() -> None:
     assert training_seconds([step(1, rate=0.0)], images=2000) is None  # slower than the log can say
 
 
-# ---------------------------------------------------------------------------------------------------------------- drawing
+# -------------------------------------------------------------------------------------------------------------- drawing
 
 
 def test_the_picture_is_small_and_equal_rows_give_equal_bytes() -> None:

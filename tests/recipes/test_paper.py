@@ -28,7 +28,8 @@ from tests.helpers import ROOT
 PAPER = ROOT / "recipes" / "paper"
 RECIPES = sorted(PAPER.glob("*.yaml"))
 
-# facts.md 1.1, written down once more: row -> zero-shot ImageNet, Caltech-256; linear probe 1 %, 10 %, 100 %, Caltech-256
+# Typed from the tables of arXiv 2406.11689, a second time:
+# row -> zero-shot ImageNet, Caltech-256; linear probe 1 %, 10 %, 100 %, Caltech-256
 TABLE = {
     "lgd_resnet18_in1k_200": (49.5, 63.9, 53.5, 61.7, 67.2, 82.7),
     "lgd_resnet18_in1k_90": (47.8, 62.3, 52.9, 61.5, 66.4, 81.6),

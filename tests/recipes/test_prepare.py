@@ -112,7 +112,10 @@ def test_what_is_not_caltech256_is_one_line_that_says_where_it_is(
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ with 2 images of each synset, val/ with 1; the same images of val as the archive has them: flat/ and devkit/."""
+    """train/ with 2 images of each synset, val/ with 1; the same images of val as the archive has them.
+
+    Flat/ and devkit/.
+    """
     root = tmp_path_factory.mktemp("imagenet")
     shades = [jpeg(shade) for shade in (20, 230)]
     order = np.random.default_rng(0).permutation(1000)  # of the validation images

@@ -35,6 +35,9 @@ def refusal(name):
     except WeightsError as error:
         return str(error)
 
+def create(name, **options):
+    return timm.create_model(name, pretrained=True, **options)
+
 def total(model):
     return sum(float(tensor.double().sum()) for tensor in model.state_dict().values())
 
@@ -50,11 +53,11 @@ facts = {
     "not_pretrained": total(timm.create_model("lgd_resnet18.right_small")),
     "classes": by_tag.num_classes,
     "names": by_tag.pretrained_cfg["label_names"],
-    "other_classes": list(timm.create_model("lgd_resnet18.right_small", pretrained=True, num_classes=7).fc.weight.shape),
-    "backbone": total(timm.create_model("lgd_resnet18.right_small", pretrained=True, num_classes=0)),
-    "one_channel": float(timm.create_model("lgd_resnet18.right_small", pretrained=True, in_chans=1).conv1.weight.double().sum()),
+    "other_classes": list(create("lgd_resnet18.right_small", num_classes=7).fc.weight.shape),
+    "backbone": total(create("lgd_resnet18.right_small", num_classes=0)),
+    "one_channel": float(create("lgd_resnet18.right_small", in_chans=1).conv1.weight.double().sum()),
     "three_channels": float(by_tag.conv1.weight.double().sum()),
-    "pyramid": timm.create_model("lgd_resnet18.right_small", pretrained=True, features_only=True).feature_info.channels(),
+    "pyramid": create("lgd_resnet18.right_small", features_only=True).feature_info.channels(),
     "flipped": refusal("lgd_resnet18.flipped_small"),
     "unmade": refusal("lgd_mobilenetv2"),
 }
@@ -130,7 +133,7 @@ def test_a_file_in_the_overlay_is_loaded_as_timm_does(tmp_path: Path) -> None:
     assert torch.equal(ours.fc.weight, theirs.fc.weight)
 
 
-# --------------------------------------------------------------------------------------------------------------- weights
+# -------------------------------------------------------------------------------------------------------------- weights
 
 
 @pytest.mark.parametrize(("name", "tag"), [(name, tag) for name, entry in STUDENTS.items() for tag in entry.recipes])

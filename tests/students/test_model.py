@@ -17,7 +17,7 @@ def images(size: int = 32, count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-# mobilenetv3_small and hgnetv2 have hidden layers between pooling and classifier, so num_features is not what they give.
+# mobilenetv3_small and hgnetv2 have hidden layers between pooling and classifier: num_features is not what they give.
 @pytest.mark.parametrize(
     "model",
     [

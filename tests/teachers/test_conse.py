@@ -103,7 +103,9 @@ def test_text_embeddings_are_centred_by_the_classes_mean(text_tower, sentences):
 
 @needs_encoder
 def test_towers_share_a_space(image_tower, text_tower):
-    """An image of which the classifier is certain lies where its class's description does; one it knows nothing of lies nowhere."""
+    """An image of which the classifier is certain lies where its class's description does; one it knows nothing of lies
+    nowhere.
+    """
     tower = copy.copy(image_tower)
     tower._modules = {**image_tower._modules, "classifier": torch.nn.Identity()}  # so that scores go in for pixels
     certain = torch.full((len(LABELS), len(LABELS)), -1000.0).fill_diagonal_(1000.0)
@@ -150,7 +152,10 @@ def test_fingerprints_name_weights_and_parameters(spec, image_tower, text_tower,
 @pytest.mark.slow  # nothing but the time that the libraries take to import
 @needs_encoder
 def test_fingerprints_are_the_same_in_another_process(spec, image_tower, text_tower):
-    code = f"from lgd_timm.teachers import Conse; spec = {spec!r}; print(spec.image().fingerprint, spec.text().fingerprint)"
+    code = (
+        f"from lgd_timm.teachers import Conse; spec = {spec!r}; "
+        "print(spec.image().fingerprint, spec.text().fingerprint)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert answer.split() == [image_tower.fingerprint, text_tower.fingerprint]
 
@@ -190,7 +195,9 @@ def test_unknown_classes_are_refused_with_the_known_ones():
 
 @needs_encoder
 def test_classes_that_are_given_are_those_of_the_classifier(tmp_path):
-    """The same fingerprints, so embeddings and banks that were stored without the field stay valid; and text() builds no classifier."""
+    """The same fingerprints, so embeddings and banks that were stored without the field stay valid; and text() builds
+    no classifier.
+    """
     torch.manual_seed(0)
     timm.models.save_for_hf(timm.create_model("test_resnet"), tmp_path / "classifier", safe_serialization=True)
     silent = Conse(f"local-dir:{tmp_path / 'classifier'}", ENCODER)
@@ -283,7 +290,8 @@ def test_a_missing_library_names_its_extra(spec, monkeypatch):
 @pytest.mark.timeout(3600)  # a minute or two on free cores; on busy ones it has taken longer than the default allows
 @needs_encoder
 def test_the_real_teacher_knows_two_thirds_of_cifar10():
-    """66.1 % of 1,000 test images when this was first measured (EfficientNet-Lite0 + MiniLM, 224 px, temperature 2); chance is 10 %.
+    """66.1 % of 1,000 test images when this was first measured (EfficientNet-Lite0 + MiniLM, 224 px, temperature 2);
+    chance is 10 %.
 
     Scored on the first 1,000 of the test set's own order. Which thousand matters: at 192 px the whole set gives 67.1 %,
     this one 65.3 %, and the ten tenths of our shuffled shards 64.7 to 69.7 %.

@@ -146,7 +146,10 @@ def test_the_image_fingerprint_names_the_preprocessing(spec, tiny_clip, tmp_path
 
 
 def test_fingerprints_are_the_same_in_another_process(spec):
-    code = f"from lgd_timm.teachers import OpenCLIP; spec = OpenCLIP({spec.model!r}); print(spec.image().fingerprint, spec.text().fingerprint)"
+    code = (
+        f"from lgd_timm.teachers import OpenCLIP; spec = OpenCLIP({spec.model!r}); "
+        "print(spec.image().fingerprint, spec.text().fingerprint)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert answer.split() == [spec.image().fingerprint, spec.text().fingerprint]
 

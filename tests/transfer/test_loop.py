@@ -52,7 +52,9 @@ def test_every_epoch_shows_each_picture_once_in_another_order(task: DotsTask, tm
 
 
 def test_rates_warm_up_and_fall_for_all_alike(task: DotsTask, tmp_path: Path) -> None:
-    """Steps 0 and 1 warm up, from a thousandth; after two of three epochs a tenth is left. timm counts milestones from one."""
+    """Steps 0 and 1 warm up, from a thousandth; after two of three epochs a tenth is left. timm counts milestones from
+    one.
+    """
     job = task.prepare(recipe(), out=tmp_path, device=CPU, ranks=Ranks())
     rates = []
     for job.step in range(9):

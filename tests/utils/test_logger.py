@@ -109,9 +109,13 @@ def test_a_line_that_a_killed_run_left_open_is_ended(tmp_path: Path) -> None:
 
 
 def test_what_was_not_yet_written_is_written_when_the_run_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), Progress(tmp_path, total=9, start=0, batch_size=1) as progress:
-        progress.step(loss(5), lr=0.1, every=1)
-        raise KeyError
+    def fail() -> None:
+        with Progress(tmp_path, total=9, start=0, batch_size=1) as progress:
+            progress.step(loss(5), lr=0.1, every=1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 5.0)]
 
 

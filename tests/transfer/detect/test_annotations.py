@@ -131,7 +131,10 @@ def test_a_batch_moves_as_one(tmp_path: Path) -> None:
 
 
 def test_repeats_are_those_of_the_rarest_class() -> None:
-    """Ten pictures: class 0 in all, 1 in two, 2 in one. With a share of 0.9: sqrt(0.9 / 0.2) = 2.12, and sqrt(0.9 / 0.1) = 3 exactly."""
+    """Ten pictures: class 0 in all, 1 in two, 2 in one.
+
+    With a share of 0.9: sqrt(0.9 / 0.2) = 2.12, and sqrt(0.9 / 0.1) = 3 exactly.
+    """
     held = [{0} for _ in range(7)] + [{0, 1}, {0, 1}, {0, 2}]
     indices = list(range(100, 110))
     assert repeated(indices, held, share=0.9) == [*range(100, 107), 107, 107, 107, 108, 108, 108, 109, 109, 109]

@@ -1,4 +1,4 @@
-"""AP: 100 for what is right, less for what is shifted, missed or invented, and by LVIS's own rules where it has some."""
+"""AP: 100 for what is right, less for what is shifted, missed or invented, and by LVIS's rules where it has some."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def invented(annotations: Annotations, index: int, category: int) -> Dict:
 
 
 def test_lvis_blames_only_for_what_is_known_to_be_absent(tmp_path: Path) -> None:
-    """A class that is neither in a picture nor known to be absent from it may be there, and so may more of one that was not finished."""
+    """A class that is neither in a picture nor known to be absent from it may be there, and so may more of one that was
+    not finished.
+    """
     lvis = write_lvis(tmp_path)
     image = next(image for image in lvis["images"] if image["neg_category_ids"])
     index, absent = lvis["images"].index(image), image["neg_category_ids"][0]

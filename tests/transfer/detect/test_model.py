@@ -84,7 +84,7 @@ def test_labels_count_from_1_for_heads_with_a_background(tmp_path: Path) -> None
         assert taught[0][0]["labels"].tolist() == [first, 2 + first]
 
 
-# Of each: strides, and with them the anchors' sizes; the channels are those of facts.md for the paper's three levels.
+# Of each: strides, and with them the anchors' sizes; the channels are those of timm's feature_info.
 @pytest.mark.parametrize(
     ("architecture", "levels", "channels", "strides"),
     [

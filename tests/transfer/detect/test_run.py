@@ -1,4 +1,7 @@
-"""A detector's run from its recipe to its pictures: it goes on to the bit, learns what it is shown, and draws what it sees."""
+"""A detector's run from its recipe to its pictures.
+
+It goes on to the bit, learns what it is shown, and draws what it sees.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ def test_what_is_drawn(tmp_path: Path) -> None:
 
 
 def test_recipes_are_what_they_say() -> None:
-    """The paper's settings (facts of its released configs), which are the defaults; LVIS differs in what its name says."""
+    """The paper's settings (its released configs), which are the defaults; LVIS differs in what its name says."""
     coco = read_transfer(DetectRecipe, RECIPES / "detect_coco.yaml")
     lvis = read_transfer(DetectRecipe, RECIPES / "detect_lvis.yaml")
     for recipe in (coco, lvis):

@@ -1,4 +1,7 @@
-"""Backbone and decoder: the weights are the backbone's, each head learns, and a whole picture gets an answer of its own size."""
+"""Backbone and decoder.
+
+The weights are the backbone's, each head learns, and a whole picture gets an answer of its own size.
+"""
 
 from __future__ import annotations
 

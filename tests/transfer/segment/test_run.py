@@ -67,7 +67,9 @@ def test_the_large_data_sets_layouts_go_through(
 
 
 def test_a_stopped_run_ends_with_the_same_weights(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout, batch statistics and all that is drawn for the pictures included; it stops in the middle of the first epoch."""
+    """Dropout, batch statistics and all that is drawn for the pictures included; it stops in the middle of the first
+    epoch.
+    """
     recipe = recipe_of(root, head={"kind": "deeplabv3plus"})
     transfer("segment", recipe, out=tmp_path / "whole")
     step, kill = loop._step, 2
