@@ -26,6 +26,7 @@ from lgd_timm.training.build import build
 from tests.helpers import ROOT
 
 PAPER = ROOT / "recipes" / "paper"
+PAGE = ROOT / "docs" / "results" / "imagenet.md"
 RECIPES = sorted(PAPER.glob("*.yaml"))
 
 # Typed from the tables of arXiv 2406.11689, a second time:
@@ -105,16 +106,14 @@ def test_a_rows_numbers_stand_in_its_recipe_and_in_the_page(row: str, rows: dict
     spelled = [" / ".join(numbers[-4:])] if len(numbers) >= 4 else []
     spelled += [" / ".join(numbers[:2])] if len(numbers) != 4 else []
     header = rows[row].recipe.read_text().partition("\nname:")[0]
-    (line,) = [
-        line for line in (ROOT / "docs" / "results" / "imagenet.md").read_text().splitlines() if f"`{row}`" in line
-    ]
+    (line,) = [line for line in PAGE.read_text().splitlines() if f"`{row}`" in line]
     for text in spelled:
         assert text in header
         assert text in line
 
 
 def test_the_page_holds_the_estimates_tables(script: Callable[[str], ModuleType]) -> None:
-    estimate, page = script("estimate"), (ROOT / "docs" / "results" / "imagenet.md").read_text()
+    estimate, page = script("estimate"), PAGE.read_text()
     for table in (estimate.table_of_rows(), estimate.table_of_storage()):
         assert "\n".join(table) in page
 
