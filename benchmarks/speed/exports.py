@@ -64,7 +64,9 @@ def formats(exported: ExportModel, folder: Path, *, data: str, compiled: bool) -
         yield Format(name, onnx.runner(path, threads=1), path.stat().st_size)
     for name, half in (("ncnn", False), ("ncnn, half", True)):
         path = folder / name
-        print(f"{exported.size} px: {name}: {export(exported, path, to='ncnn', half=half)}", file=sys.stderr, flush=True)
+        print(
+            f"{exported.size} px: {name}: {export(exported, path, to='ncnn', half=half)}", file=sys.stderr, flush=True
+        )
         yield Format(name, ncnn.runner(path), sum(file.stat().st_size for file in path.iterdir()))
 
 
