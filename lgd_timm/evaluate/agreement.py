@@ -38,6 +38,7 @@ class Agreement:
     samples: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Give the attributes as plain data, as metrics.json holds them."""
         return asdict(self)
 
     def __str__(self) -> str:

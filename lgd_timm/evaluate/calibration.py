@@ -54,6 +54,7 @@ class Calibration:
     fitted_on: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Give the attributes as plain data, as metrics.json holds them."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -46,6 +46,7 @@ class KNN:
     top1_of_k: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
+        """Give the attributes as plain data, as metrics.json holds them."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -65,6 +65,7 @@ class LinearProbe:
     subset_fingerprint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Give the attributes as plain data, as metrics.json holds them."""
         return asdict(self)
 
     def __str__(self) -> str:

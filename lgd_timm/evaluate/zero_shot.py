@@ -42,6 +42,7 @@ class ZeroShot:
     per_class: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
+        """Give the attributes as plain data, as metrics.json holds them."""
         return asdict(self)
 
     def __str__(self) -> str:

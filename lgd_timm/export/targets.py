@@ -1,6 +1,6 @@
 """List the export targets, and write a model for one of them.
 
-Importing this module imports no torch, as the command line reads the table for its help.
+Importing this module imports no target and no model code, as the command line reads the table for its help.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LGDError
 from ..utils.files import atomic_file, atomic_folder, explain_full_disk
 
-if TYPE_CHECKING:  # which imports torch and timm
+if TYPE_CHECKING:  # it imports evaluate and publish, which the command line's help need not wait for
     from .loading import ExportModel
 
 

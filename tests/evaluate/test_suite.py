@@ -119,6 +119,21 @@ def test_calibration_is_of_the_published_classifier_and_agreement_at_the_recipes
     assert results.scores["agreement"].to_dict() == pytest.approx(same, rel=1e-4)
 
 
+def test_a_published_folder_is_read_once(
+    published_folder: Path, taught_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def spying(folder: Path) -> Any:
+        read.append(folder)
+        return load(folder)
+
+    monkeypatch.setattr("lgd_timm.evaluate.models.load", spying)
+    results = evaluated(published_folder, taught_folder)
+    assert {"zero_shot", "knn", "calibration"} <= results.scores.keys()
+    assert read == [published_folder]
+
+
 def test_a_teacher_that_saw_the_training_images_plainly_is_probed_too(
     published_folder: Path, wholly_taught: Path
 ) -> None:

@@ -21,7 +21,7 @@ from lgd_timm.data.vocabulary import Vocabulary
 from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, RecipeError, ShardError, VocabularyError, WeightsError
 from lgd_timm.evaluate import zero_shot, zero_shot_classifier
-from lgd_timm.evaluate.zero_shot import stored_classifier
+from lgd_timm.evaluate.zero_shot import ClassCountError, check_class_count, stored_classifier
 from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot, open_zero_shot_model
 from lgd_timm.publish.folder import load
 from lgd_timm.teachers import OpenCLIP
@@ -123,6 +123,14 @@ def test_more_labels_than_names_are_refused(dataset: ShardDataset) -> None:
         VocabularyError, match=r"\(val\) has label 2, the vocabulary only 2 names\. Give the names of these classes"
     ):
         zero_shot(zero_shot_classifier(Colour(), text_bank(2)), dataset, names=NAMES[:2])
+
+
+@pytest.mark.parametrize("names", [NAMES[:2], (*NAMES, "cyan")])
+def test_another_number_of_classes_is_refused_with_both_numbers(dataset: ShardDataset, names: tuple[str, ...]) -> None:
+    check_class_count(dataset, NAMES)
+    with pytest.raises(ClassCountError, match=rf"3 classes and {len(names)} names do not fit") as caught:
+        check_class_count(dataset, names)
+    assert (caught.value.classes, caught.value.names) == (3, len(names))
 
 
 def test_bad_images_do_not_count_and_too_many_are_refused(shard_folder: Path, tmp_path: Path) -> None:
