@@ -64,7 +64,7 @@ class LGDTask(TrainingTask):
         return self.ema_student if self.has_ema() else self.student
 
     @property
-    def kept(self) -> dict[str, nn.Module]:
+    def state_modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds."""
         average = {"ema": self.ema_student} if self.has_ema() else {}
         return {"student": self.student, **average, "objective": self.objective}

@@ -19,10 +19,9 @@ from lgd_timm.data.dataset import Batch, ShardDataset
 from lgd_timm.data.loader import loader, on_device
 from lgd_timm.students.entrypoints import stock_name
 from lgd_timm.teachers import ImageTeacher
-from lgd_timm.training.build import build, build_task
-from lgd_timm.training.optim import build_optimizer
+from lgd_timm.training.build import build, build_task, task_optimizer, task_scheduler
 from lgd_timm.training.state import Run
-from lgd_timm.training.step import train_step
+from lgd_timm.training.step import TrainStep
 
 from ..settings import Settings, cores
 from .feed import Feed
@@ -59,7 +58,8 @@ def with_teacher(settings: Settings, student: str, teacher: ImageTeacher) -> Run
     teaching = replace(run.teaching, image=teacher, stored=None)
     task = build_task(run.recipe, teaching, run.device)
     task.train()
-    optimizer, scheduler = build_optimizer(run.recipe, task, run.plan.steps_per_epoch)
+    optimizer = task_optimizer(run.recipe, task)
+    scheduler = task_scheduler(run.recipe, optimizer, steps_per_epoch=run.steps_per_epoch)
     dataset = ShardDataset(run.dataset.shards, views=teaching.views)
     return replace(run, teaching=teaching, dataset=dataset, task=task, optimizer=optimizer, scheduler=scheduler)
 
@@ -69,18 +69,21 @@ def feed(run: Run) -> Feed:
     return Feed(lambda: on_device(loader(run.dataset, plan, workers=run.recipe.data.workers), run.device))
 
 
-def distil_step(run: Run, batch: Batch) -> None:
-    run.scheduler.step_update(run.step)
-    train_step(run, batch)
+def distil_step(step: TrainStep, batch: Batch) -> None:
+    run = step.run
+    run.set_rates()
+    step.take(batch)
     run.step += 1
 
 
 def fed(run: Run, batches: Feed, steps: int) -> Callable[[], float]:
     """Milliseconds a step of distillation, its batches coming from the loader."""
 
+    step = TrainStep(run)
+
     def turn() -> float:
         with batches.turn() as stream:
-            return 1000 * seconds(lambda: distil_step(run, next(stream)), calls=steps, device=run.device)
+            return 1000 * seconds(lambda: distil_step(step, next(stream)), calls=steps, device=run.device)
 
     return turn
 
@@ -140,7 +143,7 @@ def stored_over_bare(settings: Settings) -> Iterator[Row]:
             sides = {"bare student step": bare_step(other, batch)}
             if settings.device.type == "cuda":
                 sides |= {
-                    "same step, batch in memory": partial(distil_step, other, batch),
+                    "same step, batch in memory": partial(distil_step, TrainStep(other), batch),
                     "supervised step": supervised_step(other, batch),
                 }
             _warm_up(run, batches)

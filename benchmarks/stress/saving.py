@@ -60,7 +60,7 @@ def _measure(student: str) -> tuple[int, list[float]]:
         for step in range(ROUNDS):
             start = time.perf_counter()
             path = save_checkpoint(
-                Path(folder), step=step, modules=task.kept, optimizer=optimizer, scaler=scaler, facts={}
+                Path(folder), step=step, modules=task.state_modules, optimizer=optimizer, scaler=scaler, identity={}
             )
             seconds.append(time.perf_counter() - start)
         size = sum(file.stat().st_size for file in path.iterdir())

@@ -31,9 +31,11 @@ import torch
 from safetensors.torch import load_file
 
 from lgd_timm.data import open_shards
+from lgd_timm.data.dataset import Batch
 from lgd_timm.data.samplers import EpochSampler
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.publish.training_curve import Row, read_log
+from lgd_timm.training.step import StepResult, TrainStep
 
 from .small_world import prepare
 
@@ -254,17 +256,15 @@ def _digest(keys: Sequence[str]) -> str:
 def _worker(seen: Path, words: Sequence[str]) -> int:
     """The command line, which notes the samples of each step."""
     from lgd_timm import cli
-    from lgd_timm.training import loop
-
-    take = loop.train_step
+    take = TrainStep.take
     with seen.open("a", encoding="utf-8", buffering=1) as file:
 
-        def noted(run, batch):  # type: ignore[no-untyped-def]  # it is whatever train_step is
-            result = take(run, batch)
-            file.write(f"{run.step} {_digest(batch.keys)}\n")
+        def noted(self: TrainStep, batch: Batch) -> StepResult:
+            result = take(self, batch)
+            file.write(f"{self.run.step} {_digest(batch.keys)}\n")
             return result
 
-        loop.train_step = noted
+        TrainStep.take = noted  # type: ignore[method-assign]
         return cli.main(list(words))
 
 

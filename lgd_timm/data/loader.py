@@ -3,19 +3,80 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from ..errors import WorkerError
 from .dataset import Batch, Photometry, ShardDataset
 from .samplers import Item
 
+T = TypeVar("T")
 
-def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int = 0) -> DataLoader:
-    """A DataLoader of Batches. Workers persist for the whole walk; uint8 crosses the process border."""
-    return DataLoader(
+
+class WorkerDataLoader(DataLoader[T]):
+    """A DataLoader that raises WorkerError when one of its workers dies, wherever the main thread is then."""
+
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]  # torch's type is a private class
+        with worker_errors():
+            iterator = super().__iter__()
+            if self.num_workers:
+                _translate_worker_signals()
+            yield from iterator
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Turn torch's RuntimeError about a dead worker into an error that says what to do.
+
+    Raises:
+        WorkerError: a worker of a DataLoader died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        said = " ".join(str(error).split()).rstrip(".")
+        raise WorkerError(
+            f"{said}. Memory may have run out: lower data.workers or data.batch_size. A distillation goes on with --resume."
+        ) from error
+
+
+class _TranslatingHandler:
+    """torch's handler of SIGCHLD, which raises in the main thread when a worker dies, with our error in place of torch's."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        with worker_errors():
+            self._handler(number, frame)
+
+
+def _translate_worker_signals() -> None:
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, _TranslatingHandler):
+        signal.signal(signal.SIGCHLD, _TranslatingHandler(handler))
+
+
+def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int = 0) -> WorkerDataLoader[Batch]:
+    """Load batches with worker processes.
+
+    Args:
+        dataset: takes a list of items and gives a Batch.
+        sampler: the items of each batch.
+        workers: processes that read and decode; 0: this one does.
+    """
+    return WorkerDataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=_as_is,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ from ..task import LGDTask
 from ..teachers.prepare import Teaching, prepare_teacher
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
-from .engine import Skipped
-from .optim import build_optimizer
+from .optim import build_optimizer, build_scheduler
 from .state import Run, Validation
+from .step import Skipped
 
 
 def build(recipe: Recipe, out: Path) -> Run:
@@ -60,7 +61,7 @@ def build(recipe: Recipe, out: Path) -> Run:
         )
     if task.objective.needs_labels:
         check_labels(dataset[(0, 0)], teaching.vocabulary.names, dataset)
-    optimizer, scheduler = build_optimizer(recipe, task, plan.steps_per_epoch)
+    optimizer = task_optimizer(recipe, task)
     return Run(
         recipe=recipe,
         out=out,
@@ -72,7 +73,7 @@ def build(recipe: Recipe, out: Path) -> Run:
         plan=plan,
         task=task,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=task_scheduler(recipe, optimizer, steps_per_epoch=plan.steps_per_epoch),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.machine.amp == "float16"),
         bad=BadSamples(recipe.data.max_bad, size=len(shards)),
         skipped=Skipped(recipe.machine.max_skipped),
@@ -133,3 +134,46 @@ def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDT
     if torch.distributed.is_initialized():
         task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
     return task
+
+
+def task_optimizer(recipe: Recipe, task: LGDTask) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer of the student.
+
+    Raises:
+        RecipeError: the optimizer can't be built.
+    """
+    settings = recipe.optimizer
+    lr = settings.lr if settings.lr is not None else settings.lr_base * recipe.data.batch_size / settings.lr_base_size
+    options: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
+    return build_optimizer(
+        task.student,
+        name=settings.name,
+        lr=lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        filter_bias_and_bn=not settings.weight_decay_all,
+        **options,
+    )
+
+
+def task_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int) -> Any:
+    """Build the recipe's schedule.
+
+    Raises:
+        RecipeError: the warm-up is as long as the run.
+    """
+    schedule = recipe.schedule
+    if schedule.warmup_epochs >= schedule.epochs:
+        raise RecipeError(
+            f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}."
+        )
+    return build_scheduler(
+        optimizer,
+        name=schedule.name,
+        epochs=schedule.epochs,
+        steps_per_epoch=steps_per_epoch,
+        per_step=schedule.per_step,
+        warmup_epochs=schedule.warmup_epochs,  # a fraction of an epoch is fine, whatever timm's annotation says
+        warmup_lr=schedule.warmup_lr,
+        min_lr=schedule.min_lr,
+    )

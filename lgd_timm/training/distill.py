@@ -17,7 +17,7 @@ from ..config.reader import read_recipe, recipe_from_dict
 from ..config.recipe import Recipe, VocabularyRecipe
 from ..config.sandbox import relative
 from ..data.loader import loader
-from ..errors import RecipeError, WeightsError
+from ..errors import WeightsError
 from ..evaluate.zero_shot import ZeroShot, stored_classifier, with_stored_embeddings
 from ..objectives import LGD
 from ..publish.card import weight_name
@@ -25,10 +25,10 @@ from ..publish.folder import Banks, round_weights, save
 from ..publish.open_clip import check_open_clip
 from ..publish.training_curve import Row, read_log, training_curve, training_seconds
 from ..teachers import Stored, spec_from_dict
-from ..utils.checkpoint import all_checkpoints, best_checkpoint, checkpoint_at, drop_unfinished, note_score
+from ..utils.checkpoint import all_checkpoints, best_checkpoint, checkpoint_at, note_score
 from ..utils.distributed import Ranks
 from .build import build
-from .loop import evaluate, score, train
+from .engine import check_output, fit, load, start
 from .provenance import compare
 from .state import Run
 
@@ -43,8 +43,7 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
     ended it, after it was saved.
     """
     out = Path(out)
-    if not resume and out.exists() and any(out.iterdir()):
-        raise RecipeError(f"{out} is not empty. Go on with --resume, or choose another --output.")
+    check_output(out, resume=resume)
     if resume and (out / "published").exists():
         log.info("%s is finished already", out)
         return out / "published"
@@ -53,15 +52,8 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
         origin = {"shards": run.dataset.shards.fingerprint, "teacher": run.teaching.facts}
         published = read_recipe(Path(source) / "recipe.yaml")
         compare(Path(source), metrics=origin, recipe=publishable_recipe(run).to_dict(), published=published.to_dict())
-    if resume and (checkpoints := all_checkpoints(out / "checkpoints")):
-        run.go_on(checkpoints[-1])
-        log.info("resumed %s at step %d", checkpoints[-1], run.step)
-    run.ranks.wait()  # until all have read it: from here on the first one writes
-    if run.ranks.first:
-        out.mkdir(parents=True, exist_ok=True)
-        drop_unfinished(out / "checkpoints")
-        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    train(run)
+    start(run, recipe=recipe.to_yaml(), resume=resume)
+    fit(run)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -74,10 +66,10 @@ def evaluate_teacher(run: Run) -> ZeroShot | None:
     """The teacher's own score on the same images: online, or from stored embeddings of unaugmented views; None without either."""
     assert run.validation is not None
     if run.teaching.image is not None:
-        return evaluate(run, run.teaching.image, ranks=Ranks())
+        return run.zero_shot(run.teaching.image, ranks=Ranks())
     dataset = run.validation.dataset
     images = with_stored_embeddings(dataset, views=dataset.views, teacher=run.teaching.facts["fingerprint"])
-    return None if images is None else score(run, stored_classifier(run.validation.bank), images, ranks=Ranks())
+    return None if images is None else run.score(stored_classifier(run.validation.bank), images, ranks=Ranks())
 
 
 def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
@@ -143,7 +135,7 @@ def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[str, Any]:
     """What `metrics.json` says of student and teacher on the evaluation split; with its names, where they are not the student's."""
-    own, teacher = evaluate(run, student, ranks=Ranks()), evaluate_teacher(run)
+    own, teacher = run.zero_shot(student, ranks=Ranks()), evaluate_teacher(run)
     log.info("student: %s", own)
     log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
     others = {} if names == run.teaching.vocabulary.names else {"names": list(names)}
@@ -207,5 +199,5 @@ def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False, be
             f"{folder} holds no checkpoint that was scored, so there is no best. Give a run with data.val_split, or leave out best."
         )
     run = build(read_recipe(folder / "recipe.yaml"), folder)  # the user's own, which may name any path
-    run.go_on(checkpoint)
+    load(run, checkpoint)
     return finish(run, Path(out), open_clip=open_clip)

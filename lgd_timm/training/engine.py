@@ -1,36 +1,298 @@
-"""The training loop."""
+"""The one training loop: for distillation, detection, segmentation, and whatever else is `Trainable`.
+
+Which samples a step sees, and what is drawn at random in it, depends on the seed and the step's number alone. So a run can be stopped after
+any step and resumed: on a CPU it ends with the same weights, bit for bit, as one that was not stopped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
+import torch
+from torch import Tensor, nn
 
-from ..errors import LGDError
+from ..errors import RecipeError
+from ..utils.checkpoint import (
+    all_checkpoints,
+    checkpoint_at,
+    drop_old,
+    drop_unfinished,
+    load_checkpoint,
+    note_score,
+    read_score,
+    save_checkpoint,
+)
+from ..utils.distributed import Bad, Ranks, StepSync
+from ..utils.logger import Progress
+from ..utils.signals import Stopped, StopRequest
+from .step import Skipped, TrainStep
+
+log = logging.getLogger(__name__)
 
 
-@dataclass
-class Skipped:
-    """Counts the steps that were left out; fails after more than `allowed` in a row. With float16 a few are the scaler's search."""
+class Machine(Protocol):
+    """The settings of a recipe that say how a run is carried out."""
 
-    allowed: int
-    total: int = 0
-    in_row: int = 0
+    @property
+    def seed(self) -> int: ...
+    @property
+    def amp(self) -> str: ...  # none, float16 or bfloat16
+    @property
+    def checkpoint_every(self) -> int: ...  # epochs
+    @property
+    def checkpoint_minutes(self) -> float: ...
+    @property
+    def keep_checkpoints(self) -> int: ...  # the last so many; the best is kept, too
+    @property
+    def evaluate_every(self) -> int: ...  # epochs
+    @property
+    def log_every(self) -> int: ...  # steps
 
-    def add(self, keys: Sequence[str], *, step: int) -> str:
-        """Count one; returns a line that names it. Raises: LGDError, with the batch's keys."""
-        self.total += 1
-        self.in_row += 1
-        text = f"step {step + 1}: a gradient is not finite"
-        if self.in_row > self.allowed:
-            raise LGDError(
-                f"{text}, like those of the {self.allowed} steps before. Lower optimizer.lr, set optimizer.clip_grad, or look at the "
-                f"images of this batch: {', '.join(keys)}."
+
+class Trainable(Protocol):
+    """What `fit` trains. A class inherits from this, sets the attributes, and implements the methods that have no default.
+
+    Attributes:
+        title: what the progress bar is called.
+        out: the run's folder.
+        device: where the model is.
+        ranks: the processes that train together.
+        machine: how the run is carried out.
+        epochs: how many epochs the run has.
+        steps_per_epoch: how many steps an epoch has.
+        batch_size: samples of a step, all ranks together.
+        clip_grad: the norm to which gradients are clipped; None: they are not.
+        model: the module that is put into training mode, and whose parameters are trained.
+        optimizer: of the model's parameters.
+        scaler: enabled for float16 alone.
+        skipped: counts the steps that were left out.
+        step: how many steps were taken; `fit` counts it up.
+    """
+
+    title: str
+    out: Path
+    device: torch.device
+    ranks: Ranks
+    machine: Machine
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    clip_grad: float | None
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    skipped: Skipped
+    step: int
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Everything that a step may change, and a checkpoint keeps, by file name."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What a resumed run must have in common with the one that wrote the checkpoint: all that decides the numbers (JSON)."""
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a resumed run goes on counting (JSON)."""
+        return {"skipped": self.skipped.total}
+
+    def load_counts(self, counts: Mapping[str, Any]) -> None:
+        """Take up `counts` of a checkpoint."""
+        self.skipped.total = counts.get("skipped", 0)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that is logged."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def batches(self) -> Iterator[Any]:
+        """This rank's batches from step `step` to the last, on the device. Each has `keys`, the names of its samples."""
+
+    def bad_samples(self, batch: Any) -> Bad:
+        """What could not be read while the batch was made."""
+        return ()
+
+    def count_bad(self, bad: Bad) -> None:
+        """Count the bad samples of all ranks. Raises: LGDError for too many."""
+        assert not bad, "a run whose batches can have bad samples counts them"
+
+    def set_rates(self) -> None:
+        """Set the optimizer's learning rates for step `step`."""
+
+    def statistics(self) -> Iterable[Tensor]:
+        """The buffers that a forward pass changes, such as batch statistics."""
+        return self.model.buffers()
+
+    def passes(self, batch: Any) -> Sequence[tuple[Any, float]]:
+        """The parts of a batch whose gradients are computed one after the other, each with its share of the batch."""
+        return [(batch, 1.0)]
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """A context in which ranks do not reduce their gradients: for all passes but the last."""
+        return nullcontext()
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Losses of one pass by name, scalars; `loss` is minimised, the others are logged."""
+
+    def after_step(self) -> None:
+        """Update banks and averages after the optimizer's step. It must not change anything that is not in `modules`."""
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the model is evaluated after so many epochs."""
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Evaluate on all ranks. The first score, the greater the better, says which checkpoint is best."""
+
+
+def check_output(out: Path, *, resume: bool) -> None:
+    """Refuse a folder that is in use.
+
+    Raises:
+        RecipeError: the folder holds something, and nothing is resumed.
+    """
+    if not resume and out.exists() and any(out.iterdir()):
+        raise RecipeError(f"{out} is not empty. Go on with --resume, or choose another --output.")
+
+
+def load(run: Trainable, checkpoint: Path) -> None:
+    """Restore a run's state from a checkpoint.
+
+    Raises:
+        WeightsError: the checkpoint is damaged, or another run's.
+    """
+    progress = load_checkpoint(
+        checkpoint, modules=run.modules, optimizer=run.optimizer, scaler=run.scaler, identity=run.identity
+    )
+    run.step = progress.step
+    run.load_counts(progress.counts)
+
+
+def start(run: Trainable, *, recipe: str, resume: bool) -> None:
+    """Make the run's folder, or load the last checkpoint in it.
+
+    Args:
+        run: what will be trained.
+        recipe: YAML text, for `recipe.yaml` in the folder.
+        resume: whether to load a checkpoint, if there is one.
+
+    Raises:
+        WeightsError: the checkpoint is damaged, or another run's.
+    """
+    checkpoints = run.out / "checkpoints"
+    if resume and (found := all_checkpoints(checkpoints)):
+        load(run, found[-1])
+        log.info("resumed %s at step %d", found[-1], run.step)
+    run.ranks.wait()  # until all have read it: from here on the first rank writes
+    if run.ranks.first:
+        run.out.mkdir(parents=True, exist_ok=True)
+        drop_unfinished(checkpoints)
+        (run.out / "recipe.yaml").write_text(recipe, encoding="utf-8")
+
+
+def fit(run: Trainable) -> dict[str, float]:
+    """Train from step `run.step` to the last one. Saves every so many minutes and at the ends of epochs, and evaluates there.
+
+    Returns:
+        The scores of the last evaluation; none if there was none.
+
+    Raises:
+        LGDError: too many bad samples, or steps that could not be taken.
+        Stopped: the process got SIGTERM; the run is saved.
+    """
+    total, per_epoch = run.epochs * run.steps_per_epoch, run.steps_per_epoch
+    sync, step = StepSync(run.ranks), TrainStep(run)
+    scores: dict[str, float] = {}
+    run.model.train()
+    with (
+        StopRequest() as request,
+        Progress(
+            run.out if run.ranks.first else None,
+            total=total,
+            start=run.step,
+            batch_size=run.batch_size,
+            title=run.title,
+        ) as progress,
+    ):
+        saver = _Saver(run, step, progress)
+        if _lacks_scores(run):
+            scores = _evaluate(run, progress)
+        for batch in run.batches():
+            messages = sync.exchange(stop=request.asked, bad=run.bad_samples(batch))
+            run.count_bad(messages.bad)
+            if messages.stop:
+                saver.save()
+                run.ranks.wait()  # torchrun ends all ranks when the first one ends
+                raise Stopped(
+                    f"stopped by SIGTERM at step {run.step} of {total}, and saved in {run.out}. Go on with --resume."
+                )
+            run.set_rates()
+            losses = step.take(batch).losses
+            run.step += 1
+            progress.step(losses, run.lr, every=run.machine.log_every)
+            epoch, rest = divmod(run.step, per_epoch)
+            at_end = rest == 0 and (epoch % run.machine.checkpoint_every == 0 or run.step == total)
+            if at_end or saver.due:
+                saver.save()  # before an evaluation, in which the run may be stopped
+            if rest == 0 and run.evaluates(epoch):
+                step.settle()
+                scores = _evaluate(run, progress)
+        step.settle()
+        run.count_bad(sync.flush().bad)
+    return scores
+
+
+class _Saver:
+    """Write checkpoints on the first rank, which holds all that there is to save."""
+
+    def __init__(self, run: Trainable, step: TrainStep, progress: Progress) -> None:
+        self._run, self._step, self._progress = run, step, progress
+        self._saved_step, self._clock = run.step, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is older than it may be."""
+        return time.monotonic() - self._clock > 60 * self._run.machine.checkpoint_minutes
+
+    def save(self) -> None:
+        run = self._run
+        self._step.settle()  # on every rank, as it may end the run
+        if run.ranks.first and run.step != self._saved_step:
+            self._progress.flush()  # so that the log of a run that is resumed here is complete
+            save_checkpoint(
+                run.out / "checkpoints",
+                step=run.step,
+                modules=run.modules,
+                optimizer=run.optimizer,
+                scaler=run.scaler,
+                identity=run.identity,
+                counts=run.counts,
+                keep=run.machine.keep_checkpoints,
             )
-        return f"{text}, so it was left out (of images {', '.join(keys[:4])}, ...)"
+        self._saved_step, self._clock = run.step, time.monotonic()
 
 
-def step_seed(seed: int, *, step: int, rank: int = 0) -> int:
-    """What a step's random numbers begin with: a run that is resumed anywhere draws what it would have drawn."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+def _lacks_scores(run: Trainable) -> bool:
+    """Whether the run was killed at the end of an epoch, after it was saved and before it was evaluated; or at its very end."""
+    epoch, rest = divmod(run.step, run.steps_per_epoch)
+    if rest or not run.evaluates(epoch):
+        return False
+    return epoch == run.epochs or read_score(checkpoint_at(run.out / "checkpoints", run.step)) is None
+
+
+def _evaluate(run: Trainable, progress: Progress) -> dict[str, float]:
+    """Evaluate the model as it is, log its scores and note them in its checkpoint; the best checkpoint is kept."""
+    scores = dict(run.evaluate())
+    run.model.train()
+    progress.note({"epoch": run.step // run.steps_per_epoch, **scores})
+    checkpoints = run.out / "checkpoints"
+    if run.ranks.first and (checkpoint := checkpoint_at(checkpoints, run.step)).is_dir():
+        name, score = next(iter(scores.items()))
+        note_score(checkpoint, score, name=name)
+        drop_old(checkpoints, keep=run.machine.keep_checkpoints)
+    return scores

@@ -1,57 +1,93 @@
-"""Build timm's optimizers and schedules."""
+"""Build timm's optimizers and schedules, from the values of any recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from torch import nn
 
-from ..config.recipe import Recipe
 from ..errors import RecipeError
-from ..task import LGDTask
+
+BUILD_ERRORS = (ValueError, TypeError, RuntimeError, AssertionError, ImportError)  # values refused, libraries missing
 
 
-def build_optimizer(recipe: Recipe, task: LGDTask, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Any]:
-    settings, schedule = recipe.optimizer, recipe.schedule
-    if settings.name not in list_optimizers():
-        raise RecipeError(f"optimizer.name {settings.name!r} is unknown to timm. See timm.optim.list_optimizers().")
-    lr = settings.lr if settings.lr is not None else settings.lr_base * recipe.data.batch_size / settings.lr_base_size
-    options: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
+def build_optimizer(
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    groups: Sequence[dict[str, Any]] | None = None,
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """Build one of timm's optimizers.
+
+    Args:
+        model: whose parameters are trained.
+        name: one of `timm.optim.list_optimizers()`.
+        lr: learning rate of the parameters whose group has none of its own.
+        momentum: of optimizers that have one.
+        weight_decay: of all parameters, unless `options` say otherwise.
+        groups: parameters with settings of their own, as torch's optimizers take them; None: all of the model's.
+        options: passed on to `timm.optim.create_optimizer_v2`.
+
+    Raises:
+        RecipeError: the optimizer is unknown, refuses a value, or needs a library that is missing.
+    """
+    if name not in list_optimizers():
+        raise RecipeError(f"optimizer.name {name!r} is unknown to timm. See timm.optim.list_optimizers().")
+    if groups is not None:
+        options["param_group_fn"] = lambda _: list(groups)
     try:
-        optimizer = create_optimizer_v2(
-            task.student,
-            opt=settings.name,
-            lr=lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            filter_bias_and_bn=not settings.weight_decay_all,
-            **options,
+        return create_optimizer_v2(
+            model, opt=name, lr=lr, weight_decay=weight_decay, momentum=momentum, **options
         )
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AssertionError,
-        ImportError,
-    ) as error:  # values that it refuses, libraries that it needs
+    except BUILD_ERRORS as error:
         raise RecipeError(
-            f"optimizer {settings.name!r} can't be built of lr = {lr:g} and the recipe's other values ({error})."
+            f"optimizer {name!r} can't be built of lr = {lr:g} and the recipe's other values ({error})."
         ) from error
-    if schedule.warmup_epochs >= schedule.epochs:
-        raise RecipeError(
-            f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}."
-        )
-    warmup: Any = schedule.warmup_epochs  # a fraction of an epoch is fine, whatever timm's annotation says
+
+
+def rate_groups(model: nn.Module, part: nn.Module, *, lr: float, part_lr: float) -> list[dict[str, Any]]:
+    """Group the trained parameters of a model: those of a part of it at a learning rate of their own, then the others."""
+    inside = {id(parameter) for parameter in part.parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) in inside], "lr": part_lr},
+        {"params": [parameter for parameter in trained if id(parameter) not in inside], "lr": lr},
+    ]
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer,
+    *,
+    name: str,
+    epochs: int,
+    steps_per_epoch: int,
+    per_step: bool = True,
+    **options: Any,
+) -> Any:
+    """Build one of timm's schedules.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        name: multistep, cosine, tanh, poly or constant.
+        epochs: how many epochs the run has.
+        steps_per_epoch: how many steps an epoch has.
+        per_step: whether rates change with every step, by `step_update`, or with every epoch, by `step`.
+        options: passed on to `timm.scheduler.create_scheduler_v2`.
+    """
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=schedule.name,
-        num_epochs=schedule.epochs,
-        warmup_epochs=warmup,
-        warmup_lr=schedule.warmup_lr,
-        min_lr=schedule.min_lr,
-        step_on_epochs=not schedule.per_step,
+        sched=name,
+        num_epochs=epochs,
+        step_on_epochs=not per_step,
         updates_per_epoch=steps_per_epoch,
+        **options,
     )
-    return optimizer, scheduler
+    return scheduler

@@ -1,29 +1,38 @@
-"""One training, as a task describes it: model, pictures, scores. `loop.fit` takes it from there."""
+"""One transfer as the training engine sees it; a task says what its model, its images and its scores are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Sampler
 
+from ..data.loader import WorkerDataLoader
 from ..errors import RecipeError
-from ..training.engine import Skipped
-from ..utils.checkpoint import load_checkpoint
+from ..training.engine import Trainable
+from ..training.optim import build_optimizer, build_scheduler, rate_groups
+from ..training.step import Skipped
 from ..utils.distributed import Ranks
 from .backbone import PyramidBackbone
 from .recipe import TransferRecipe
 
 Item = tuple[int, int]  # (index, epoch)
 
+MACHINE = (
+    *("device", "workers", "max_skipped", "log_every"),
+    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "evaluate_every"),
+)  # fields of `run` that decide no number but for rounding
+
 
 class Pictures(Protocol):
-    """A training set. What is drawn at random for a picture depends on (seed, index, epoch) alone, so that a run can be resumed."""
+    """A training set. What is drawn at random for an image depends on (seed, index, epoch) alone, so that a run can be resumed."""
 
     def __len__(self) -> int: ...
 
@@ -31,64 +40,93 @@ class Pictures(Protocol):
 
 
 @dataclass
-class Job:
+class Job(Trainable):
     """What is trained, on what, and how it is scored.
 
-    `model(batch)` in training mode gives a dictionary of scalar losses; their sum is what is minimised. `backbone` is the part of it
-    that learns at `optimizer.backbone_lr`. `collate` makes a batch of samples, whose `.to(device)` moves it, and which has `keys`, the
-    names of its pictures. `scores` evaluates the model on all ranks, in percent; the first of them says which checkpoint is best.
+    Args:
+        recipe: of the task.
+        model: called in training mode with a batch, it returns scalar losses by name; their sum is minimised.
+        backbone: the part of `model` that learns at the rate `optimizer.lr * optimizer.backbone_lr`.
+        source: where the backbone came from.
+        classes: names of the classes.
+        pictures: the training set.
+        collate: makes a batch of samples. A batch has `to(device)`, which moves it, and `keys`, the names of its images.
+        batch_size: of all ranks together.
+        scores: evaluates the model on all ranks, in percent; the first score says which checkpoint is best. None: no evaluation.
+        data_identity: what a resumed run must have in common with the one before, beside the recipe's (JSON).
+
+    Raises:
+        RecipeError: too few images for a batch, a batch that the ranks can't share, an optimizer or schedule that can't be built.
     """
 
     recipe: TransferRecipe
     model: nn.Module
     backbone: nn.Module
-    source: PyramidBackbone  # where it came from
+    source: PyramidBackbone
     classes: tuple[str, ...]
     pictures: Pictures
     collate: Callable[[list[Any]], Any]
-    batch_size: int  # of all ranks together
+    batch_size: int
     scores: Callable[[], Mapping[str, float]] | None
-    facts: Mapping[str, Any]  # what a resumed run must agree on, beside the recipe's
+    data_identity: Mapping[str, Any]
     out: Path
     device: torch.device
     ranks: Ranks = field(default_factory=Ranks)
     step: int = 0
 
     def __post_init__(self) -> None:
-        recipe = self.recipe
-        if len(self.pictures) < self.batch_size:
-            raise RecipeError(
-                f"{len(self.pictures)} pictures do not fill a batch of {self.batch_size}. Lower data.batch_size."
-            )
-        if self.batch_size % self.ranks.world_size:
-            raise RecipeError(
-                f"data.batch_size = {self.batch_size} is global and must divide by {self.ranks.world_size} ranks."
-            )
-        self.steps_per_epoch = len(self.pictures) // self.batch_size
-        self.total = recipe.schedule.epochs * self.steps_per_epoch
+        recipe, count, world_size = self.recipe, len(self.pictures), self.ranks.world_size
+        if count < self.batch_size:
+            raise RecipeError(f"{count} pictures do not fill a batch of {self.batch_size}. Lower data.batch_size.")
+        if self.batch_size % world_size:
+            raise RecipeError(f"data.batch_size = {self.batch_size} is global and must divide by {world_size} ranks.")
+        self.title, self.machine = recipe.name, recipe.machine
+        self.epochs, self.steps_per_epoch = recipe.schedule.epochs, count // self.batch_size
+        self.clip_grad = recipe.optimizer.clip_grad
         self.optimizer = _optimizer(recipe, self.model, self.backbone)
         self.scheduler = _scheduler(recipe, self.optimizer, self.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.machine.amp == "float16")
         self.skipped = Skipped(recipe.machine.max_skipped)
 
     @property
-    def agreed(self) -> dict[str, Any]:
-        """What a resumed run must agree on."""
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"model": self.model}
+
+    @property
+    def identity(self) -> dict[str, Any]:
         recipe = self.recipe.to_dict()
-        machine = (
-            "device",
-            "workers",
-            "max_skipped",
-            "checkpoint_every",
-            "checkpoint_minutes",
-            "keep_checkpoints",
-            "evaluate_every",
+        run = {key: value for key, value in recipe["run"].items() if key not in MACHINE}
+        parts = {key: recipe[key] for key in ("backbone", "optimizer", "schedule", "head")}
+        return {**parts, "run": run, **self.data_identity}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of what is not the backbone."""
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    def batches(self) -> Iterator[Any]:
+        loader: WorkerDataLoader[Any] = WorkerDataLoader(
+            self.pictures,  # type: ignore[arg-type]  # has a length and items, which is all that torch asks of a Dataset
+            batch_sampler=self.sampler(),  # of pairs and not of numbers
+            collate_fn=self.collate,
+            num_workers=self.recipe.machine.workers,
         )
-        run = {key: value for key, value in recipe["run"].items() if key not in (*machine, "log_every")}
-        return {**{key: recipe[key] for key in ("backbone", "optimizer", "schedule", "head")}, "run": run, **self.facts}
+        for batch in loader:
+            yield batch.to(self.device)
+
+    def sampler(self) -> PictureSampler:
+        """This rank's share of the batches that are left."""
+        return PictureSampler(
+            len(self.pictures),
+            batch_size=self.batch_size,
+            seed=self.recipe.machine.seed,
+            start=self.step,
+            stop=self.epochs * self.steps_per_epoch,
+            ranks=self.ranks,
+        )
 
     def set_rates(self) -> None:
-        """For the next step: timm's schedule, in warm-up a share of it. timm's own warm-up begins with one rate for all parameters."""
+        """By timm's schedule; in warm-up a share of it. timm's own warm-up begins with one rate for all parameters."""
         schedule = self.recipe.schedule
         self.scheduler.step_update(self.step)
         if self.step < schedule.warmup_steps:
@@ -96,35 +134,63 @@ class Job:
             for group in self.optimizer.param_groups:
                 group["lr"] *= share
 
-    def go_on(self, checkpoint: Path) -> None:
-        """Take up everything where a checkpoint left it. Raises: as `load_checkpoint`."""
-        place = load_checkpoint(
-            checkpoint, modules={"model": self.model}, optimizer=self.optimizer, scaler=self.scaler, facts=self.agreed
-        )
-        self.step, self.skipped.total = place.step, place.counts.get("skipped", 0)
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self._distributed_model(batch)
+        return {"loss": torch.stack([part.float() for part in losses.values()]).sum(), **losses}
+
+    def after_step(self) -> None:
+        """Nothing is left to do."""
+
+    def evaluates(self, epoch: int) -> bool:
+        if self.scores is None or epoch == 0:
+            return False
+        return epoch % self.recipe.machine.evaluate_every == 0 or epoch == self.epochs
+
+    def evaluate(self) -> Mapping[str, float]:
+        assert self.scores is not None
+        if self.ranks.world_size > 1:
+            for buffer in self.model.buffers():  # batch statistics, in which ranks differ by their last step
+                torch.distributed.broadcast(buffer, 0)
+        self.model.eval()
+        with torch.no_grad():
+            return self.scores()
+
+    @cached_property
+    def _distributed_model(self) -> nn.Module:
+        if self.ranks.world_size == 1:
+            return self.model
+        return DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+
+class PictureSampler(Sampler[list[Item]]):
+    """One rank's share of each batch of steps [start, stop). Every epoch has its own order; what fills no batch is left out."""
+
+    def __init__(self, count: int, *, batch_size: int, seed: int, start: int, stop: int, ranks: Ranks) -> None:
+        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self._start, self._stop, self._ranks = start, stop, ranks
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        size, ranks = self._batch_size, self._ranks
+        for step in range(self._start, self._stop):
+            epoch, number = divmod(step, self._count // size)
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._count)
+            batch = order[number * size : (number + 1) * size][ranks.rank :: ranks.world_size]
+            yield [(int(index), epoch) for index in batch]
 
 
 def _optimizer(recipe: TransferRecipe, model: nn.Module, backbone: nn.Module) -> torch.optim.Optimizer:
     """timm's, with the backbone at its share of the rate. Raises: RecipeError."""
     settings = recipe.optimizer
-    if settings.name not in list_optimizers():
-        raise RecipeError(f"optimizer.name {settings.name!r} is unknown to timm. See timm.optim.list_optimizers().")
-    below = {id(parameter) for parameter in backbone.parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [parameter for parameter in trained if id(parameter) in below],
-            "lr": settings.lr * settings.backbone_lr,
-        },
-        {"params": [parameter for parameter in trained if id(parameter) not in below], "lr": settings.lr},
-    ]
-    return create_optimizer_v2(
+    return build_optimizer(
         model,
-        opt=settings.name,
+        name=settings.name,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        param_group_fn=lambda _: groups,
+        groups=rate_groups(model, backbone, lr=settings.lr, part_lr=settings.lr * settings.backbone_lr),
     )
 
 
@@ -136,14 +202,12 @@ def _scheduler(recipe: TransferRecipe, optimizer: torch.optim.Optimizer, steps_p
             f"schedule.warmup_steps = {schedule.warmup_steps} must be below the run's {total} steps ({schedule.epochs} epochs of "
             f"{steps_per_epoch}). Lower it."
         )
-    scheduler, _ = create_scheduler_v2(
+    return build_scheduler(
         optimizer,
-        sched=schedule.name,
-        num_epochs=schedule.epochs,
+        name=schedule.name,
+        epochs=schedule.epochs,
+        steps_per_epoch=steps_per_epoch,
         decay_milestones=schedule.milestones,
         decay_rate=schedule.power if schedule.name == "poly" else 0.1,
         warmup_epochs=0,  # see `Job.set_rates`
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
     )
-    return scheduler

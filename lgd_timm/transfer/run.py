@@ -22,12 +22,12 @@ from torch import nn
 from .. import __version__
 from ..data.decode import PICTURES
 from ..errors import LGDError, WeightsError
+from ..training.engine import check_output, fit, start
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
 from ..utils.files import atomic_file, atomic_folder, explain_full_disk, write_json
 from .backbone import blank_backbone, find_backbone
 from .job import Job
-from .loop import fit
 from .recipe import TransferRecipe, read_transfer
 from .tasks import TASKS, Task, find_task
 
@@ -71,7 +71,9 @@ def transfer(
         return metrics
     device, ranks = place or meet_ranks(recipe)
     job = find_task(task).prepare(recipe, out=out, device=device, ranks=ranks)
-    scores = fit(job, resume=resume)
+    check_output(out, resume=resume)
+    start(job, recipe=recipe.to_yaml(), resume=resume)
+    scores = fit(job)
     metrics = _metrics(task, job, scores)
     if ranks.first:
         with atomic_file(out / WEIGHTS) as file, explain_full_disk(out / WEIGHTS):

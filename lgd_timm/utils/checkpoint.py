@@ -25,6 +25,7 @@ from .files import changed_keys, explain_full_disk, write_json
 
 UNFINISHED = ".step-"  # how the names of folders begin that are being written
 SCORE = "score.json"
+GROUP = "group"  # how keys of tensors begin that belong to a group of parameters
 
 
 class Progress(NamedTuple):
@@ -41,7 +42,7 @@ def save_checkpoint(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    facts: Mapping[str, Any],
+    identity: Mapping[str, Any],
     counts: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
@@ -59,7 +60,7 @@ def save_checkpoint(
         _save(temporary / "optimizer.safetensors", tensors)
         state = {
             "step": step,
-            "facts": dict(facts),
+            "facts": dict(identity),
             "optimizer": groups,
             "scaler": scaler.state_dict(),
             "counts": dict(counts or {}),
@@ -94,7 +95,7 @@ def note_score(checkpoint: Path, score: float, *, name: str = "zero_shot_top1") 
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest score, the earlier of equal ones; None where none was scored."""
-    scored = {path: _score(path) for path in all_checkpoints(folder) if (path / SCORE).is_file()}
+    scored = {path: score for path in all_checkpoints(folder) if (score := read_score(path)) is not None}
     return max(scored, key=scored.__getitem__, default=None)
 
 
@@ -112,7 +113,10 @@ def drop_unfinished(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _score(checkpoint: Path) -> float:
+def read_score(checkpoint: Path) -> float | None:
+    """The score that was noted in a checkpoint; None where there is none."""
+    if not (checkpoint / SCORE).is_file():
+        return None
     (score,) = json.loads((checkpoint / SCORE).read_text(encoding="utf-8")).values()
     return float(score)
 
@@ -133,11 +137,11 @@ def load_checkpoint(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    facts: Mapping[str, Any],
+    identity: Mapping[str, Any],
 ) -> Progress:
     """Restore everything; returns where to go on. Raises: WeightsError when the run is another one, or damaged."""
     try:
-        return _load(path, modules=modules, optimizer=optimizer, scaler=scaler, facts=facts)
+        return _load(path, modules=modules, optimizer=optimizer, scaler=scaler, identity=identity)
     except (OSError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(
@@ -151,10 +155,10 @@ def _load(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    facts: Mapping[str, Any],
+    identity: Mapping[str, Any],
 ) -> Progress:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if other := changed_keys(state["facts"], facts):
+    if other := changed_keys(state["facts"], identity):
         raise WeightsError(
             f"{path} was written by another run: {', '.join(other)} differ. Use the same recipe and data, or another output folder."
         )
@@ -173,20 +177,27 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state: tensors by `<parameter>/<name>`, and what JSON can hold."""
-    tensors, values = {}, {}
+    """Split an optimizer's state into tensors by `<parameter>/<name>` or `group<number>/<name>`, and what JSON can hold."""
+    tensors, values, groups = {}, {}, []
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"{index}/{name}"] = value
             else:
                 values[f"{index}/{name}"] = value
-    return tensors, {"values": values, "param_groups": state["param_groups"]}
+    for number, group in enumerate(state["param_groups"]):  # timm's LAMB counts its steps there
+        tensors |= {f"{GROUP}{number}/{name}": value for name, value in group.items() if isinstance(value, Tensor)}
+        groups.append({name: value for name, value in group.items() if not isinstance(value, Tensor)})
+    return tensors, {"values": values, "param_groups": groups}
 
 
-def _unflatten(tensors: Mapping[str, Tensor], groups: Mapping[str, Any]) -> dict[str, Any]:
+def _unflatten(tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **groups["values"]}.items():
-        index, name = key.split("/", 1)
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": groups["param_groups"]}
+    groups = [dict(group) for group in saved["param_groups"]]
+    for key, value in {**tensors, **saved["values"]}.items():
+        owner, name = key.split("/", 1)
+        if owner.startswith(GROUP):
+            groups[int(owner.removeprefix(GROUP))][name] = value
+        else:
+            state.setdefault(int(owner), {})[name] = value
+    return {"state": state, "param_groups": groups}

@@ -48,16 +48,16 @@ class StepSync:
         self._ranks = rank_and_world_size
         self._sent: _Sent | None = None
 
-    def beat(self, *, stop: bool = False, bad: Bad = ()) -> StepMessages:
+    def exchange(self, *, stop: bool = False, bad: Bad = ()) -> StepMessages:
         """Say what is new, and hear what all said a step before. Every rank has to call this equally often."""
         if self._ranks.world_size == 1:
             return StepMessages(stop, tuple(bad))
-        heard = self.rest()
+        heard = self.flush()
         sums = torch.tensor([stop, len(bad)], dtype=torch.int64)
         self._sent = _Sent(sums, dist.all_reduce(sums, group=self._ranks.group, async_op=True), tuple(bad))
         return heard
 
-    def rest(self) -> StepMessages:
+    def flush(self) -> StepMessages:
         """What is still to be heard, for the end of a walk."""
         sent, self._sent = self._sent, None
         if sent is None:

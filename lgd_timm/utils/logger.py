@@ -16,14 +16,14 @@ from tqdm import tqdm
 class Progress:
     """Follows a training run. `out` None: a rank that keeps silent."""
 
-    def __init__(self, out: Path | None, *, total: int, start: int, batch_size: int, what: str = "distill") -> None:
+    def __init__(self, out: Path | None, *, total: int, start: int, batch_size: int, title: str = "distill") -> None:
         self._out, self._batch_size, self._step = out, batch_size, start
         self._bar = tqdm(
             total=total * batch_size,
             initial=start * batch_size,
             unit="img",
             unit_scale=True,
-            desc=what,
+            desc=title,
             disable=True if out is None else None,
         )
         self._pending: tuple[int, float, float, dict[str, Tensor]] | None = None

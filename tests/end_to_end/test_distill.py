@@ -28,10 +28,9 @@ from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot
 from lgd_timm.publish.check import check_folder
 from lgd_timm.teachers import ImageTeacher, OpenCLIP
 from lgd_timm.training import build as building
-from lgd_timm.training import loop as module
 from lgd_timm.training.build import build
 from lgd_timm.training.distill import save_run
-from lgd_timm.training.state import Run
+from lgd_timm.training.step import StepResult, TrainStep
 from lgd_timm.utils.checkpoint import all_checkpoints
 from lgd_timm.utils.distributed import Ranks
 from tests.helpers.hub_fixtures import make_folder, read_timeless
@@ -42,18 +41,20 @@ Dict = dict[str, Any]
 # One process of a distributed run: writes down the first loss of its rank, and is the command line otherwise.
 ONE_RANK = """
 import json, pathlib, sys
+import torch
 from lgd_timm import cli
-from lgd_timm.training import loop as train
+from lgd_timm.training import state
+from lgd_timm.training.step import TrainStep
 
 seen = {"loss": [], "bank": [], "scores": []}
-train_step, zero_shot = train.train_step, train.zero_shot
+take, zero_shot = TrainStep.take, state.zero_shot
 
-def recorded(run, batch):
-    losses, taken = train_step(run, batch)
-    seen["loss"].append(losses["loss"].item())
-    seen["bank"].append(run.task.objective.visual_bank.flatten().view(train.torch.int32).tolist())
+def recorded(self, batch):
+    result, run = take(self, batch), self.run
+    seen["loss"].append(result.losses["loss"].item())
+    seen["bank"].append(run.task.objective.visual_bank.flatten().view(torch.int32).tolist())
     pathlib.Path(sys.argv[1], f"rank{run.ranks.rank}.json").write_text(json.dumps(seen))
-    return losses, taken
+    return result
 
 def scored(*arguments, ranks, **options):
     result = zero_shot(*arguments, ranks=ranks, **options)
@@ -61,7 +62,7 @@ def scored(*arguments, ranks, **options):
         seen["scores"].append([result.top1, result.samples])
     return result
 
-train.train_step, train.zero_shot = recorded, scored
+TrainStep.take, state.zero_shot = recorded, scored
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -72,15 +73,15 @@ class Stopped(Exception):
 
 def run_until(step: int, recipe: Mapping[str, Any], out: Path) -> None:
     """A run that is stopped in the middle of a step."""
-    train_step = module.train_step
+    take = TrainStep.take
 
-    def stopping(run: Run, batch: Any) -> tuple[dict[str, Tensor], bool]:
-        if run.step == step:
+    def stopping(self: TrainStep, batch: Any) -> StepResult:
+        if self.run.step == step:
             raise Stopped
-        return train_step(run, batch)
+        return take(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train_step", stopping)
+        patch.setattr(TrainStep, "take", stopping)
         with pytest.raises(Stopped):
             run(recipe, out)
 
@@ -225,7 +226,7 @@ def test_how_the_machine_works_may_change_on_resuming(recipe_dict: Dict, tmp_pat
 def test_resuming_a_finished_run_changes_nothing(
     recipe_dict: Dict, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "train", None)
+    monkeypatch.setattr(TrainStep, "__init__", None)
     before = (run_folder / "log.jsonl").read_bytes()
     assert run(recipe_dict, run_folder, resume=True) == run_folder / "published"
     assert (run_folder / "log.jsonl").read_bytes() == before
@@ -333,8 +334,8 @@ def test_the_teacher_is_not_trained_and_not_saved(recipe_dict: Dict, tmp_path: P
     built = build(recipe_from_dict(recipe_dict), tmp_path)
     assert built.teaching.image is not None
     before = {key: value.clone() for key, value in built.teaching.image.state_dict().items()}
-    batch = next(module.batches(built, 1))
-    module.train_step(built, batch)
+    batch = next(built.batches())
+    TrainStep(built).take(batch)
     assert_bit_equal(dict(built.teaching.image.state_dict()), before)
     trained = {id(p) for group in built.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in built.task.student.parameters()}
@@ -364,7 +365,7 @@ def test_clipping_bounds_the_step(recipe_dict: Dict, tmp_path: Path) -> None:
     recipe = merge(recipe_dict, {"optimizer": {"name": "momentum", "lr": 0.5, "weight_decay": 0.0, "clip_grad": 1e-2}})
     built = build(recipe_from_dict(recipe), tmp_path)
     before = [p.detach().clone() for p in built.task.student.parameters()]
-    module.train_step(built, next(module.batches(built, 1)))
+    TrainStep(built).take(next(built.batches()))
     moved = torch.cat(
         [(p.detach() - q).flatten() for p, q in zip(built.task.student.parameters(), before, strict=True)]
     )
@@ -420,12 +421,12 @@ def test_a_student_may_start_from_any_timm_folder(recipe_dict: Dict, tmp_path: P
 
 def test_the_average_moves_by_its_decay(recipe_dict: Dict, tmp_path: Path) -> None:
     built = build(recipe_from_dict(merge(recipe_dict, {"run": {"ema_decay": 0.75}})), tmp_path)
-    batch = next(module.batches(built, 1))
-    module.train_step(built, batch)  # timm's average begins as a copy
+    batch = next(built.batches())
+    TrainStep(built).take(batch)  # timm's average begins as a copy
     before = built.task.student.projector.weight.detach().clone()
     assert torch.equal(built.task.ema_student.projector.weight, before)
     built.step = 2
-    module.train_step(built, batch)
+    TrainStep(built).take(batch)
     after = built.task.student.projector.weight.detach()
     assert not torch.equal(before, after)
     torch.testing.assert_close(built.task.ema_student.projector.weight.detach(), 0.75 * before + 0.25 * after)

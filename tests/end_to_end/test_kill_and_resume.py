@@ -28,18 +28,19 @@ Dict = dict[str, Any]
 STRUCK = """
 import os, pathlib, signal, sys
 from lgd_timm import cli
-from lgd_timm.training import loop as train
+from lgd_timm.training.step import TrainStep
 
 number, step, rank, flag = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4])
-train_step = train.train_step
+take = TrainStep.take
 
-def struck(run, batch):
+def struck(self, batch):
+    run = self.run
     if run.step == step and run.ranks.rank == rank and not flag.exists():
         flag.touch()
         os.kill(os.getpid(), number)
-    return train_step(run, batch)
+    return take(self, batch)
 
-train.train_step = struck
+TrainStep.take = struck
 sys.exit(cli.main(sys.argv[5:]))
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -53,7 +53,7 @@ def test_the_deep_projector_comes_back_from_its_folder(recipe_dict: dict[str, An
     check_folder(folder)
     run = build(recipe, tmp_path / "run")
     checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
-    load_checkpoint(checkpoint, modules=run.task.kept, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
+    load_checkpoint(checkpoint, modules=run.modules, optimizer=run.optimizer, scaler=run.scaler, identity=run.identity)
     images = torch.rand(4, 3, 32, 32)
     expected, found = run.task.student.eval()(images), load(folder).student(images)
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)  # float16 weights
@@ -89,7 +89,7 @@ def test_a_queue_goes_on_where_it_was(recipe_dict: dict[str, Any], tmp_path: Pat
     distill(recipe, out=tmp_path / "run")
     run = build(recipe, tmp_path / "run")
     checkpoint = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
-    load_checkpoint(checkpoint, modules=run.task.kept, optimizer=run.optimizer, scaler=run.scaler, facts=run.facts)
+    load_checkpoint(checkpoint, modules=run.modules, optimizer=run.optimizer, scaler=run.scaler, identity=run.identity)
     assert int(run.task.objective.state_dict()["place"]) == 2 * 48 % 40
 
 

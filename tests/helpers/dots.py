@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lgd_timm.transfer import loop
+from lgd_timm.training.step import TrainStep
 from lgd_timm.transfer import run as runs
 from lgd_timm.transfer.backbone import Pyramid, PyramidBackbone, find_backbone
 from lgd_timm.transfer.job import Item, Job
@@ -106,7 +106,7 @@ class DotsTask:
             "classes": ("dot",),
             "pictures": self.pictures,
             "batch_size": 2,
-            "facts": {"dots": 1},
+            "data_identity": {"dots": 1},
             "scores": self._scores,
         }
         made |= {"recipe": recipe, "model": model, "backbone": model.pyramid, "source": source, "collate": DotsBatch.of}
@@ -161,11 +161,11 @@ def steps(out: Path) -> list[int]:
 
 def struck(monkeypatch: pytest.MonkeyPatch, *, step: int, strike: Callable[[], Any]) -> None:
     """Something happens in the middle of a step."""
-    take = loop._step
+    take = TrainStep.take
 
-    def taken(job: Job, *arguments: Any) -> Any:
-        if job.step == step:
+    def taken(self: TrainStep, batch: Any) -> Any:
+        if self.run.step == step:
             strike()
-        return take(job, *arguments)
+        return take(self, batch)
 
-    monkeypatch.setattr(loop, "_step", taken)
+    monkeypatch.setattr(TrainStep, "take", taken)

@@ -90,4 +90,4 @@ def test_a_run_of_the_other_sort_is_not_gone_on_with(per_image: dict[str, Any], 
     per_image["teacher"]["target"] = "view"
     per_image["views"] = None
     other = build(recipe_from_dict(per_image), tmp_path / "run")
-    assert changed_keys(run.facts, other.facts)[-1] == changed_keys(other.facts, run.facts)[-1] == "teacher"
+    assert changed_keys(run.identity, other.identity)[-1] == changed_keys(other.identity, run.identity)[-1] == "teacher"

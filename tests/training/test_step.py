@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ from torch import Tensor
 from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.training.build import build
-from lgd_timm.training.engine import Skipped, step_seed
-from lgd_timm.training.loop import batches
 from lgd_timm.training.state import Run
-from lgd_timm.training.step import train_step
+from lgd_timm.training.step import Skipped, TrainStep, step_seed
 
 Dict = dict[str, Any]
 
@@ -60,45 +59,90 @@ def poison(run: Run, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     )
 
 
+OPTIMIZERS = ("sgd", "adamw", "lamb", "lars", "nadamw", "lion", "adopt", "madgrad", "rmsproptf", "adafactor", "muon")
+
+
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("objective", [{"kind": "lgd"}, {"kind": "seed", "queue_size": 32}], ids=["lgd", "seed"])
+@pytest.mark.parametrize(
+    "objective",
+    [{"kind": "lgd"}, {"kind": "seed", "queue_size": 32}, {"preset": "lightly_train", "kind": "seed", "queue_size": 32}],
+    ids=["lgd", "seed", "filled before the loss"],
+)
 def test_a_step_whose_gradient_is_not_finite_leaves_everything_as_it_was(
-    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, objective: Dict
+    recipe_dict: Dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    objective: Dict,
+    on_device: bool,
 ) -> None:
     run = made({**recipe_dict, "objective": objective}, tmp_path, run={"ema_decay": 0.5, "device": "cpu"})
-    first, second = list(batches(run, 2))
-    train_step(run, first)  # so that there is momentum, and batch statistics that moved
+    step = TrainStep(run, on_device=on_device)
+    first, second = list(islice(run.batches(), 2))
+    step.take(first)  # so that there is momentum, and batch statistics that moved
     run.step = 1
     before = state(run)
     with monkeypatch.context() as patch:
         poison(run, patch, value)
-        losses, taken = train_step(run, second)
+        losses, taken = step.take(second)
     assert not taken
     assert not losses["loss"].isfinite()
     assert changed(run, before) == []
-    assert train_step(run, second)[1]  # and nothing is poisoned
+    assert step.take(second).taken  # and nothing is poisoned
+    step.settle()
+    assert (run.skipped.total, run.skipped.in_row) == (1, 0)
     assert any(key.startswith("student/") for key in changed(run, before))
     assert all(tensor.isfinite().all() for tensor in state(run).values())
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_as_if_bad_steps_had_not_been(
+    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The first step and one in between are bad. What is decided on the device is equal to the bit to what the host decides."""
+    results = []
+    for on_device in (False, True):
+        run = made(recipe_dict, tmp_path, optimizer={"name": name, "lr": 0.01}, run={"ema_decay": 0.5, "device": "cpu"})
+        step, all_batches = TrainStep(run, on_device=on_device), list(run.batches())
+        for run.step, batch in enumerate(all_batches[:6]):
+            with monkeypatch.context() as patch:
+                if run.step in (0, 3):
+                    poison(run, patch, float("nan"))
+                step.take(batch)
+        step.settle()
+        assert run.skipped.total == 2
+        results.append({**state(run), "groups": torch.tensor(numbers(run))})
+    ours, theirs = results
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def numbers(run: Run) -> list[float]:
+    """What the optimizer counts beside its tensors."""
+    containers = [*run.optimizer.param_groups, *run.optimizer.state.values()]
+    return [float(value) for values in containers for key, value in values.items() if key in ("step", "k")]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
 def test_a_pixel_storm_does_not_poison_batch_statistics(
-    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_device: bool
 ) -> None:
     """A forward pass moves batch norm's running mean before anybody has seen a gradient."""
     run = made(recipe_dict, tmp_path)
-    batch = next(batches(run, 1))
+    batch = next(run.batches())
     monkeypatch.setattr(
         run.task.student, "forward", lambda images, own=run.task.student.forward: own(images) * float("inf")
     )
     before = state(run)
-    assert not train_step(run, batch)[1]
+    assert not TrainStep(run, on_device=on_device).take(batch).taken
     assert changed(run, before) == []
 
 
 def test_too_many_in_a_row_end_the_run_and_name_the_images() -> None:
     skipped = Skipped(allowed=2)
     assert "step 8: a gradient is not finite, so it was left out (of images a, b" in skipped.add(["a", "b"], step=7)
-    skipped.in_row = 0  # a good one in between
+    skipped.ok()
     skipped.add(["c"], step=9)
     skipped.add(["d"], step=10)
     with pytest.raises(
@@ -132,9 +176,9 @@ def test_passes_add_up_to_the_batch(recipe_dict: Dict, tmp_path: Path, objective
     results = []
     for passes in (1, 4):
         run = made(recipe, tmp_path, run={"accumulate": passes, "device": "cpu"})
-        for step, batch in enumerate(batches(run, 3)):
-            run.step = step
-            losses, taken = train_step(run, batch)
+        step = TrainStep(run)
+        for run.step, batch in enumerate(islice(run.batches(), 3)):
+            losses, taken = step.take(batch)
             assert taken
         results.append((float(losses["loss"]), state(run)))
     (whole, ours), (parts, theirs) = results

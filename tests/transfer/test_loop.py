@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lgd_timm.errors import LGDError, RecipeError, WeightsError
-from lgd_timm.transfer import loop
 from lgd_timm.transfer.job import Item
 from lgd_timm.transfer.recipe import BackboneRecipe, read_transfer
 from lgd_timm.utils.checkpoint import all_checkpoints, best_checkpoint
@@ -195,7 +194,7 @@ def test_another_run_is_not_gone_on_with(task: DotsTask, tmp_path: Path) -> None
     (tmp_path / "run" / "metrics.json").unlink()
     with pytest.raises(WeightsError, match=r"was written by another run: optimizer, run differ\. Use the same recipe"):
         run(tmp_path / "run", resume=True, optimizer={"lr": 0.5}, machine={"seed": 3})
-    task.changes = {"facts": {"dots": 2}}
+    task.changes = {"data_identity": {"dots": 2}}
     with pytest.raises(WeightsError, match="another run: dots differ"):
         run(tmp_path / "run", resume=True)
     task.changes = {}
@@ -233,8 +232,8 @@ def test_batches_that_can_not_be_filled(task: DotsTask, tmp_path: Path) -> None:
 
 def test_ranks_share_each_batch(task: DotsTask, tmp_path: Path) -> None:
     jobs = [task.prepare(recipe(), out=tmp_path, device=CPU, ranks=Ranks(rank, 2)) for rank in range(2)]
-    alone = [set(batch) for batch in loop._Order(task.prepare(recipe(), out=tmp_path, device=CPU, ranks=Ranks()))]
-    shares = [list(loop._Order(job)) for job in jobs]
+    alone = [set(batch) for batch in task.prepare(recipe(), out=tmp_path, device=CPU, ranks=Ranks()).sampler()]
+    shares = [list(job.sampler()) for job in jobs]
     assert [set(first) | set(second) for first, second in zip(*shares, strict=True)] == alone
     assert all(len(part) == 1 for share in shares for part in share)
 

@@ -20,7 +20,7 @@ from lgd_timm.task import LGDTask
 from lgd_timm.utils import checkpoint
 from lgd_timm.utils.checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
 
-FACTS = {"seed": 0, "optimizer": {"name": "adamw", "betas": (0.9, 0.95)}}
+IDENTITY = {"seed": 0, "optimizer": {"name": "adamw", "betas": (0.9, 0.95)}}
 
 
 def make(optimizer: str = "adamw", *, seed: int = 0, ema: bool = True) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def make(optimizer: str = "adamw", *, seed: int = 0, ema: bool = True) -> dict[s
         if ema:
             task.update_ema(step=step + 1)
     return {
-        "modules": task.kept,
+        "modules": task.state_modules,
         "optimizer": made,
         "scaler": torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0 ** (8 + seed)),
     }
@@ -69,40 +69,40 @@ def assert_same(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_everything_comes_back_bit_equal(tmp_path: Path, optimizer: str) -> None:
     saved = make(optimizer, seed=2)
-    path = save_checkpoint(tmp_path, step=7, **saved, facts=FACTS, counts={"bad": {"a": "broken"}, "skipped": 3})
+    path = save_checkpoint(tmp_path, step=7, **saved, identity=IDENTITY, counts={"bad": {"a": "broken"}, "skipped": 3})
     restored = make(optimizer, seed=1)
-    assert load_checkpoint(path, **restored, facts=FACTS) == (7, {"bad": {"a": "broken"}, "skipped": 3})
+    assert load_checkpoint(path, **restored, identity=IDENTITY) == (7, {"bad": {"a": "broken"}, "skipped": 3})
     assert_same(state(restored), state(saved))
 
 
 def test_a_checkpoint_is_safetensors_and_json_only(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, step=1, **make(seed=1), facts=FACTS)
+    path = save_checkpoint(tmp_path, step=1, **make(seed=1), identity=IDENTITY)
     names = ["ema.safetensors", "objective.safetensors", "optimizer.safetensors", "state.json", "student.safetensors"]
     assert sorted(file.name for file in path.iterdir()) == names
 
 
 def test_without_an_average_there_is_no_file_of_one(tmp_path: Path) -> None:
     saved, restored = make(seed=2, ema=False), make(seed=1, ema=False)
-    path = save_checkpoint(tmp_path, step=1, **saved, facts=FACTS)
+    path = save_checkpoint(tmp_path, step=1, **saved, identity=IDENTITY)
     assert not (path / "ema.safetensors").exists()
-    load_checkpoint(path, **restored, facts=FACTS)
+    load_checkpoint(path, **restored, identity=IDENTITY)
     assert_same(state(restored), state(saved))
 
 
 def test_the_last_ones_are_kept_oldest_first(tmp_path: Path) -> None:
     made = make()
     for step in (9, 10, 100, 1000):
-        save_checkpoint(tmp_path, step=step, **made, facts=FACTS, keep=3)
+        save_checkpoint(tmp_path, step=step, **made, identity=IDENTITY, keep=3)
     assert [path.name for path in all_checkpoints(tmp_path)] == ["step-00000010", "step-00000100", "step-00001000"]
     assert all_checkpoints(tmp_path / "nowhere") == []
 
 
 def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, step=3, **make(seed=1), facts=FACTS)
+    save_checkpoint(tmp_path, step=3, **make(seed=1), identity=IDENTITY)
     second = make(seed=2)
-    path = save_checkpoint(tmp_path, step=3, **second, facts=FACTS)
+    path = save_checkpoint(tmp_path, step=3, **second, identity=IDENTITY)
     restored = make()
-    load_checkpoint(path, **restored, facts=FACTS)
+    load_checkpoint(path, **restored, identity=IDENTITY)
     assert_same(state(restored), state(second))
 
 
@@ -110,48 +110,48 @@ def test_a_checkpoint_that_fails_midway_leaves_the_earlier_ones_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make()
-    save_checkpoint(tmp_path, step=1, **made, facts=FACTS)
+    save_checkpoint(tmp_path, step=1, **made, identity=IDENTITY)
 
     def full(*args: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint.json, "dumps", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, step=2, **made, facts=FACTS)
+        save_checkpoint(tmp_path, step=2, **made, identity=IDENTITY)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_what_is_not_whole_does_not_count(tmp_path: Path) -> None:
-    whole = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
+    whole = save_checkpoint(tmp_path, step=1, **make(), identity=IDENTITY)
     partial = Path(shutil.copytree(whole, tmp_path / "step-00000002"))
     (partial / "state.json").unlink()
     assert all_checkpoints(tmp_path) == [whole]
 
 
 @pytest.mark.parametrize(
-    ("facts", "differs"),
+    ("identity", "differs"),
     [
-        ({**FACTS, "seed": 1}, "seed"),
-        ({**FACTS, "optimizer": {"name": "adamw", "betas": (0.9, 0.99)}}, "optimizer"),
-        ({**FACTS, "teacher": "abc"}, "teacher"),
+        ({**IDENTITY, "seed": 1}, "seed"),
+        ({**IDENTITY, "optimizer": {"name": "adamw", "betas": (0.9, 0.99)}}, "optimizer"),
+        ({**IDENTITY, "teacher": "abc"}, "teacher"),
         ({"seed": 3, "optimizer": {}}, "seed, optimizer"),
     ],
 )
 def test_another_runs_checkpoint_is_refused_naming_what_differs(
-    tmp_path: Path, facts: dict[str, Any], differs: str
+    tmp_path: Path, identity: dict[str, Any], differs: str
 ) -> None:
-    path = save_checkpoint(tmp_path, step=1, **make(seed=1), facts=FACTS)
+    path = save_checkpoint(tmp_path, step=1, **make(seed=1), identity=IDENTITY)
     made = make(seed=2)
     before = made["modules"]["student"].projector.weight.clone()
     with pytest.raises(WeightsError, match=f"was written by another run: {differs} differ"):
-        load_checkpoint(path, **made, facts=facts)
+        load_checkpoint(path, **made, identity=identity)
     assert torch.equal(made["modules"]["student"].projector.weight, before)
 
 
 def test_tuples_agree_with_the_lists_that_json_makes_of_them(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, step=5, **make(), facts=FACTS)
+    path = save_checkpoint(tmp_path, step=5, **make(), identity=IDENTITY)
     assert json.loads((path / "state.json").read_text())["facts"]["optimizer"]["betas"] == [0.9, 0.95]
-    assert load_checkpoint(path, **make(), facts=FACTS).step == 5
+    assert load_checkpoint(path, **make(), identity=IDENTITY).step == 5
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_tuples_agree_with_the_lists_that_json_makes_of_them(tmp_path: Path) -> 
 )
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path: Path, name: str, damage: str) -> None:
-    path = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
+    path = save_checkpoint(tmp_path, step=1, **make(), identity=IDENTITY)
     if damage == "cut":
         (path / name).write_bytes((path / name).read_bytes()[:-9])
     else:
@@ -167,12 +167,12 @@ def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path: Path, name: s
     with pytest.raises(
         WeightsError, match=r"step-00000001 can't be restored \(.*\)\. Remove it: the checkpoint before it is used"
     ):
-        load_checkpoint(path, **make(), facts=FACTS)
+        load_checkpoint(path, **make(), identity=IDENTITY)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, step=1, **make(), facts=FACTS)
+    path = save_checkpoint(tmp_path, step=1, **make(), identity=IDENTITY)
     other = make()
     other["modules"]["student"].projector = torch.nn.Linear(3, 8)
     with pytest.raises(WeightsError, match="can't be restored"):
-        load_checkpoint(path, **other, facts=FACTS)
+        load_checkpoint(path, **other, identity=IDENTITY)

@@ -13,22 +13,22 @@ from lgd_timm.utils.distributed import Ranks, StepMessages, StepSync
 
 
 def test_one_process_hears_itself_at_once() -> None:
-    pulse = StepSync(Ranks())
-    assert pulse.beat(stop=True, bad=[("a", "broken")]) == StepMessages(True, (("a", "broken"),))
-    assert pulse.beat() == StepMessages(False, ())
-    assert pulse.rest() == StepMessages(False, ())
+    sync = StepSync(Ranks())
+    assert sync.exchange(stop=True, bad=[("a", "broken")]) == StepMessages(True, (("a", "broken"),))
+    assert sync.exchange() == StepMessages(False, ())
+    assert sync.flush() == StepMessages(False, ())
 
 
 def _speak(rank: int, meeting: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    pulse = StepSync(Ranks.join())
+    sync = StepSync(Ranks.join())
     heard = [
-        pulse.beat(),
-        pulse.beat(bad=[("b", "short")] if rank else [("a", "grey"), ("c", "")]),
-        pulse.beat(stop=rank == 1),
-        pulse.beat(bad=[("last", "one")] if rank else []),
-        pulse.rest(),
-        pulse.rest(),
+        sync.exchange(),
+        sync.exchange(bad=[("b", "short")] if rank else [("a", "grey"), ("c", "")]),
+        sync.exchange(stop=rank == 1),
+        sync.exchange(bad=[("last", "one")] if rank else []),
+        sync.flush(),
+        sync.flush(),
     ]
     Path(out, f"{rank}.txt").write_text(repr([(entry.stop, list(entry.bad)) for entry in heard]))
     dist.destroy_process_group()

@@ -49,7 +49,7 @@ def prepare(recipe: DetectRecipe, *, out: Path, device: torch.device, ranks: Ran
         collate=Batch.of,
         batch_size=data.batch_size,
         scores=scores,
-        facts={"data": {**facts, "train": sha256_of(train.path)[:16]}},
+        data_identity={"data": {**facts, "train": sha256_of(train.path)[:16]}},
         out=out,
         device=device,
         ranks=ranks,

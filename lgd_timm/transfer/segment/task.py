@@ -61,14 +61,14 @@ def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ra
         collate=collate,
         batch_size=data.batch_size,
         scores=None if val is None else lambda: scores(val),
-        facts=_facts(recipe, train),
+        data_identity=_data_identity(recipe, train),
         out=out,
         device=device,
         ranks=ranks,
     )
 
 
-def _facts(recipe: SegmentRecipe, train: Split) -> dict[str, object]:
+def _data_identity(recipe: SegmentRecipe, train: Split) -> dict[str, object]:
     data = {key: value for key, value in to_plain(recipe.data).items() if key not in ELSEWHERE}
     return {
         "data": data,

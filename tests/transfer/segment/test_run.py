@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from lgd_timm.cli.main import main
 from lgd_timm.errors import LGDError, MissingExtra, RecipeError, WeightsError
-from lgd_timm.transfer import loop
+from lgd_timm.training import engine
+from lgd_timm.training.step import TrainStep
 from lgd_timm.transfer.recipe import read_transfer
 from lgd_timm.transfer.run import open_run, predict, transfer
 from lgd_timm.transfer.segment import SegmentRecipe, prepare
@@ -72,15 +73,15 @@ def test_a_stopped_run_ends_with_the_same_weights(root: Path, tmp_path: Path, mo
     """
     recipe = recipe_of(root, head={"kind": "deeplabv3plus"})
     transfer("segment", recipe, out=tmp_path / "whole")
-    step, kill = loop._step, 2
+    take, kill = TrainStep.take, 2
 
-    def dies(job: Any, *args: Any) -> Any:
-        if job.step == kill:
+    def dies(self: TrainStep, batch: Any) -> Any:
+        if self.run.step == kill:
             raise KeyboardInterrupt
-        return step(job, *args)
+        return take(self, batch)
 
-    monkeypatch.setattr(loop, "_step", dies)
-    monkeypatch.setattr(loop._Saver, "due", property(lambda self: True))
+    monkeypatch.setattr(TrainStep, "take", dies)
+    monkeypatch.setattr(engine._Saver, "due", property(lambda self: True))
     with pytest.raises(KeyboardInterrupt):
         transfer("segment", recipe, out=tmp_path / "stopped")
     monkeypatch.undo()
@@ -116,7 +117,7 @@ def test_data_that_moved_are_the_same_run(root: Path, tmp_path: Path) -> None:
         )
         for place in (str(root), str(make_folder(tmp_path / "copy")), str(make_folder(tmp_path / "more", count=7)))
     ]
-    assert jobs[0].agreed == jobs[1].agreed != jobs[2].agreed
+    assert jobs[0].identity == jobs[1].identity != jobs[2].identity
     assert not (tmp_path / "run").exists()
 
 
