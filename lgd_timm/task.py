@@ -73,9 +73,7 @@ class LGDTask(TrainingTask):
     def teacher(self) -> ImageTeacher | None:
         return self._teacher[0] if self._teacher else None
 
-    def forward(
-        self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None
-    ) -> dict[str, Any]:
+    def forward(self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None) -> dict[str, Any]:
         """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's.
 
         `labels`, int64 [B], are looked at by an objective that needs them, and by no other.

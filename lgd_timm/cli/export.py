@@ -21,6 +21,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "half": {"action": "store_true", "help": "weights as float16, in half the space"},
     "features": {"action": "store_true", "help": "pooled features, and no classifier"},
     "vocabulary": {"help": "class names to answer with: a list, a file, folder:PATH, ... (default: the model's own)"},
+    "runtime": {
+        "metavar": "FILE",
+        "help": "tarball of `npm pack onnxruntime-web` (default: fetched from the npm registry once)",
+    },
     "templates": {"help": "prompt templates for --vocabulary: none, simple, openai, a file (default: none)"},
 }
 

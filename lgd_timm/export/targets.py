@@ -71,6 +71,9 @@ TARGETS: dict[str, Target] = {
         ending=".onnx",
         options=("data", "split", "calibration_images", "vocabulary", "templates"),
     ),
+    "web": Target(
+        "web", "a page that classifies pictures in a browser", options=("vocabulary", "templates", "runtime")
+    ),
     "ncnn": Target("ncnn", "for phones and small boards", options=("half", "features", "vocabulary", "templates")),
 }
 

@@ -1,8 +1,8 @@
 """Losses between student and teacher embeddings, one a file, all called in the same way.
 
-    losses = objective(student, teacher)      # [B, D] each, BEFORE L2 normalisation -> {"loss": ..., "loss_*": ...}
-    losses["loss"].backward()
-    objective.update(teacher)                 # banks and queues, after the loss
+losses = objective(student, teacher)      # [B, D] each, BEFORE L2 normalisation -> {"loss": ..., "loss_*": ...}
+losses["loss"].backward()
+objective.update(teacher)                 # banks and queues, after the loss
 """
 
 from .base import Assigned, Objective, join_assigned

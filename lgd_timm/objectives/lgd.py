@@ -143,9 +143,7 @@ class LGD(Objective):
         with torch.autocast(teacher.device.type, enabled=False):
             rows = normalize(teacher.float(), dim=1)
             if assigned is None:
-                assigned = Assigned(
-                    *nearest_rows(rows, self.text_bank, temperature=self.config.teacher_temperature)
-                )
+                assigned = Assigned(*nearest_rows(rows, self.text_bank, temperature=self.config.teacher_temperature))
             self._aggregate(rows, assigned)
 
     @torch.no_grad()
