@@ -42,8 +42,8 @@ def main() -> int:
         teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
         names = text_bank(
             Vocabulary(tuple(CIFAR10), ("{}",)),
-            text_fingerprint=stored.facts["text_fingerprint"],
-            text=spec_from_dict(stored.facts["teacher"]).text,
+            text_fingerprint=stored.metadata["text_fingerprint"],
+            text=spec_from_dict(stored.metadata["teacher"]).text,
             folders=[stored.root / "text"],
         )
     except (LGDError, MissingExtra) as error:
@@ -54,7 +54,7 @@ def main() -> int:
     own = (teacher @ visual.T).max(1).values
     print(
         f"{len(teacher):,} images of {arguments.shards} ({arguments.split}), "
-        f"teacher {stored.facts['name']}, {stored.views}"
+        f"teacher {stored.metadata['name']}, {stored.views}"
     )
     if labels.min() >= 0:
         right = (teacher @ names.T).argmax(1) == labels

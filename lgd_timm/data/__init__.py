@@ -1,4 +1,4 @@
-"""Images and teacher embeddings as WebDataset shards: written, read, viewed, sampled and loaded; and the names of classes."""
+"""Images and teacher embeddings as WebDataset shards, views of the images, samplers, loaders, class names."""
 
 from typing import TYPE_CHECKING
 

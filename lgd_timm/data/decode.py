@@ -1,7 +1,7 @@
-"""Image files to pixels: only as much of a picture as a view needs, by the fastest decoder that is faithful.
+"""Decode image files: only as much of an image as a view needs, by the fastest decoder whose pixels are Pillow's.
 
-JPEG goes through simplejpeg, whose pixels equal Pillow's (hub.md, section 4; tests). All else, and what it refuses (CMYK,
-truncated or damaged files), goes through Pillow, which then has the last word.
+JPEG is decoded by simplejpeg (tests compare it with Pillow). Other formats, and what simplejpeg refuses (CMYK,
+truncated or damaged files), are decoded by Pillow, which decides whether they can be read at all.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ REDUCTIONS = (8, 4, 2)  # of libjpeg's scaled decoding, those that are fast
 
 
 class EncodedImage:
-    """An image file, opened but not decoded. `height` and `width` are those of the upright picture.
+    """An image file, opened but not decoded. `height` and `width` (pixels) are those of the upright image.
 
-    Raises: ShardError for bytes that are no image, here or when pixels are asked for.
+    Raises:
+        ShardError: the bytes are no image. Raised here, or when pixels are read.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -51,10 +52,18 @@ class EncodedImage:
         self.height, self.width = (width, height) if self._turn[0] else (height, width)
 
     def crop(self, box: Box, *, least: int | None = None) -> Tensor:
-        """Pixels of a box, uint8 RGB [3, h, w], channels last in memory. Not to be written to: it may be the picture's own.
+        """Decode a box of the image.
 
-        With `least` a JPEG of which the box is at least twice that high and wide is decoded at a half, a quarter or an
-        eighth of its size: the box then has at least `least` pixels either way. That skips most of the decoder's work.
+        Args:
+            box: (top, left, height, width) in pixels of the upright image.
+            least: a JPEG whose box is at least twice that high and wide is decoded at a half, a quarter or an eighth of
+                its size, so that the box still has `least` pixels either way. That skips most of the decoder's work.
+
+        Returns:
+            uint8 RGB [3, h, w], channels last in memory. Read only: it may be a view of the decoded image.
+
+        Raises:
+            ShardError: the image can't be decoded.
         """
         top, left, height, width = box
         reduce = self._reduction(min(height, width), least)
@@ -70,7 +79,7 @@ class EncodedImage:
         return next((r for r in REDUCTIONS if side >= r * least), 1)
 
     def _upright(self, reduce: int) -> np.ndarray:
-        """The whole picture at 1/reduce, uint8 [H, W, 3]. Kept, as several views of one picture come one after the other."""
+        """Decode the whole image at 1/reduce, uint8 [H, W, 3]. Kept: several views of an image are read in a row."""
         if reduce not in self._decoded:
             swap, vertical, horizontal = self._turn
             pixels = self._fast(reduce)
@@ -81,13 +90,13 @@ class EncodedImage:
         return self._decoded[reduce]
 
     def _fast(self, reduce: int) -> np.ndarray | None:
-        """By simplejpeg, or None where it refuses."""
+        """Decode by simplejpeg; None where it refuses."""
         if not self._jpeg:
             return None
         height, width = (self.width, self.height) if self._turn[0] else (self.height, self.width)
-        least: dict[str, int] = (
-            {} if reduce == 1 else {"min_height": -(-height // reduce), "min_width": -(-width // reduce)}
-        )
+        least: dict[str, int] = {}
+        if reduce > 1:
+            least = {"min_height": -(-height // reduce), "min_width": -(-width // reduce)}
         try:
             return simplejpeg.decode_jpeg(self._data, **least)
         except ValueError:  # CMYK, truncated, damaged: Pillow decides
@@ -106,7 +115,7 @@ class EncodedImage:
 
     @cached_property
     def _pillow(self) -> Any:
-        """Pillow's image, of which only the header is read: decoding at a reduced size would change it."""
+        """Pillow's image, used for its header only: decoding at a reduced size would change it."""
         return self._open()
 
     def _open(self) -> Any:
@@ -128,11 +137,9 @@ class EncodedImage:
 
 
 def _has_metadata(data: bytes) -> bool:
-    """Whether a JPEG has an APP1 segment, where EXIF and XMP are, of which either may hold an orientation."""
-    start = 2
-    while (
-        data[start : start + 1] == b"\xff" and (marker := data[start + 1 : start + 2]) != b"\xda"
-    ):  # the scan, with all the rest
+    """Tell whether a JPEG has an APP1 segment: EXIF and XMP, either of which may hold an orientation."""
+    start, scan = 2, b"\xda"  # segments end where the scan begins
+    while data[start : start + 1] == b"\xff" and (marker := data[start + 1 : start + 2]) != scan:
         if marker == b"\xe1":
             return True
         start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
@@ -140,7 +147,7 @@ def _has_metadata(data: bytes) -> bool:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that simplejpeg may decode, else None."""
+    """Read (height, width) of a JPEG that simplejpeg may decode; None for anything else."""
     if data[:2] != b"\xff\xd8":
         return None
     try:
@@ -152,4 +159,4 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return height, width
 
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

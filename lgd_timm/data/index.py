@@ -1,8 +1,8 @@
-"""What a folder of shards holds: timm's `_info.json` with sha256 sums, and where each sample lies in its tar.
+"""Read the index of a shard folder: timm's `_info.json`, with sha256 sums added.
 
 Samples are read by position, not streamed. An epoch's order is then a pure function of (seed, epoch), the same for any
-number of workers and ranks; evaluation sees each sample exactly once; a run can go on at any step; and no shuffle
-buffer holds samples in memory. webdataset's own pipeline offers none of these (mechanics.md, part C).
+number of workers and ranks; evaluation reads each sample exactly once; a run can resume at any step; and no shuffle
+buffer holds samples in memory. webdataset's own pipeline streams and offers none of these.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..utils.files import fingerprint
-from .paths import Place, resolve_path
+from .paths import AnyPath, resolve_path
 from .shard_cache import check_sums, local_file, read_small
 
 INFO = "_info.json"
@@ -24,9 +24,9 @@ IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split: its tars, their sample counts and sums."""
+    """One split: its tars, with their sample counts and sha256 sums (none where the writer gave none)."""
 
-    root: Place
+    root: AnyPath
     split: str
     filenames: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -38,20 +38,21 @@ class ShardSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the content: file names, counts and sums."""
+        """16 hexadecimal digits over file names, counts and sums."""
         return fingerprint(self.filenames, self.lengths, self.sha256)
 
     def path(self, shard: int) -> Path:
-        """Where a shard is on this disk. From an address it is fetched, when it is first asked for. Raises: as `remote.local_file`."""
+        """Return a shard's path on this disk; one at an address is fetched first. Raises: as `local_file`."""
         return local_file(self.root / self.filenames[shard], sha256=self.sha256[shard] if self.sha256 else None)
 
 
-def read_info(root: Place) -> dict:
-    """The folder's `_info.json`, or a ShardError that says what is missing."""
+def read_info(root: AnyPath) -> dict:
+    """Read a folder's `_info.json`. Raises: ShardError where it is missing or can't be read."""
     path = root / INFO
     if isinstance(path, Path) and not path.is_file():
         raise ShardError(
-            f"{root} holds no {INFO}, so it is not a finished shard folder. Write one with: lgd-timm shards write IMAGES {root}"
+            f"{root} holds no {INFO}, so it is not a finished shard folder. "
+            f"Write one with: lgd-timm shards write IMAGES {root}"
         )
     content = read_small(path)
     try:
@@ -62,23 +63,33 @@ def read_info(root: Place) -> dict:
     return info
 
 
-def open_shards(root: str | Place, *, split: str) -> ShardSet:
-    """Open one split of a shard folder or address. Checks that every tar is there, on this disk; does not read them.
+def open_shards(root: str | AnyPath, *, split: str) -> ShardSet:
+    """Open one split of a shard folder.
 
-    Raises: ShardError when the folder, the split or a shard is missing, and for an address whose index has no sha256 sums.
+    Args:
+        root: the folder, or its address (https://, hf://, s3://, ...). Of a folder it is checked that every tar exists;
+            no tar is read.
+        split: its name in the index.
+
+    Returns:
+        The split's index.
+
+    Raises:
+        ShardError: the folder, the split or a tar is missing, or an address's index has no sha256 sums.
     """
     root = resolve_path(root)
     shards = read_split(root, read_info(root), split=split)
     missing = [name for name in shards.filenames if not (root / name).is_file()] if isinstance(root, Path) else []
     if missing:
         raise ShardError(
-            f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. Copy them here."
+            f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. "
+            "Copy them here."
         )
     return shards
 
 
-def read_split(root: Place, info: dict, *, split: str) -> ShardSet:
-    """What an index says of a split, whether or not it is so. Raises: ShardError for an index that can't be used."""
+def read_split(root: AnyPath, info: dict, *, split: str) -> ShardSet:
+    """Read a split's entry of an index, without a look at the tars. Raises: ShardError for an unusable entry."""
     if split not in info["splits"]:
         raise ShardError(f"{root} has no split {split!r}; it has {', '.join(sorted(info['splits'])) or 'none'}.")
     entry = info["splits"][split]

@@ -45,12 +45,13 @@ def worker_errors() -> Iterator[None]:
             raise
         said = " ".join(str(error).split()).rstrip(".")
         raise WorkerError(
-            f"{said}. Memory may have run out: lower data.workers or data.batch_size. A distillation goes on with --resume."
+            f"{said}. Memory may have run out: lower data.workers or data.batch_size. "
+            "A distillation goes on with --resume."
         ) from error
 
 
 class _TranslatingHandler:
-    """torch's handler of SIGCHLD, which raises in the main thread when a worker dies, with our error in place of torch's."""
+    """torch's SIGCHLD handler, which raises in the main thread when a worker dies, with our error in place of torch's."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         self._handler = handler
@@ -79,17 +80,17 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
     return WorkerDataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=_as_is,
+        collate_fn=_identity,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_be_modest,
-        generator=torch.Generator(),  # of its own: the workers' seed must not move the global generator, on which dropout draws
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else drawing the workers' seed would advance the global generator (dropout)
     )
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches moved to a device. On CUDA the next one is copied and coloured on a stream of its own while this one is worked on."""
+    """Move batches to a device. On CUDA a second stream copies the next one, and changes its colours, meanwhile."""
     if device.type != "cuda":
         for batch in batches:
             yield batch.to(device)
@@ -108,21 +109,18 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         yield ahead
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _be_modest(_: int) -> None:
-    """A worker's start."""
-    torch.set_num_threads(1)  # workers are the parallelism; more threads would only fight
-    if hasattr(
-        os, "nice"
-    ):  # while the queue is full the step goes first: a core shared evenly would keep all its threads waiting
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)  # the workers are the parallelism: more threads would compete for the same cores
+    if hasattr(os, "nice"):  # the step goes first: its threads wait for the slowest, which shares a core with a worker
         os.nice(10)
 
 
-def place_photometry(place: Photometry | Literal["auto"], device: torch.device) -> Photometry:
-    """Where colours are best changed: an accelerator does a batch in the time that a worker needs for an image."""
-    if place == "auto":
+def color_device(photometry: Photometry | Literal["auto"], device: torch.device) -> Photometry:
+    """Resolve "auto": colour operations run on an accelerator, which is far faster at them, else in the workers."""
+    if photometry == "auto":
         return "worker" if device.type == "cpu" else "device"
-    return place
+    return photometry

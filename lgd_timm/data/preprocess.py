@@ -1,4 +1,4 @@
-"""Pixels to a model's own input: its size and its statistics. The same picture can feed two models that differ in both."""
+"""Turn pixels into a model's input: its size, its mean and std. Student and teacher may differ in all of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torchvision.transforms.v2 import functional
 
 
 class Preprocess(nn.Module):
-    """uint8 [B, 3, H, W] in 0..255, or float in 0..1 -> float [B, 3, size, size], resized (antialiased) and normalised.
+    """Resize (antialiased) and normalise: uint8 [B, 3, H, W] in 0..255, or float in 0..1 -> float [B, 3, size, size].
 
-    Its buffers are not saved: they are facts of the model, not weights.
+    The buffers `mean` and `std` are in no state_dict: they belong to the model's configuration.
     """
 
     mean: Tensor
@@ -23,7 +23,7 @@ class Preprocess(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.interpolation = size, interpolation
-        for name, values in (("mean", mean), ("std", std)):  # float32 even for integers, as which YAML reads [0, 0, 0]
+        for name, values in (("mean", mean), ("std", std)):  # float32, also for the integers of [0, 0, 0]
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:

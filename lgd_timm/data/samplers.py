@@ -1,4 +1,4 @@
-"""Say which samples and views each batch of each rank holds."""
+"""Samplers: which samples and views each batch of each rank holds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ Item = tuple[int, int]  # (position in the split, view index)
 
 @dataclass(frozen=True)
 class EpochSampler(Sampler[list[Item]]):
-    """The batches of one rank, an endless walk through shuffled epochs cut to steps [start, stop).
+    """The batches of one rank for the steps [start, stop) of shuffled epochs.
 
     Step s belongs to epoch s // steps_per_epoch and shows view (epoch mod views). Shards are permuted by epoch, then
-    samples within windows of `window` shards, which keeps reads near each other; the order is cut into global batches and
-    each batch into one part a rank. A last, partial global batch is left to other epochs' luck.
+    samples within windows of `window` shards, which keeps reads near each other. The order is cut into global batches,
+    and each of them into one part a rank. The samples of a last, partial global batch are not used in that epoch.
+
+    Raises:
+        ShardError: there are fewer samples than in one global batch.
     """
 
     lengths: tuple[int, ...]
@@ -36,8 +39,8 @@ class EpochSampler(Sampler[list[Item]]):
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
             raise ShardError(
-                f"{sum(self.lengths)} samples are too few for one global batch of {self.batch_size} x {self.world_size} ranks. "
-                "Lower data.batch_size."
+                f"{sum(self.lengths)} samples are too few for one global batch of "
+                f"{self.batch_size} x {self.world_size} ranks. Lower data.batch_size."
             )
 
     @property
@@ -48,7 +51,7 @@ class EpochSampler(Sampler[list[Item]]):
         return max(0, self.stop - self.start)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions of all samples in this epoch's order, int64 [N], equal on every rank."""
+        """Compute the positions of all samples in an epoch's order, int64 [N], the same on every rank."""
         draw = np.random.Generator(np.random.Philox(key=(self.seed << 64) + epoch))
         starts = np.concatenate([[0], np.cumsum(self.lengths)])
         shards = draw.permutation(len(self.lengths))
@@ -64,16 +67,16 @@ class EpochSampler(Sampler[list[Item]]):
         size = self.batch_size * self.world_size
         order, current = np.empty(0, np.int64), -1
         for step in range(self.start, self.stop):
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != current:
                 order, current = self.order(epoch), epoch
-            first = place * size + self.rank * self.batch_size
+            first = batch * size + self.rank * self.batch_size
             yield [(int(i), epoch % self.views) for i in order[first : first + self.batch_size]]
 
 
 @dataclass(frozen=True)
 class SequentialSampler(Sampler[list[Item]]):
-    """Every sample of one rank exactly once, in stored order, each with all its views: for evaluation and teaching."""
+    """Every sample of one rank exactly once, in the given order, each with all its views: to evaluate and to teach."""
 
     positions: Sequence[int]
     batch_size: int

@@ -1,11 +1,12 @@
-"""Shards that lie elsewhere. Each is fetched whole, once, into a cache, and read there like any other.
+"""Fetch shards from a server into a cache, each whole and once; from there they are read like local ones.
 
-`<LGD_TIMM_CACHE>/shards/<sha256>.tar`: the name says what the content is, so it serves from wherever it comes, and a set that grows
-takes what is new. A file has that name only when its sha256 was right. Processes that want the same one wait for the first.
+The file is `<LGD_TIMM_CACHE>/shards/<sha256>.tar`. The name is the content's sha256, so one file serves every address
+of the same content, and of a set that grows only the new shards are fetched. A file gets its name only after its sha256
+was verified. Processes that need the same shard wait for the one that fetches it.
 
-Where a server doesn't give a shard, it is asked again for `settings.shard_patience()`; then the shard's samples are bad samples, which
-`data.max_bad` allows or not. Meanwhile nobody waits for it anew: it is asked for again after `AGAIN_AFTER` seconds, and what else that
-server has is asked for once only.
+A request that fails is repeated for `settings.shard_patience()` seconds. Then the shard's samples count as bad samples,
+of which `data.max_bad` allows so many. For the next `RETRY_AFTER` seconds the shard fails at once, and, if the server
+itself was unreachable, each of its other shards is requested only once.
 """
 
 from __future__ import annotations
@@ -31,67 +32,73 @@ from .. import settings
 from ..errors import CacheError, ShardError
 from ..utils.files import atomic_file, write_json
 from ..utils.http import PAUSES, Download, Retry, Truncated, is_transient
-from .paths import Place, RemotePath
+from .paths import AnyPath, RemotePath
 from .storage import Refused, source_of
 
 log = logging.getLogger(__name__)
 
-AGAIN_AFTER = 60.0  # seconds for which a failure is remembered
+RETRY_AFTER = 60.0  # seconds for which a failure is remembered
 LARGEST_INDEX = 1 << 26  # bytes
 
 
-def read_small(where: Place) -> bytes:
-    """The content of an index. Raises: ShardError where an address doesn't give it; OSError."""
-    if isinstance(where, Path):
-        return where.read_bytes()
+def read_small(path: AnyPath) -> bytes:
+    """Read an index file. Raises: ShardError where the server does not give it, OSError of this disk."""
+    if isinstance(path, Path):
+        return path.read_bytes()
     content = io.BytesIO()
-    part = Download(content, digest=hashlib.sha256, max_size=LARGEST_INDEX)
-    source = source_of(where)
-    with _explained(where):
-        part.run(source, retry=lambda: Retry(settings.hub_patience()))
-    if part.size > LARGEST_INDEX:
-        raise ShardError(f"{where} is no index of shards: it has more than {LARGEST_INDEX} bytes. Check the address.")
+    download = Download(content, digest=hashlib.sha256, max_size=LARGEST_INDEX)
+    source = source_of(path)
+    with _as_shard_error(path):
+        download.run(source, retry=lambda: Retry(settings.hub_patience()))
+    if download.size > LARGEST_INDEX:
+        raise ShardError(f"{path} is no index of shards: it has more than {LARGEST_INDEX} bytes. Check the address.")
     return content.getvalue()
 
 
-def local_file(where: Place, *, sha256: str | None) -> Path:
-    """Where a file is on this disk: a path is, and what an address names is fetched, if its content is not in the cache.
+def local_file(path: AnyPath, *, sha256: str | None) -> Path:
+    """Return a file's path on this disk; one at an address is fetched unless its content is in the cache.
 
-    Raises: ShardError where it can't be had, at once if that was so a moment ago; CacheError where it can't be kept.
+    Args:
+        path: of the file.
+        sha256: of its content, 64 hexadecimal digits; needed for an address.
+
+    Raises:
+        ShardError: the file can't be fetched. For `RETRY_AFTER` seconds after a failure this is raised at once.
+        CacheError: it can't be written to the cache.
     """
-    if isinstance(where, Path):
-        return where
+    if isinstance(path, Path):
+        return path
     if sha256 is None:
         raise ShardError(
-            f"{where} has no sha256 in its index, by which it would be trusted. Download the folder and give its path."
+            f"{path} has no sha256 in its index, by which it would be trusted. Download the folder and give its path."
         )
-    path = settings.cache_folder() / "shards" / f"{sha256}.tar"
-    if path.is_file():
-        return path
-    if failure := _lately(sha256):
+    cached = settings.cache_folder() / "shards" / f"{sha256}.tar"
+    if cached.is_file():
+        return cached
+    if failure := _recent_failure(sha256):
         raise ShardError(failure.reason)
-    with _on_this_disk(path), _alone(path, where) as since:
-        if not path.is_file():
-            _fetch(where, path, sha256, since=since)
-    return path
+    with _as_cache_error(cached), _locked(cached, path) as since:
+        if not cached.is_file():
+            _fetch(path, cached, sha256, since=since)
+    return cached
 
 
-def check_sums(where: Place, sums: tuple[str, ...], *, count: int) -> None:
-    """Raises: ShardError for an index on a server without the sums by which what comes from there is known to be right."""
-    if isinstance(where, RemotePath) and (
+def check_sums(path: AnyPath, sums: tuple[str, ...], *, count: int) -> None:
+    """Refuse a server's index without a sha256 sum for each of its `count` tars. Raises: ShardError."""
+    if isinstance(path, RemotePath) and (
         len(sums) != count or not all(re.fullmatch("[0-9a-f]{64}", str(total)) for total in sums)
     ):
         raise ShardError(
-            f"{where} has no sha256 sums of its tars, as those of other writers, and over the network nothing is used unverified. "
-            "Download the folder and give its path, or write the shards with lgd-timm shards write."
+            f"{path} has no sha256 sums of its tars, as those of other writers, and over the network nothing is used "
+            "unverified. Download the folder and give its path, or write the shards with lgd-timm shards write."
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------- fetching
+# ------------------------------------------------------------------------------------------------------------- fetching
 
 
 def _fetch(address: RemotePath, path: Path, sha256: str, *, since: float) -> None:
-    """Download to `path`, unless another process has failed to since this one began to wait for it."""
+    """Download to `path`, unless another process failed to after `since` (time.time()), when the wait began."""
     note = path.parent / ".locks" / f"{sha256}.json"
     if (failure := _read_failure(note)) and failure.at >= since:
         _remember(failure, address, sha256)
@@ -109,43 +116,45 @@ def _fetch(address: RemotePath, path: Path, sha256: str, *, since: float) -> Non
 
 
 def _download(address: RemotePath, path: Path, sha256: str) -> int:
-    """A file that is wrong is fetched once more, past all caches on the way, then refused. Returns its size."""
+    """Download and verify a file; a wrong one is fetched once more, past HTTP caches. Returns its size in bytes."""
     for fresh in (False, True):
-        with suppress(_Altered), atomic_file(path) as temporary:
+        with suppress(_WrongContent), atomic_file(path) as temporary:
             with temporary.open("wb") as file:
-                part = Download(file, digest=hashlib.sha256)
+                download = Download(file, digest=hashlib.sha256)
                 source = source_of(address, fresh=fresh)
-                with _explained(address):
-                    part.run(source, retry=lambda: _patience(address))
-            if part.hexdigest != sha256:
-                raise _Altered  # and `atomic_file` removes it
-            return part.size
+                with _as_shard_error(address):
+                    download.run(source, retry=lambda: _retry(address))
+            if download.hexdigest != sha256:
+                raise _WrongContent  # `atomic_file` removes the file
+            return download.size
     raise ShardError(
-        f"{address} should have sha256 {sha256}, but what comes has {part.hexdigest}, also when fetched again. Either it is another file "
-        "than its index says, or something on the way alters it: copy shards and index there again, or try another network."
+        f"{address} should have sha256 {sha256}, but what comes has {download.hexdigest}, also when fetched again. "
+        "Either it is another file than its index says, or something on the way alters it: copy shards and index there "
+        "again, or try another network."
     )
 
 
-def _patience(address: RemotePath) -> Retry:
-    return Retry(0 if _lately(address.server) else settings.shard_patience(), pauses=_pauses())
+def _retry(address: RemotePath) -> Retry:
+    """Retry without a limit of attempts, for `settings.shard_patience()` seconds; not at all if the server is down."""
+    seconds = 0 if _recent_failure(address.server) else settings.shard_patience()
+    return Retry(seconds, pauses=_pauses())
 
 
 def _pauses() -> Iterator[float]:
-    """Without end, as it is time that counts."""
     return chain(PAUSES, repeat(PAUSES[-1]))
 
 
-class _Altered(Exception):
-    """The content is not what its sum says."""
+class _WrongContent(Exception):
+    """The content's sha256 is not the expected one."""
 
 
 class _Outage(ShardError):
-    """The server gives no answer, or none but that it is in trouble: no fault of this file's alone."""
+    """The server does not answer, or says that it is in trouble: its other files can't be had either."""
 
 
 @contextmanager
-def _alone(path: Path, address: RemotePath) -> Iterator[float]:
-    """Keep other processes from fetching the same, and clear away what killed ones left half-written. Yields when the wait began."""
+def _locked(path: Path, address: RemotePath) -> Iterator[float]:
+    """Lock a file of the cache, and remove what killed processes left half-written. Yields when the wait began."""
     locks, since, seconds = path.parent / ".locks", time.time(), settings.lock_timeout()
     locks.mkdir(parents=True, exist_ok=True)
     try:
@@ -154,28 +163,31 @@ def _alone(path: Path, address: RemotePath) -> Iterator[float]:
                 stale.unlink(missing_ok=True)
             yield since
     except Timeout as error:
-        reason = f"another process has been fetching it to {path} for {seconds:g} s (LGD_TIMM_LOCK_TIMEOUT). Wait for it, or end it."
+        reason = (
+            f"another process has been fetching it to {path} for {seconds:g} s (LGD_TIMM_LOCK_TIMEOUT). "
+            "Wait for it, or end it."
+        )
         failure = _Failure(time.time(), f"{address} can't be had: {reason}", outage=False)
         _remember(failure, address, path.stem)
         raise ShardError(failure.reason) from error
 
 
-# ---------------------------------------------------------------------------------------------------------------- failures
+# ------------------------------------------------------------------------------------------------------------- failures
 
 
 @dataclass(frozen=True)
 class _Failure:
     at: float  # time.time()
     reason: str
-    outage: bool  # of the server
+    outage: bool  # of the whole server
 
 
 _failures: dict[str, _Failure] = {}  # by sha256, and by server; of this process
 
 
-def _lately(key: str) -> _Failure | None:
+def _recent_failure(key: str) -> _Failure | None:
     failure = _failures.get(key)
-    return failure if failure is not None and 0 <= time.time() - failure.at < AGAIN_AFTER else None
+    return failure if failure is not None and 0 <= time.time() - failure.at < RETRY_AFTER else None
 
 
 def _remember(failure: _Failure, address: RemotePath, sha256: str) -> None:
@@ -187,13 +199,13 @@ def _remember(failure: _Failure, address: RemotePath, sha256: str) -> None:
 def _read_failure(note: Path) -> _Failure | None:
     try:
         return _Failure(**json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none, or not of this version: then it is tried
+    except (OSError, ValueError, TypeError):  # none, or of another version: then the download is tried
         return None
 
 
 @contextmanager
-def _on_this_disk(path: Path) -> Iterator[None]:
-    """What goes wrong in here with files is the cache's fault, the network's having been explained within."""
+def _as_cache_error(path: Path) -> Iterator[None]:
+    """Turn an OSError into a CacheError; errors of the network are ShardErrors by then."""
     try:
         yield
     except OSError as error:
@@ -204,10 +216,10 @@ def _on_this_disk(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(address: RemotePath) -> Iterator[None]:
+def _as_shard_error(address: RemotePath) -> Iterator[None]:
     """Turn a failure to read into a ShardError with value, reason and what to do.
 
-    Without its cause: that one shows the addresses that a server redirects to, in whose queries there may be signatures.
+    The cause is dropped (`from None`): it shows the URLs that a server redirects to, whose queries may hold signatures.
     """
     try:
         yield

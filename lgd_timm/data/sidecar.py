@@ -1,7 +1,7 @@
-"""One shard's embeddings in one tar: an `.npy` [K, D] a sample under the shard's keys, and last a record of how it was made.
+"""Write and read sidecars: the embeddings of one shard in one tar, an `.npy` [K, D] for each sample under its key.
 
-The record lies inside so that both appear in one step, whenever a run is killed. Its name is one of webdataset's for
-metadata and gives no key: whoever reads samples passes over it. Sidecars of before have none.
+The last member is a record of how the sidecar was made, inside the tar so that a killed run leaves both or none.
+Its name is one of webdataset's for metadata and has no key, so readers of samples ignore it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ DTYPES = ("float16", "int8")
 
 @dataclass(frozen=True)
 class Record:
-    """What a sidecar says of itself."""
+    """The record in a sidecar."""
 
-    shard: str  # `identity` of the shard that was seen
+    shard: str  # `identity` of the shard that was read
     samples: int
     left_out: dict[str, str]  # <shard>/<key> of the samples that could not be read -> reason
-    fidelity: (
-        dict[str, float] | None
-    )  # mean and least cosine of what is read back with the float32 embeddings; None: not known
+    # Mean and least cosine between what is read back and the float32 embeddings; None where there are no samples.
+    fidelity: dict[str, float] | None
 
 
 def pack(embeddings: np.ndarray, dtype: str) -> np.ndarray:
-    """Unit rows float32 [..., D] in the form that is stored. In int8 each row fills the range; its scale is not kept, rows being units."""
+    """Convert unit rows float32 [..., D] to the stored `dtype`.
+
+    In int8 each row is scaled to the whole range. The scale is not stored: the rows are known to have unit length.
+    """
     if dtype == "float16":
         return embeddings.astype(np.float16)
     return np.rint(127 * embeddings / np.abs(embeddings).max(-1, keepdims=True)).astype(np.int8)
 
 
 def unpack(stored: np.ndarray) -> np.ndarray:
-    """What a reader gets of the stored rows, float16 [..., D], of unit length."""
+    """Convert stored rows to float16 [..., D] of unit length."""
     if stored.dtype == np.float16:
         return stored
     rows = stored.astype(np.float32)
@@ -55,14 +57,14 @@ def unpack(stored: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-    """What `np.save` writes before the numbers: the same for all samples of a folder, so it can be compared instead of parsed."""
+    """Build what `np.save` writes before the numbers. A folder's samples share it: compared, it needs no parsing."""
     array, buffer = np.zeros(shape, dtype), io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()[: -array.nbytes]
 
 
 class SidecarWriter:
-    """Adds samples to a sidecar and measures what its form loses."""
+    """Add samples to a sidecar, and measure what storing them in `dtype` loses."""
 
     def __init__(self, tar: tarfile.TarFile, *, shape: tuple[int, int], dtype: str) -> None:
         self._tar, self._count, self._dtype = tar, shape[0], dtype
@@ -71,7 +73,13 @@ class SidecarWriter:
         self._left_out: dict[str, str] = {}
 
     def add(self, keys: Sequence[str], embeddings: np.ndarray, *, bad: Sequence[tuple[str, str]] = ()) -> None:
-        """Write a batch: unit rows float32 [B, D], the K views of a key in a row. A sample of which a view is bad is left out whole."""
+        """Write a batch. A sample is left out if one of its views is bad.
+
+        Args:
+            keys: of the rows; the K views of a sample stand side by side.
+            embeddings: unit rows, float32 [B, D].
+            bad: (key, reason) of the samples that could not be read.
+        """
         self._left_out.update(bad)
         if not keys:
             return
@@ -98,54 +106,57 @@ class SidecarWriter:
 
 
 @contextmanager
-def writing(path: Path, *, shards: ShardSet, shard: int, shape: tuple[int, int], dtype: str) -> Iterator[SidecarWriter]:
-    """Yield the writer of one shard's sidecar, with arrays of `shape` [K, D]. It is there, whole, when the block ends well."""
+def write_sidecar(
+    path: Path, *, shards: ShardSet, shard: int, shape: tuple[int, int], dtype: str
+) -> Iterator[SidecarWriter]:
+    """Yield the writer of a shard's sidecar, with arrays of `shape` [K, D]. It appears once the block succeeds."""
     with atomic_file(path) as temporary, tarfile.open(temporary, "w") as tar:
         writer = SidecarWriter(tar, shape=shape, dtype=dtype)
         yield writer
         writer.close(identity(shards, shard))
 
 
-def finished(path: Path, shards: ShardSet, shard: int) -> Record | None:
-    """The record of a sidecar that is whole and of this shard, all of whose samples it holds or names as left out; else None."""
+def read_record(path: Path, shards: ShardSet, shard: int) -> Record | None:
+    """Read the record of a finished sidecar.
+
+    Returns:
+        None unless the tar is complete, of this shard, and holds each of its samples or names it as left out.
+    """
     if not path.is_file():
         return None
     tar = IndexedTar(path)
-    record = _read_record(tar)
-    if record is None and tar.keys == IndexedTar(shards.path(shard)).keys:
-        record = Record(identity(shards, shard), len(tar.keys), {}, None)
+    record = _last_member(tar)
     if record is None or tar.damage or record.shard != identity(shards, shard) or record.samples != len(tar.keys):
         return None
     return record if record.samples + len(record.left_out) == shards.lengths[shard] else None
 
 
 def identity(shards: ShardSet, shard: int) -> str:
-    """The shard's sha256; its name where the index gives no sums, as those of others may."""
+    """Return the shard's sha256, or its name where the index has no sums, as those of other writers."""
     return shards.sha256[shard] if shards.sha256 else shards.filenames[shard]
 
 
 def overall_fidelity(records: Sequence[Record]) -> dict[str, float] | None:
-    """Of all samples of these sidecars; None when that of any is not known, or there are no samples."""
-    parts = [(record.samples, record.fidelity) for record in records if record.samples]
-    if not parts or any(fidelity is None for _, fidelity in parts):
+    """Combine the fidelity of several sidecars; None where they have no samples."""
+    parts = [(record.samples, record.fidelity) for record in records if record.fidelity is not None]
+    if not parts:
         return None
-    cosines = [(samples, fidelity["mean_cosine"], fidelity["least_cosine"]) for samples, fidelity in parts if fidelity]
-    mean = sum(samples * mean for samples, mean, _ in cosines) / sum(samples for samples, _, _ in cosines)
-    return _fidelity(mean, min(least for _, _, least in cosines))
+    mean = sum(samples * fidelity["mean_cosine"] for samples, fidelity in parts) / sum(samples for samples, _ in parts)
+    return _fidelity(mean, min(fidelity["least_cosine"] for _, fidelity in parts))
 
 
 def _fidelity(mean: float, least: float) -> dict[str, float]:
     return {"mean_cosine": round(mean, 9), "least_cosine": round(least, 9)}
 
 
-def _cosines(embeddings: np.ndarray, again: np.ndarray) -> np.ndarray:
-    """Of each row with its likeness, float64 [B]."""
-    a, b = embeddings.astype(np.float64), again.astype(np.float64)
+def _cosines(embeddings: np.ndarray, restored: np.ndarray) -> np.ndarray:
+    """Compute the cosine of each row with its restored one, float64 [B]."""
+    a, b = embeddings.astype(np.float64), restored.astype(np.float64)
     return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
 
-def _read_record(tar: IndexedTar) -> Record | None:
-    """The member after the last sample."""
+def _last_member(tar: IndexedTar) -> Record | None:
+    """Read the member after the last sample, if it is a record."""
     end = max((offset + size for fields in tar.samples.values() for offset, size in fields.values()), default=0)
     try:
         with tar.path.open("rb") as file:
@@ -154,5 +165,5 @@ def _read_record(tar: IndexedTar) -> Record | None:
                 member = rest.next()
                 data = rest.extractfile(member) if member is not None and member.name == RECORD else None
                 return None if data is None else Record(**json.loads(data.read()))
-    except (tarfile.TarError, ValueError, TypeError):  # cut, or not of ours
+    except (tarfile.TarError, ValueError, TypeError):  # cut off, or of another writer
         return None

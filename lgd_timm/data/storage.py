@@ -1,4 +1,4 @@
-"""How the bytes at an address are had: over HTTP, from the Hub, or by the file system that fsspec has for its scheme."""
+"""Read bytes from an address: over HTTP, from the Hub, or by fsspec's file system for its scheme."""
 
 from __future__ import annotations
 
@@ -22,45 +22,53 @@ from .paths import RemotePath
 
 T = TypeVar("T")
 
-BLOCK = 1 << 20  # bytes that are asked of an fsspec file system at a time, each within `settings.hub_timeout()`
+BLOCK = 1 << 20  # bytes in one request to an fsspec file system, which may take `settings.hub_timeout()`
 
 
 class Refused(Exception):
-    """It is no use to ask again. The message says why, and what to do."""
+    """A failure that a retry can't mend. The message says why, and what to do."""
 
 
 _HUB = re.compile(
-    r"hf://(?:(datasets|models|spaces)/)?(?!(?:datasets|models|spaces)/)([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/@]+))?/(.+)"
+    r"hf://(?:(datasets|models|spaces)/)?(?!(?:datasets|models|spaces)/)([\w.-]+/[\w.-]+)"
+    r"(?:@(refs/(?:convert|pr)/[^/]+|[^/@]+))?/(.+)"
 )
 
 
 def source_of(address: RemotePath, *, fresh: bool = False) -> Source:
-    """The way to a file's bytes; `fresh`: past all caches on it.
+    """Return the function that reads a file's bytes from an offset on.
 
-    Raises: ShardError for an address of a kind that is not known; MissingExtra where a library for it is not installed.
+    Args:
+        address: of the file.
+        fresh: ask HTTP caches on the way for a new copy.
+
+    Raises:
+        ShardError: the address's scheme is not known, or it names no file on the Hub.
+        MissingExtra: the library for its scheme is not installed.
     """
-    again = {"Cache-Control": "no-cache"} if fresh else {}
+    headers = {"Cache-Control": "no-cache"} if fresh else {}
     if address.scheme in ("http", "https"):
-        return partial(_plain, quote(address.url, safe="/:%@[]!$&'()*+,;=~"), again)
+        return partial(_from_server, quote(address.url, safe="/:%@[]!$&'()*+,;=~"), headers)
     if address.scheme == "hf":
-        return partial(_hub, _hub_url(address), again)
-    return partial(_blocks, *_file_system(address))
+        return partial(_from_hub, _hub_url(address), headers)
+    return partial(_from_file_system, *_file_system(address))
 
 
-def _plain(url: str, headers: dict[str, str], offset: int) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
-    """From any server."""
+def _from_server(
+    url: str, headers: dict[str, str], offset: int
+) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
     return over_http(_client(os.getpid()), url, offset, headers=headers)
 
 
 @lru_cache(maxsize=1)
 def _client(process: int) -> Any:
-    """httpx's or httpx2's, as the Hub's, without its hooks and token. One a process: forked ones would share its connections."""
+    """Create a client of the Hub client's class, without its hooks and token. One a process: forks share sockets."""
     return type(get_session())(follow_redirects=True)
 
 
 @contextmanager
-def _hub(url: str, headers: dict[str, str], offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
-    """From the Hub, by plain HTTP as in `hub.download`: its client's own reading waits longer, and gives up on a reset."""
+def _from_hub(url: str, headers: dict[str, str], offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
+    """Read from the Hub by plain HTTP, as `hub.file_download` does: the Hub's client gives up on a reset connection."""
     if settings.offline():
         raise Refused("HF_HUB_OFFLINE is set. Unset it, or give a folder on this disk.")
     headers = {**build_hf_headers(library_name="lgd_timm"), **headers}
@@ -72,7 +80,8 @@ def _hub_url(address: RemotePath) -> str:
     found = _HUB.fullmatch(address.url)
     if found is None:
         raise ShardError(
-            f"{address} names no file on the Hub. Write hf://datasets/ORG/NAME/FOLDER or hf://datasets/ORG/NAME@REVISION/FOLDER."
+            f"{address} names no file on the Hub. "
+            "Write hf://datasets/ORG/NAME/FOLDER or hf://datasets/ORG/NAME@REVISION/FOLDER."
         )
     kind, repo_id, revision, path = found.groups()
     revision = None if revision is None else unquote(revision)
@@ -82,8 +91,8 @@ def _hub_url(address: RemotePath) -> str:
 
 
 def _file_system(address: RemotePath) -> tuple[Any, str]:
-    """fsspec's file system for a scheme, and the path in it."""
-    import fsspec
+    """Find fsspec's file system for an address, and the path in it."""
+    import fsspec  # only these addresses need it
 
     if address.scheme in ("s3", "s3a"):
         require("s3fs", extra="s3")
@@ -91,7 +100,7 @@ def _file_system(address: RemotePath) -> tuple[Any, str]:
         found: tuple[Any, str] = fsspec.core.url_to_fs(address.url)
     except ImportError as error:
         raise MissingExtra(f"{address.scheme}:// needs a library that is not installed ({error}).") from error
-    except ValueError as error:  # of a protocol that it does not know
+    except ValueError as error:  # an unknown protocol
         raise ShardError(
             f"{address} can't be read ({error}). Use https://, hf://, s3:// or what fsspec knows."
         ) from error
@@ -99,7 +108,7 @@ def _file_system(address: RemotePath) -> tuple[Any, str]:
 
 
 @contextmanager
-def _blocks(system: Any, path: str, offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
+def _from_file_system(system: Any, path: str, offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
     yield offset, _read_blocks(system, path, offset)
 
 
@@ -114,9 +123,13 @@ def _read_blocks(system: Any, path: str, offset: int) -> Iterator[bytes]:
 
 
 def _bounded(call: Callable[[], T]) -> T:
-    """What a library says that may know no bound for its waits. A call that never ends is left behind, in a thread that keeps nobody.
+    """Call a library that may wait without end; give up after `settings.hub_timeout()`.
 
-    Raises: Refused or, where the failure may pass, Cut.
+    A call that hangs is left in a daemon thread.
+
+    Raises:
+        Refused: a retry is no use.
+        Truncated: the failure may pass.
     """
     seconds, answers = settings.hub_timeout(), queue.SimpleQueue[Callable[[], T]]()
 
@@ -131,10 +144,10 @@ def _bounded(call: Callable[[], T]) -> T:
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        land = answers.get(timeout=seconds)
+        answered = answers.get(timeout=seconds)
     except queue.Empty:
         raise Truncated(f"no answer within {seconds:g} s") from None
-    return land()
+    return answered()
 
 
 def _fail(error: Exception) -> Any:

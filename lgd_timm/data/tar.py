@@ -12,23 +12,26 @@ from typing import BinaryIO
 
 
 class IndexedTar:
-    """Random access to the samples of one tar: the headers are walked once, then each field is one read.
+    """Random access to the samples of one tar: all headers are read once, then each field takes one read.
 
-    A key is the part of the name before the first dot, as in webdataset; a file without key or field is no sample's.
-    A tar that ends early keeps the samples that are whole; `damage` then says what was wrong.
+    A key is the part of the name before the first dot, as in webdataset; files without key or field are ignored. Of a
+    tar that ends early the complete samples can be read, and `damage` says what is wrong.
+
+    Raises:
+        OSError: the file can't be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage: str | None = None
         self.samples: dict[str, dict[str, tuple[int, int]]] = {}
-        if not path.stat().st_size:  # which can't be mapped
+        if not path.stat().st_size:  # an empty file can't be mapped
             self.damage = "the file is empty"
         else:
-            self._walk()
+            self._index()
         self.keys = tuple(self.samples)
 
-    def _walk(self) -> None:
+    def _index(self) -> None:
         try:
             for name, offset, size, whole in _members(self.path):
                 folder, slash, base = name.rpartition("/")
@@ -37,39 +40,39 @@ class IndexedTar:
                 if not (key and dot):
                     continue
                 if not whole:
-                    self.samples.pop(key, None)  # the fields before this one are no whole sample
+                    self.samples.pop(key, None)  # the fields before this one are not a complete sample
                     raise tarfile.ReadError(f"{name} ends after the file's end")
                 self.samples.setdefault(key, {})[field.lower()] = (offset, size)
         except (tarfile.TarError, OSError) as error:
             self.damage = str(error)
 
     def read(self, key: str, field: str) -> bytes:
-        """The whole field. Raises: KeyError, OSError."""
+        """Read a whole field. Raises: KeyError where there is none, OSError."""
         offset, size = self.samples[key][field]
         return self.read_at(offset, size)
 
     def read_at(self, offset: int, size: int) -> bytes:
+        """Read `size` bytes from a byte offset. Raises: OSError."""
         file = _handle(self, os.getpid())
         file.seek(offset)
         return file.read(size)
 
 
-OPEN_FILES = (
-    64  # a process may know more tars than it may have files; opening one each time costs where the disk is far away
-)
+# A split may have more tars than a process may open files, and opening one for each read is slow on a network's disk.
+OPEN_FILES = 64
 
 
 @lru_cache(maxsize=OPEN_FILES)
 def _handle(tar: IndexedTar, process: int) -> BinaryIO:
-    """The open tar, one a process: forked ones would share its position."""
+    """Open a tar, once a process: forked processes would share the file's position."""
     return tar.path.open("rb", buffering=0)
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int, bool]]:
-    """(name, offset, size, whole) of each file in a tar. Raises: tarfile.ReadError where the tar is damaged, after what is before."""
+    """Yield (name, offset, size, whole) of each file in a tar. Raises: tarfile.ReadError at the first damage."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = yield from _plain_members(data)
-        file.seek(start)  # what is not a plain file (long names, links, damage) is for tarfile to read
+        file.seek(start)  # tarfile reads what is not a plain file: long names, links, damage
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile():
@@ -80,7 +83,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, bool]]:
 
 
 def _plain_members(data: mmap.mmap) -> Generator[tuple[str, int, int, bool], None, int]:
-    """The leading members that need no more than their own header, four times faster than tarfile. Returns where they end."""
+    """Yield the leading members that have one plain header, four times faster than tarfile. Returns where they end."""
     offset, end = 0, len(data)
     while True:
         header = data[offset : offset + tarfile.BLOCKSIZE]
@@ -91,15 +94,11 @@ def _plain_members(data: mmap.mmap) -> Generator[tuple[str, int, int, bool], Non
         size, content = int(digits, 8), offset + tarfile.BLOCKSIZE
         if content + size > end:
             return offset
-        yield (
-            header[: header.index(0, 0, 101) if 0 in header[:100] else 100].decode("utf-8", "surrogateescape"),
-            content,
-            size,
-            True,
-        )
+        name = header[: header.index(0, 0, 101) if 0 in header[:100] else 100]
+        yield name.decode("utf-8", "surrogateescape"), content, size, True
         offset = content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _checksum(header: bytes) -> bytes:
-    """Six octal digits: the sum of the header's bytes with spaces for the sum itself."""
+    """Compute a header's checksum field: six octal digits, over its bytes with spaces in place of that field."""
     return b"%06o" % (sum(header) - sum(header[148:156]) + 8 * 32)

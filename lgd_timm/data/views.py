@@ -1,4 +1,7 @@
-"""A view is a pure function of (seed, sample key, view index): what the teacher saw is what the student sees."""
+"""Augmented views of images. A view is a pure function of (seed, sample key, view index).
+
+Teacher and student therefore get the same pixels, even when the teacher's embeddings were computed beforehand.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,11 @@ VERSION = 2  # raised when the same (seed, key, index) would give other pixels: 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strongly views differ. `scale` is the crop's share of the area; jitter is (brightness, contrast, saturation, hue)."""
+    """Settings of random views. `scale`: share of the image's area that a crop keeps, from and to.
+
+    `jitter`: greatest change of brightness, contrast, saturation and hue, as in torchvision's ColorJitter.
+    `flip`, `grey` and `blur` are probabilities.
+    """
 
     scale: tuple[float, float] | None = None  # None: resize the short side and crop the centre, as in evaluation
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -38,7 +45,7 @@ AUGMENTATIONS = {
     "none": Augmentation(),
     "flip": Augmentation(flip=0.5),
     "light": Augmentation(scale=(0.6, 1.0), flip=0.5),
-    # MoCo v2's set, which the paper uses (facts.md 1.3; released code, main.py)
+    # MoCo v2's set, which the paper uses (arXiv 2406.11689, section 4; the released code's main.py)
     "mocov2": Augmentation(
         scale=(0.2, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grey=0.2, blur=0.5
     ),
@@ -47,19 +54,22 @@ AUGMENTATIONS = {
 
 @dataclass(frozen=True)
 class View:
-    """One view of one image: which part of it, mirrored or not, in which colours."""
+    """One view of one image: the box that is cropped, whether it is mirrored, and the colour operations."""
 
     box: Box
     flip: bool
-    colours: ColorOps
+    color_ops: ColorOps
 
 
 @dataclass(frozen=True)
 class Views:
     """`count` fixed views of each image, each `size` x `size` pixels.
 
-    `crop` is for views of the centre (augmentation none or flip): the share of the short side that they keep, timm's crop_pct.
-    With 224 / 256 = 0.875 they are Resize(256) and CenterCrop(224), which the paper evaluates with.
+    `crop` is for centre crops (augmentation none or flip): the share of the short side that they keep, timm's crop_pct.
+    224 / 256 = 0.875 is Resize(256) and CenterCrop(224), which the paper evaluates with.
+
+    Raises:
+        RecipeError: a field is out of its range, or `crop` is given with an augmentation that crops at random.
     """
 
     size: int = 224
@@ -82,26 +92,35 @@ class Views:
             raise RecipeError(f"views.crop ({self.crop}) is the share of the short side that is kept: 0.1 to 1.")
         if self.crop != 1 and AUGMENTATIONS[self.augmentation].scale is not None:
             raise RecipeError(
-                f"views.crop ({self.crop}) is for the centre's crop; views.augmentation {self.augmentation!r} draws its own."
+                f"views.crop ({self.crop}) is for the centre's crop; "
+                f"views.augmentation {self.augmentation!r} draws its own."
             )
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The fields as plain data. A `crop` that keeps all is left out, as views of before it was there have none."""
-        facts = asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data, without a `crop` of 1: stored fingerprints are older than that field."""
+        fields = asdict(self)
         if self.crop == 1:
-            del facts["crop"]
-        return facts
+            del fields["crop"]
+        return fields
 
     @property
     def fingerprint(self) -> str:
-        """Name of the pixels. `count` is left out: view 3 is the same whether there are 4 or 40."""
-        facts = self.facts
-        del facts["count"]
-        return fingerprint(VERSION, facts, asdict(AUGMENTATIONS[self.augmentation]))
+        """16 hexadecimal digits that name the pixels. `count` has no part: view 3 is the same among 4 or 40."""
+        fields = self.to_dict()
+        del fields["count"]
+        return fingerprint(VERSION, fields, asdict(AUGMENTATIONS[self.augmentation]))
 
     def draw(self, key: str, index: int, *, height: int, width: int) -> View:
-        """What view `index` of an image of that size is. The draws never change, nor their order."""
+        """Draw the parameters of view `index` of an image.
+
+        The order of the draws must never change, since stored embeddings belong to these pixels (see `VERSION`).
+
+        Args:
+            key: the sample's key.
+            index: of the view, from 0.
+            height: of the upright image, pixels.
+            width: of the upright image, pixels.
+        """
         augmentation = AUGMENTATIONS[self.augmentation]
         draw = generator(self.seed, key, index)
         box = crop_box(height, width, augmentation, draw)
@@ -122,31 +141,31 @@ class Views:
         sigma = draw.uniform(*augmentation.sigma) * self.size / 224 if blur else 0.0
         return View(box, flip, ColorOps(jitter, grey, sigma))
 
-    def shape(self, picture: EncodedImage, view: View) -> Tensor:
-        """The geometric part: crop, flip, resize. Returns uint8 [3, size, size]."""
-        # Where the box is drawn at random anyway, what is more than twice too large is decoded at a half, and so on.
-        image = picture.crop(view.box, least=self.size if AUGMENTATIONS[self.augmentation].scale else None)
+    def crop_and_resize(self, image: EncodedImage, view: View) -> Tensor:
+        """Apply the geometric part of a view: crop, resize, flip. Returns uint8 [3, size, size]."""
+        # A random crop that is more than twice too large is decoded at a half of its size, and so on.
+        pixels = image.crop(view.box, least=self.size if AUGMENTATIONS[self.augmentation].scale else None)
         side = math.floor(self.size / self.crop)
-        if image.shape[1:] != (side, side):
-            image = interpolate(image[None], size=(side, side), mode=self.interpolation, antialias=True)[0]
+        if pixels.shape[1:] != (side, side):
+            pixels = interpolate(pixels[None], size=(side, side), mode=self.interpolation, antialias=True)[0]
         margin = (side - self.size) // 2
-        image = image[:, margin : margin + self.size, margin : margin + self.size]
-        return image.flip(-1) if view.flip else image
+        pixels = pixels[:, margin : margin + self.size, margin : margin + self.size]
+        return pixels.flip(-1) if view.flip else pixels
 
-    def render(self, picture: EncodedImage, key: str, index: int) -> Tensor:
-        """View `index` of a picture: uint8 [3, size, size]."""
-        view = self.draw(key, index, height=picture.height, width=picture.width)
-        return apply_color(self.shape(picture, view)[None], [view.colours])[0]
+    def render(self, image: EncodedImage, key: str, index: int) -> Tensor:
+        """Render view `index` of an image: uint8 [3, size, size]. Raises: ShardError where it can't be decoded."""
+        view = self.draw(key, index, height=image.height, width=image.width)
+        return apply_color(self.crop_and_resize(image, view)[None], [view.color_ops])[0]
 
 
 def generator(seed: int, key: str, index: int) -> np.random.Generator:
-    """A counter-based generator keyed by the three: no global state, the same in any process and order."""
+    """Build a counter-based generator keyed by the three: without global state, the same in any process and order."""
     digest = hashlib.blake2b(f"{seed}/{index}/{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def crop_box(height: int, width: int, augmentation: Augmentation, draw: np.random.Generator) -> Box:
-    """(top, left, height, width) of the crop. Inception-style random area and ratio, or the centre square."""
+    """Choose (top, left, height, width) of a crop: random area and ratio as in Inception, or the centre square."""
     if augmentation.scale is not None:
         for _ in range(10):
             area = height * width * draw.uniform(*augmentation.scale)

@@ -1,4 +1,4 @@
-"""Category names and prompt templates: what a text encoder turns into the textual semantics bank.
+"""Read category names and prompt templates, which a text encoder turns into the textual semantics bank.
 
     kind of source                 names
     a list                         as written (a recipe's own list)
@@ -10,7 +10,7 @@
     open_clip:imagenet-disambiguated   the same, one name of each pair replaced
     timm:imagenet-1k, ...          first WordNet lemma from timm's ImageNetInfo, with more words only where two clash
 
-Importing this module imports neither torch nor timm nor open_clip.
+open_clip is imported only when one of its sources is read.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ _ADVICE = {"open_clip:imagenet": " Use the source 'open_clip:imagenet-disambigua
 class Vocabulary:
     """Category names, in the order of the classes, and the prompts in which a text encoder reads them.
 
-    Raises: VocabularyError for fewer than two names, one that is empty, an identifier or a duplicate, or a template
-    without exactly one `{}`.
+    Raises:
+        VocabularyError: there are fewer than two names, a name is empty, an identifier or a duplicate, or a template
+            has not exactly one `{}`.
     """
 
     names: tuple[str, ...]
@@ -64,25 +65,28 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over names (order matters) and templates, the same in every process."""
+        """16 hexadecimal digits over names (their order matters) and templates, the same in every process."""
         return fingerprint(self.names, self.templates)
 
     def prompts(self, name: str) -> list[str]:
-        """One prompt per template. Braces in the name are just characters."""
+        """Build one prompt per template. Braces in the name are plain characters."""
         return [template.replace("{}", name) for template in self.templates]
 
 
 def load_vocabulary(
     source: str | Sequence[str], *, templates: str | Sequence[str] = "none", root: Path | None = None
 ) -> Vocabulary:
-    """Read category names from `source` (kinds: see the module) and prompt templates from `templates`.
+    """Read category names and prompt templates.
 
-    `templates` is "none" (the bare name), "openai" (CLIP's 80), "simple" (its 7), a string with `{}`, a list of them,
-    or the path of a text file with one a line. Relative paths start at `root`, by default the working directory.
-    White space between words is made single.
+    Args:
+        source: of the names; the module's docstring lists the kinds. White space between words becomes one space.
+        templates: "none" (the bare name), "openai" (CLIP's 80), "simple" (its 7), a string with `{}`, a list of them,
+            or the path of a text file with one a line.
+        root: where relative paths start; None: the working directory.
 
-    Raises: VocabularyError for a source that is unknown or can't be read, and for names or templates that Vocabulary
-    refuses; MissingExtra where open_clip is needed and not installed.
+    Raises:
+        VocabularyError: the source is unknown or can't be read, or `Vocabulary` refuses its names or templates.
+        MissingExtra: open_clip is needed and not installed.
     """
     base = root or Path()
     names = tuple(" ".join(name.split()) for name in _read_names(source, base))
@@ -95,7 +99,7 @@ def load_vocabulary(
 
 
 def names_file(source: str) -> str | None:
-    """The path in a source, which is what it ends with; None where names come from a library."""
+    """Return the path in a source, which is its end; None where names come from a library."""
     kind, colon, rest = source.partition(":")
     if colon and kind in _KINDS:
         return rest if kind in _FILE_KINDS else None
@@ -103,7 +107,7 @@ def names_file(source: str) -> str | None:
 
 
 def templates_file(templates: str) -> str | None:
-    """The path that `templates` is, unless it is a known set or a template itself."""
+    """Return `templates` if it is a path; None for a known set, or a template."""
     return None if templates == "none" or templates in _OPEN_CLIP_TEMPLATES or "{}" in templates else templates
 
 
@@ -126,7 +130,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _duplicates(names: Sequence[str]) -> list[list[int]]:
-    """Indexes of the names that are equal but for case and white space, one list for each such name."""
+    """Group the indices of names that are equal but for case and white space, one list for each such name."""
     where: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         where.setdefault(" ".join(name.split()).casefold(), []).append(index)
@@ -155,7 +159,7 @@ def _read_names(source: str | Sequence[str], base: Path) -> list[str]:
 
 
 def _strings(values: object, *, what: str) -> list[str]:
-    """`values` as a list of strings. YAML reads a bare `no` or `7` as something else, and no list as None."""
+    """Require a list of strings: YAML reads a bare `no` or `7` as another type, and an empty list as None."""
     if not isinstance(values, Sequence):
         raise VocabularyError(f"{values!r} is not a list of {what}. Write one, or a string that says where they are.")
     for index, value in enumerate(values):
@@ -192,7 +196,7 @@ def _spelled(name: str) -> str:
 
 
 def _folder(rest: str, base: Path) -> list[str]:
-    """Class folders in plain sorted order, as torchvision's ImageFolder and our shards number them."""
+    """List class folders in plain sorted order, as torchvision's ImageFolder and our shards number them."""
     path = base / rest
     try:
         found = sorted(path.iterdir(), key=lambda entry: entry.name)
@@ -228,7 +232,7 @@ def _open_clip(rest: str, base: Path) -> list[str]:
 
 
 def _timm(rest: str, base: Path) -> list[str]:
-    """First lemma of each synset; names that clash take further words from timm, as few as tell them apart."""
+    """Take the first lemma of each synset; names that clash get further words from timm, as few as needed."""
     if rest not in TIMM_SUBSETS:
         raise _unknown("timm vocabulary", rest, TIMM_SUBSETS)
     from timm.data import ImageNetInfo
@@ -238,15 +242,17 @@ def _timm(rest: str, base: Path) -> list[str]:
 
 
 def _spellings(brief: str, detailed: str) -> list[str]:
-    """From short to long, of "maillot, tank suit" and "maillot, tank suit: a woman's ...; ...":
-    first lemma; with the second; with the definition up to its first semicolon; with the whole definition."""
+    """Spell a name from short to long, of "maillot, tank suit" and "maillot, tank suit: a woman's ...; ...":
+
+    first lemma; with the second; with the definition up to its first semicolon; with the whole definition.
+    """
     first, *more = brief.split(", ")
     definition = detailed.removeprefix(f"{brief}: ")
     return [first, ", ".join([first, *more[:1]]), f"{first}, {definition.split(';')[0]}", f"{first}, {definition}"]
 
 
 def _told_apart(spellings: Sequence[Sequence[str]]) -> list[str]:
-    """The shortest spelling of each name; those that clash move on to the next, together."""
+    """Choose the shortest spelling of each name; all names that clash take their next longer one."""
     names = [row[0] for row in spellings]
     for length in range(1, max(map(len, spellings))):
         for index in [index for indexes in _duplicates(names) for index in indexes]:

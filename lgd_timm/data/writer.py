@@ -1,4 +1,4 @@
-"""An image folder becomes shards: bytes pass through untouched, the folder is complete or not there."""
+"""Write an image folder as shards. Images keep their bytes; the shard folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..utils.files import atomic_folder, sha256_of, write_json
 from .index import INFO, ShardSet, open_shards, read_info
 from .paths import require_local
 
-# A key ends at the first dot and a slash would start a folder, so neither may stay; escaped, different paths stay different.
+# A key ends at the first dot, and a slash would start a folder: both are escaped, and different paths stay different.
 KEY_ESCAPES = str.maketrans({"_": "__", "/": "_-", ".": "_o"})
 FIELD_OF_SUFFIX = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 
@@ -35,13 +35,25 @@ def write_shards(
 ) -> ShardSet:
     """Write `images/**/*.{jpg,jpeg,png,webp}` as WebDataset shards and timm's `_info.json`.
 
-    With `labels` and class folders, field `cls` is the index of the image's first folder in sorted order; a flat folder
-    has no labels. Images are shuffled by `seed`, so that any shard is a fair sample of all. `out` may already hold other
-    splits. Shards are named `<name>-<split>-00000.tar`, `name` being the folder's, so that names stay unique when folders
-    are mixed. Tars are byte-identical for the same input.
+    Tars are byte-identical for the same input.
 
-    Raises: ShardError for a missing or empty folder, an image that can't be opened, a split that is already there, too
-    few images for `min_shards`, names and numbers that make no shards.
+    Args:
+        images: the folder, with one folder a class, or flat.
+        out: the shard folder. It may hold other splits already.
+        split: name of the split; letters, digits, _ and -.
+        labels: write field `cls`: the index of an image's first folder in sorted order. A flat folder has no labels.
+        samples_per_shard: at most so many.
+        min_shards: at least so many, one for each process that is to read.
+        name: shards are called `<name>-<split>-00000.tar`; None: the name of `out`, so that names stay unique when
+            shards of several folders are mixed.
+        seed: of the shuffle, after which any shard is a random sample of all images.
+
+    Returns:
+        The index of the split.
+
+    Raises:
+        ShardError: the folder is missing or empty, an image can't be opened, the split exists already, there are too
+            few images for `min_shards`, or a name or number is out of its range.
     """
     images, out = require_local(images, what="images"), require_local(out, what="out")
     if not re.fullmatch(r"[\w-]+", split):
@@ -57,7 +69,8 @@ def write_shards(
     class_names = _class_names(images, paths) if labels else []
     if class_names and info.get("class_names", class_names) != class_names:
         raise ShardError(
-            f"The class folders of {images} differ from those already in {out}: labels would not agree. Write to another folder."
+            f"The class folders of {images} differ from those already in {out}: labels would not agree. "
+            "Write to another folder."
         )
 
     random.Random(seed).shuffle(paths)
@@ -108,12 +121,13 @@ def _find_images(folder: Path) -> list[Path]:
 
 
 def _class_names(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """First folder below `folder`, sorted; empty when images lie flat."""
+    """List the class folders, sorted; none when images lie flat."""
     firsts = [p.relative_to(folder).parts[0] for p in paths if len(p.relative_to(folder).parts) > 1]
     if firsts and len(firsts) != len(paths):
         flat = next(p for p in paths if p.parent == folder)
         raise ShardError(
-            f"{folder} mixes class folders with loose images such as {flat.name}. Move them into a class folder, or write with --no-labels."
+            f"{folder} mixes class folders with loose images such as {flat.name}. "
+            "Move them into a class folder, or write with --no-labels."
         )
     return sorted(set(firsts))
 
@@ -131,7 +145,7 @@ def _samples(folder: Path, paths: Sequence[Path], class_names: Sequence[str]) ->
 
 
 def _check_image(path: Path) -> None:
-    """Read the header only: a file that is no image is refused here, truncated pixels are found when they are read."""
+    """Refuse a file that is no image, by its header; truncated pixels are found when they are decoded."""
     try:
         with Image.open(path):
             pass

@@ -269,7 +269,7 @@ def _run_student(folder: StudentFolder, opened: Model, vocabulary: Vocabulary | 
         vocabulary,
         bank_of(vocabulary),
         opened.views,
-        teaching.facts["fingerprint"],
+        teaching.metadata["fingerprint"],
         **_temperatures(recipe),
         other_names=vocabulary.names != teaching.vocabulary.names,
     )

@@ -1,4 +1,4 @@
-"""Teachers: an image tower and a text tower in one space, described by a small spec that a recipe can hold."""
+"""Teachers: an image tower and a text tower with one embedding space, each described by a small spec for recipes."""
 
 from typing import Any
 
@@ -14,6 +14,6 @@ TeacherSpec = Conse | OpenCLIP | Stored  # in a recipe, `teacher.kind` says whic
 
 
 def spec_from_dict(data: Any) -> Conse | OpenCLIP:
-    """A teacher spec from plain data with `kind`, as `_teacher.json` and `metrics.json` hold it. Raises: RecipeError."""
+    """Build a teacher spec from plain data with `kind`, as `_teacher.json` has it. Raises: RecipeError."""
     spec: Conse | OpenCLIP = build(Conse | OpenCLIP, data, where="teacher")
     return spec

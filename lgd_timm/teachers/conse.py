@@ -1,9 +1,9 @@
 """ConSE: any image classifier and any sentence encoder make a zero-shot teacher (Norouzi et al., ICLR 2014).
 
-    image embedding = softmax(logits / temperature) @ N - mean(N),   row i of N the sentence embedding of class i's description
+    image embedding = softmax(logits / temperature) @ N - mean(N)    row i of N: sentence embedding of class i's text
     text embedding  = encoder(name) - mean(N)
 
-It needs no labels of ours and no CLIP: useful where CLIP weights can't be had, and as a small, fast teacher.
+It needs no labels of the training images and no CLIP: useful without CLIP weights, and as a small, fast teacher.
 """
 
 from __future__ import annotations
@@ -30,16 +30,26 @@ from .sentence_encoder import SentenceEncoder, check_package
 
 @dataclass(frozen=True)
 class Conse:
-    """A ConSE teacher. `classifier`: any timm name with weights, or `local-dir:`/`hf-hub:`. `encoder`: any
-    sentence-transformers name or folder, or `package:MODULE/FOLDER` inside an installed package. `classes`: the timm ImageNet
-    subset of which the classifier's classes are, such as imagenet-1k. With it the text tower needs no classifier, not even its
-    config; without it the classifier says."""
+    """A ConSE teacher.
+
+    Args:
+        classifier: any timm name with weights, or `local-dir:`/`hf-hub:`.
+        encoder: any sentence-transformers name or folder, or `package:MODULE/FOLDER` inside an installed package.
+        temperature: of the classifier's softmax.
+        image_size: pixels; None: the classifier's own.
+        classes: timm's name of the ImageNet subset that the classifier was trained on, such as imagenet-1k. With it the
+            text tower needs nothing of the classifier; without it the classifier's config says.
+
+    Raises:
+        RecipeError: the temperature is not above 0, or `encoder` is not within its package.
+        WeightsError: a name is that of a pickle.
+    """
 
     kind: ClassVar[str] = "conse"
     classifier: str
     encoder: str
     temperature: float = 2.0
-    image_size: Count | None = None  # None: the classifier's own
+    image_size: Count | None = None
     classes: str | None = None
 
     def __post_init__(self) -> None:
@@ -50,21 +60,23 @@ class Conse:
             raise RecipeError(f"teacher.temperature = {self.temperature} must be above 0.")
 
     def image(self) -> ImageTeacher:
+        """Build the image tower. Raises: TeacherError, WeightsError."""
         classifier = _create_classifier(self.classifier)
         descriptions = self._descriptions(lambda: classifier)
         if len(descriptions) != classifier.num_classes:
             raise TeacherError(
-                f"teacher.classes {self.classes!r}: {len(descriptions)} descriptions for the {classifier.num_classes} classes of "
-                f"{self.classifier!r}. Give the subset that it was trained on, or leave the field out."
+                f"teacher.classes {self.classes!r}: {len(descriptions)} descriptions for the {classifier.num_classes} "
+                f"classes of {self.classifier!r}. Give the subset that it was trained on, or leave the field out."
             )
         return _ConseImage(self, classifier, SentenceEncoder(self.encoder)(descriptions)).freeze()
 
     def text(self) -> TextTeacher:
+        """Build the text tower. Raises: TeacherError, WeightsError."""
         descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
         return _ConseText(SentenceEncoder(self.encoder), descriptions)
 
     def _descriptions(self, classifier: Callable[[], Any]) -> list[str]:
-        """Of the classes; the classifier is called for only when nobody has said which they are."""
+        """Describe the classes; the classifier is built only if `classes` is not given."""
         return class_descriptions(classifier()) if self.classes is None else imagenet_descriptions(self.classes)
 
 
@@ -113,15 +125,15 @@ def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
     source = timm_source(name, field="teacher.classifier", pretrained=pretrained)
     try:
         return timm.create_model(source, pretrained=pretrained)
-    except BUILD_ERRORS as error:  # an unknown name or tag, a folder that does not fit, the Hub out of reach
+    except BUILD_ERRORS as error:  # an unknown name or tag, a folder that does not fit, no connection to the Hub
         raise TeacherError(f"teacher.classifier {name!r} can't be built ({error}).") from error
 
 
 def imagenet_descriptions(subset: str) -> list[str]:
-    """timm's long descriptions of an ImageNet subset's classes. Raises: TeacherError for one that it does not know."""
+    """List timm's long descriptions of an ImageNet subset's classes. Raises: TeacherError for an unknown subset."""
     try:
         info = ImageNetInfo(subset)
-    except (AssertionError, KeyError) as error:  # timm asserts, and under `python -O` it looks it up
+    except (AssertionError, KeyError) as error:  # timm asserts; under `python -O` a lookup fails
         known = ", ".join(TIMM_SUBSETS)
         raise TeacherError(
             f"teacher.classes {subset!r} is unknown to timm. Known: {known}. Or leave the field out."
@@ -130,7 +142,11 @@ def imagenet_descriptions(subset: str) -> list[str]:
 
 
 def class_descriptions(classifier: Any) -> list[str]:
-    """One description a class: timm's long ones for ImageNet heads, else the model's own label names."""
+    """Describe each class: by timm's long descriptions for an ImageNet head, else by the model's own label names.
+
+    Raises:
+        TeacherError: the model has neither.
+    """
     own = classifier.pretrained_cfg.get("label_names")
     subset = infer_imagenet_subset(classifier)
     if subset is not None:
@@ -138,6 +154,7 @@ def class_descriptions(classifier: Any) -> list[str]:
     if own:
         return list(own)
     raise TeacherError(
-        f"Nothing says what the {classifier.num_classes} classes of {classifier.pretrained_cfg.get('architecture')!r} are. "
+        f"Nothing says what the {classifier.num_classes} classes of "
+        f"{classifier.pretrained_cfg.get('architecture')!r} are. "
         "ConSE needs an ImageNet classifier, or one whose config.json has label_names."
     )

@@ -1,4 +1,4 @@
-"""Any open_clip model as a teacher: tag, local folder or Hub repository; its own image size and statistics."""
+"""Any open_clip model as a teacher: a tag, a local folder or a Hub repository, with its own preprocessing."""
 
 from __future__ import annotations
 
@@ -17,20 +17,30 @@ from ..errors import TeacherError, require
 from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, weights_folder
 from .base import ImageTeacher, TextTeacher, module_fingerprint
 
-# open_clip takes any other word for fp32; its amp* are autocast, which is the caller's.
+# open_clip takes any other word for fp32. Its amp* mean autocast, which is up to the caller.
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
-# What a folder's configuration may tell its tokenizer. Whatever else goes to transformers, where trust_remote_code runs code.
+# What a folder's configuration may pass to its tokenizer: other settings reach transformers, where trust_remote_code
+# would run code.
 TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"}
 
 
 @dataclass(frozen=True)
 class OpenCLIP:
-    """An open_clip teacher. `model`: an open_clip name, `local-dir:PATH` or `hf-hub:ORG/NAME[@REVISION]`. `pretrained`: a tag or a
-    safetensors file, and none for folders, which bring their own. `pretrained: random` gives random weights, for wiring only."""
+    """An open_clip teacher.
+
+    Args:
+        model: an open_clip name, `local-dir:PATH` or `hf-hub:ORG/NAME[@REVISION]`.
+        pretrained: a tag or a safetensors file; none for a folder or repository, which has its own weights. "random"
+            gives random weights, for tests.
+        precision: one of `PRECISIONS`.
+
+    Raises:
+        WeightsError: a name is that of a pickle.
+    """
 
     kind: ClassVar[str] = "open_clip"
     model: str
@@ -42,13 +52,15 @@ class OpenCLIP:
         refuse_pickle(self.pretrained, field="teacher.pretrained")
 
     def image(self) -> ImageTeacher:
+        """Build the image tower. Raises: TeacherError, WeightsError."""
         return _OpenCLIPImage(self, self.create()).freeze()
 
     def text(self) -> TextTeacher:
+        """Build the text tower. Raises: TeacherError, WeightsError."""
         return _OpenCLIPText(self, self.create())
 
     def create(self) -> Any:
-        """The whole open_clip model, both towers, ready to answer. Raises: TeacherError, WeightsError."""
+        """Build the whole open_clip model, both towers, in eval mode. Raises: TeacherError, WeightsError."""
         library = require("open_clip", extra="open_clip")
         if self.precision not in PRECISIONS:
             raise TeacherError(
@@ -64,7 +76,7 @@ class OpenCLIP:
                 pretrained=self.pretrained if stock and trained else None,
                 precision=self.precision,
                 load_weights=trained,
-                pretrained_text=False,  # else a random text tower of transformers' would fetch weights, pickles included
+                pretrained_text=False,  # else a text tower of transformers would fetch weights, pickles included
                 require_pretrained=trained,
             )
         except BUILD_ERRORS as error:
@@ -74,15 +86,18 @@ class OpenCLIP:
         return model.eval()
 
     def source(self) -> str:
-        """The name that open_clip is to build: its own, or `local-dir:` of a folder without pickles and code.
+        """Return the name for open_clip: one of its own, or `local-dir:` of a folder without pickles and code.
 
-        Raises: TeacherError for a name that it does not know; WeightsError for a folder or repository that lacks a file.
+        Raises:
+            TeacherError: open_clip does not know the name.
+            WeightsError: the folder or repository lacks a file.
         """
         library = require("open_clip", extra="open_clip")
         if not self.model.startswith(("local-dir:", "hf-hub:")):
             if self.model not in library.list_models():
                 raise TeacherError(
-                    f"teacher.model {self.model!r} is unknown to open_clip {library.__version__}. See open_clip.list_models()."
+                    f"teacher.model {self.model!r} is unknown to open_clip {library.__version__}. "
+                    "See open_clip.list_models()."
                 )
             return self.model
         folder = weights_folder(self.model, field="teacher.model", require=(CONFIG, WEIGHTS), allow=TOKENIZER_FILES)
@@ -100,12 +115,13 @@ class OpenCLIP:
         is_file = file.suffix == ".safetensors" and file.is_file()
         if not is_file and not library.get_pretrained_cfg(self.model, self.pretrained):
             raise TeacherError(
-                f"teacher.pretrained {self.pretrained!r} is no tag of {self.model!r} and no .safetensors file. Tags: {tags}."
+                f"teacher.pretrained {self.pretrained!r} is no tag of {self.model!r} and no .safetensors file. "
+                f"Tags: {tags}."
             )
 
 
 def _check_config(path: Path) -> None:
-    """Refuse settings through which a folder could have code run. Raises: TeacherError."""
+    """Refuse settings by which a folder could run code. Raises: TeacherError."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
         unknown = sorted(set(settings) - TOKENIZER_SETTINGS)
@@ -115,7 +131,8 @@ def _check_config(path: Path) -> None:
         ) from error
     if unknown:
         raise TeacherError(
-            f"{path}: tokenizer_kwargs {', '.join(unknown)} are not known to be harmless. Remove them, or use another teacher."
+            f"{path}: tokenizer_kwargs {', '.join(unknown)} are not known to be harmless. "
+            "Remove them, or use another teacher."
         )
 
 
@@ -127,7 +144,7 @@ class _OpenCLIPImage(ImageTeacher):
         super().__init__(
             Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
         )
-        self.visual = model.visual  # the text tower is not kept: it is no part of a step
+        self.visual = model.visual  # the text tower is not kept: a step does not need it
         self.dtype = library.get_input_dtype(spec.precision) or torch.float32
         with torch.inference_mode():
             self.embed_dim = int(self.encode(torch.zeros(1, 3, size, size)).shape[1])
@@ -146,7 +163,7 @@ class _OpenCLIPText(TextTeacher):
         except BUILD_ERRORS as error:
             raise TeacherError(f"open_clip can't build the tokenizer of {spec.model!r}: {error}") from error
         self._model = model
-        # Freed before hashing: text-only identity, and half the memory.
+        # The fingerprint is the text tower's alone, and this frees half the memory.
         del model.visual
         self.fingerprint = module_fingerprint(model, "open_clip-text")
 

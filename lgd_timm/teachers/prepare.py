@@ -19,12 +19,12 @@ from .text_bank import text_bank
 
 
 @dataclass
-class Teaching:
-    """Where the teacher's embeddings and the names' bank come from."""
+class PreparedTeacher:
+    """A teacher ready for a run: its embeddings are stored, or `image` computes them."""
 
-    facts: dict[str, Any]  # name, fingerprints, spec: what the published folder says of the teacher
+    metadata: dict[str, Any]  # name, fingerprints, spec: what the published folder says of the teacher
     views: Views
-    bank: Tensor
+    bank: Tensor  # of the vocabulary's names, unit rows, float32 [C, D]
     vocabulary: Vocabulary
     stored: StoredEmbeddings | None = None
     image: ImageTeacher | None = None
@@ -32,37 +32,39 @@ class Teaching:
 
 def prepare_teacher(
     spec: TeacherSpec, *, vocabulary: Vocabulary, views: Views | None
-) -> tuple[Teaching, Callable[[Vocabulary], Tensor]]:
+) -> tuple[PreparedTeacher, Callable[[Vocabulary], Tensor]]:
     """Build a teacher and the text bank of its names.
 
     With stored embeddings the image tower is not built, and the text tower once, only if there are new names.
 
     Args:
         spec: the recipe's teacher.
-        vocabulary: the names that are learned.
-        views: the recipe's; None where the teacher's stored ones are meant.
+        vocabulary: the names of the text bank.
+        views: the recipe's; None: those of the stored embeddings.
 
     Returns:
-        What a run learns from, and the function that makes any vocabulary's bank [C, D].
+        The teacher, and the function that makes any vocabulary's bank [C, D].
 
     Raises:
-        RecipeError: views are missing, and the teacher is no stored one.
+        RecipeError: `views` is None, and the teacher is not a stored one.
+        TeacherError: the teacher can't be built or its folder can't be opened.
     """
     if isinstance(spec, Stored):
         stored = spec.open()
-        teacher = spec_from_dict(stored.facts.get("teacher"))  # before anything is written: what is published names it
+        metadata = stored.metadata
+        teacher = spec_from_dict(metadata.get("teacher"))  # checked here, as a wrong one would fail when publishing
         text, folders = cache(teacher.text), [stored.root / "text"]
-        bank_of = partial(text_bank, text_fingerprint=stored.facts["text_fingerprint"], text=text, folders=folders)
-        return Teaching(stored.facts, views or stored.views, bank_of(vocabulary), vocabulary, stored=stored), bank_of
+        bank_of = partial(text_bank, text_fingerprint=metadata["text_fingerprint"], text=text, folders=folders)
+        return PreparedTeacher(metadata, views or stored.views, bank_of(vocabulary), vocabulary, stored=stored), bank_of
     if views is None:
         raise RecipeError("The recipe lacks `views` (size, augmentation), which an online teacher needs.")
     image, tower = spec.image(), spec.text()
     bank_of = partial(text_bank, text_fingerprint=tower.fingerprint, text=lambda: tower)
-    facts = {
+    metadata = {
         "teacher": to_plain(spec),
         "name": image.name,
         "fingerprint": image.fingerprint,
         "text_fingerprint": tower.fingerprint,
         "embed_dim": image.embed_dim,
     }
-    return Teaching(facts, views, bank_of(vocabulary), vocabulary, image=image), bank_of
+    return PreparedTeacher(metadata, views, bank_of(vocabulary), vocabulary, image=image), bank_of

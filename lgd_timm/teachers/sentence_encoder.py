@@ -1,4 +1,4 @@
-"""Sentence encoders, as ConSE uses them: a folder, a package's folder or a repository, of which no code and no pickle is run."""
+"""Sentence encoders for ConSE: a folder, a package's folder or a repository. No code and no pickle of theirs is run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from ..hub.safe_weights import BUILD_ERRORS, PICKLES
 from ..hub.snapshot_download import snapshot
 from ..utils.files import fingerprint, sha256_of
 
-# Of what a folder's modules.json may be made. It can name any class of any module, which loading then imports; and of the
-# library's own classes some (Router, WordEmbeddings) read further names of classes from files.
+# The classes that a folder's modules.json may name. It could name any class of any module, which loading would import;
+# and some of the library's own classes (Router, WordEmbeddings) read further class names from files.
 MODULES = {"Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "StaticEmbedding"}
 
 
 class SentenceEncoder:
-    """Sentences -> float32 [N, D], unit rows. Raises: TeacherError, WeightsError for an encoder that can't be had."""
+    """Encode sentences to unit rows, float32 [N, D].
+
+    Args:
+        name: a folder, `package:MODULE/FOLDER`, or a sentence-transformers name or repository.
+
+    Raises:
+        TeacherError: the encoder can't be loaded, or might run code.
+        WeightsError: it can't be fetched from the Hub.
+    """
 
     def __init__(self, name: str) -> None:
         library = require("sentence_transformers", extra="conse")
@@ -41,19 +49,17 @@ class SentenceEncoder:
         self.fingerprint = fingerprint([sha256_of(path) for path in sorted(folder.rglob("*.safetensors"))])
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
-        return (
-            self._model.encode(
-                list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
-            )
-            .float()
-            .clone()
+        rows: Tensor = self._model.encode(
+            list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
         )
+        return rows.float().clone()
 
 
 def check_package(name: str) -> None:
-    """Of `package:MODULE/FOLDER`: MODULE is one name, as looking for a.b would import a, and FOLDER stays within it.
+    """Check `package:MODULE/FOLDER`: MODULE is one name, as looking for a.b would import a; FOLDER stays within it.
 
-    Raises: RecipeError.
+    Raises:
+        RecipeError: it is another one.
     """
     if not name.startswith("package:"):
         return
@@ -65,7 +71,7 @@ def check_package(name: str) -> None:
 
 
 def _folder(name: str) -> Path:
-    """The encoder's folder on disk, fetched from the Hub if it is neither a package's nor there."""
+    """Find the encoder's folder on this disk; fetch it from the Hub if it is neither a package's nor a local one."""
     if name.startswith("package:"):
         return _package_folder(name)
     path = Path(name)
@@ -80,28 +86,27 @@ def _folder(name: str) -> Path:
 
 
 def _package_folder(name: str) -> Path:
-    """`package:MODULE/FOLDER` -> the folder on disk."""
+    """Find the folder of `package:MODULE/FOLDER` on this disk."""
     check_package(name)
     module, _, folder = name.removeprefix("package:").partition("/")
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # __main__ and other modules that were made by hand
+    except (ImportError, ValueError):  # __main__ and other modules without a spec
         found = None
-    places = list(found.submodule_search_locations or ()) if found else []  # modules that are no packages have none
-    if not places:
+    locations = list(found.submodule_search_locations or ()) if found else []  # a module that is no package has none
+    if not locations:
         raise TeacherError(
             f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}"
         )
-    return Path(places[0]) / folder
+    return Path(locations[0]) / folder
 
 
 def _check_folder(name: str, folder: Path) -> None:
-    """Refuse an encoder that loading would import code for, or open pickles of. Raises: TeacherError."""
+    """Refuse an encoder for which loading would import its code, or open pickles. Raises: TeacherError."""
     path = folder / "modules.json"
     try:
-        modules = [
-            (str(module["type"]), str(module["path"])) for module in json.loads(path.read_text(encoding="utf-8"))
-        ]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        modules = [(str(module["type"]), str(module["path"])) for module in content]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = f"modules.json: {type(error).__name__}: {error}"
         raise TeacherError(
@@ -124,5 +129,6 @@ def _check_folder(name: str, folder: Path) -> None:
     if pickles or not weights:
         reason = f"{', '.join(pickles[:3])} hold pickles, which can run code" if pickles else "it holds no safetensors"
         raise TeacherError(
-            f"teacher.encoder {name!r} can't be loaded ({reason}). Save it as safetensors: model.save_pretrained(FOLDER)."
+            f"teacher.encoder {name!r} can't be loaded ({reason}). "
+            "Save it as safetensors: model.save_pretrained(FOLDER)."
         )

@@ -1,4 +1,4 @@
-"""A teacher that has already taught: its embeddings stand beside the shards, its towers are not loaded."""
+"""Stored embeddings as a teacher: no tower is loaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from .open_clip import OpenCLIP
 
 @dataclass(frozen=True)
 class Stored:
-    """Embeddings that `lgd-timm teach` wrote to folder `embeddings`, or that lie at an address. `taught_by` says who taught, and
-    `dtype` as what numbers, so that they can be made again where the folder is not; a published recipe has both.
+    """Embeddings that `lgd-timm teach` wrote, read from a folder or an address.
 
-    `target`: what a student is to reproduce of a view that it sees. "view": what the teacher saw there, in the very same pixels.
-    "image": what the teacher saw in the first of the stored views of that image, taught on `taught_on`; the recipe's `views`, of
-    which there may be any number, are the student's alone. A teacher that reads crops worse than whole images teaches better so.
+    Args:
+        embeddings: the folder, or its address.
+        taught_by: the teacher that made them. With `dtype` they can be made again where the folder is missing; a
+            published recipe has both.
+        dtype: type of the stored numbers.
+        target: which embedding a student learns for a view. "view": that of the same pixels. "image": that of the first
+            stored view of the same image (made with the views `taught_on`); the recipe's `views` are then the student's
+            alone, any number of them. That is better for a teacher that reads crops worse than whole images.
+        taught_on: the stored views, with target "image".
     """
 
     kind: ClassVar[str] = "stored"
@@ -32,11 +37,16 @@ class Stored:
     taught_on: Views | None = None
 
     def open(self) -> StoredEmbeddings:
-        """Raises: TeacherError, which says how to make the folder, if that is known; ShardError, where an address can't be read."""
+        """Open the folder.
+
+        Raises:
+            TeacherError: it is missing or wrong; the message says how to make it, if that is known.
+            ShardError: an address can't be read.
+        """
         root = resolve_path(self.embeddings)
         if self.taught_by is not None and isinstance(root, Path) and not (root / TEACHER).is_file():
             raise TeacherError(
-                f"teacher.embeddings {self.embeddings!r}: no such embeddings. The recipe says who taught, so make them from the same "
-                f"recipe: lgd-timm teach RECIPE --out {self.embeddings}"
+                f"teacher.embeddings {self.embeddings!r}: no such embeddings. The recipe says who taught, so make them "
+                f"from the same recipe: lgd-timm teach RECIPE --out {self.embeddings}"
             )
         return replace(open_stored(root), per_image=self.target == "image")

@@ -1,8 +1,8 @@
-"""The Textual Semantics Bank: one unit vector a category name (paper, section 3; TSB in the released code).
+"""The textual semantics bank (TSB): one unit vector a category name (arXiv 2406.11689, section 3).
 
     c_k = norm(mean_p norm(E_text(template_p(name_k))))
 
-Its visual twin (VSB) is state of the objective, since it changes with every step: `objectives/lgd.py`.
+The visual bank (VSB) is state of the objective, since it changes with every step: `objectives/lgd.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..data.paths import Place
+from ..data.paths import AnyPath
 from ..data.vocabulary import Vocabulary
 from ..errors import TeacherError
 from ..settings import cache_folder
@@ -25,14 +25,25 @@ from .base import TextTeacher
 
 
 def encode_vocabulary(text: TextTeacher, vocabulary: Vocabulary, *, prompts_per_call: int = 512) -> Tensor:
-    """Names through templates and text tower -> float32 [C, D], unit rows."""
+    """Encode a vocabulary's names by a text tower.
+
+    Args:
+        text: the tower.
+        vocabulary: C names, each with one prompt per template.
+        prompts_per_call: prompts that the tower gets at a time.
+
+    Returns:
+        Unit rows, float32 [C, D].
+
+    Raises:
+        TeacherError: an embedding is not finite.
+    """
     count = len(vocabulary.templates)
     names_per_call = max(1, prompts_per_call // count)
     rows = []
     for start in range(0, len(vocabulary), names_per_call):
-        prompts = [
-            prompt for name in vocabulary.names[start : start + names_per_call] for prompt in vocabulary.prompts(name)
-        ]
+        names = vocabulary.names[start : start + names_per_call]
+        prompts = [prompt for name in names for prompt in vocabulary.prompts(name)]
         rows.append(normalize(text.encode(prompts), dim=1).unflatten(0, (-1, count)).mean(1))
     bank = normalize(torch.cat(rows), dim=1)
     if not bank.isfinite().all():
@@ -45,12 +56,22 @@ def text_bank(
     *,
     text_fingerprint: str,
     text: Callable[[], TextTeacher],
-    folders: Sequence[Place] = (),
+    folders: Sequence[AnyPath] = (),
 ) -> Tensor:
-    """The bank of a vocabulary [C, D], from `folders`, from the cache, or from the text tower, which then is cached.
+    """Return the bank of a vocabulary: from a folder, from the cache, or from the text tower, and then cached.
 
-    The tower is built only when no file has the bank: with stored embeddings, a run whose names are known loads no teacher.
-    Addresses among the folders are passed over: a bank that lies there has no sha256 by which it would be trusted.
+    Args:
+        vocabulary: C names and their templates.
+        text_fingerprint: of the tower that the bank must come from.
+        text: builds the tower. It is called only when no file has the bank, so that a run with stored embeddings and
+            known names loads no teacher.
+        folders: looked through first. Addresses are skipped: a bank at one has no sha256 by which it would be trusted.
+
+    Returns:
+        Unit rows, float32 [C, D].
+
+    Raises:
+        TeacherError: the tower has another fingerprint, or gives embeddings that are not finite.
     """
     name = text_bank_name(text_fingerprint, vocabulary)
     cache = cache_folder() / "text"
@@ -69,15 +90,17 @@ def text_bank(
 
 
 def text_bank_name(text_fingerprint: str, vocabulary: Vocabulary) -> str:
-    """File name of a bank: another tower, other names or other templates, another file."""
+    """Name the file of a bank by a fingerprint of its tower, names and templates."""
     return f"{fingerprint(text_fingerprint, vocabulary.names, vocabulary.templates)}.safetensors"
 
 
 def save_bank(path: Path, bank: Tensor) -> None:
+    """Write a bank [C, D] as safetensors."""
     with atomic_file(path) as temporary:
         save_file({"text_bank": bank.contiguous()}, temporary)
 
 
 def load_bank(path: Path) -> Tensor:
+    """Read a bank [C, D]. Raises: OSError, and SafetensorError for another file."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("text_bank")

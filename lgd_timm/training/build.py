@@ -14,7 +14,7 @@ from ..config.recipe import Recipe
 from ..data import Views, open_shards
 from ..data.dataset import BadSamples, ShardDataset
 from ..data.in_memory import in_memory
-from ..data.loader import place_photometry
+from ..data.loader import color_device
 from ..data.samplers import EpochSampler
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import RecipeError
@@ -23,7 +23,7 @@ from ..objectives import create_objective
 from ..students.model import create_student
 from ..students.small_conv import speed_up_small_convs
 from ..task import LGDTask
-from ..teachers.prepare import Teaching, prepare_teacher
+from ..teachers.prepare import PreparedTeacher, prepare_teacher
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
 from .optim import build_optimizer, build_scheduler
@@ -41,7 +41,7 @@ def build(recipe: Recipe, out: Path) -> Run:
         teaching.stored.check(shards, teaching.views)
     validation = prepare_validation(recipe, teaching, bank_of) if recipe.data.val_split else None
     # Pixels that are kept in memory are kept with their colours done.
-    photometry = place_photometry(recipe.machine.photometry, torch.device("cpu") if recipe.data.in_memory else device)
+    photometry = color_device(recipe.machine.photometry, torch.device("cpu") if recipe.data.in_memory else device)
     dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored, photometry=photometry)
     if recipe.data.in_memory:
         dataset = in_memory(dataset)
@@ -89,7 +89,7 @@ def check_batch_size(recipe: Recipe, world_size: int) -> None:
         raise RecipeError(f"run.accumulate = {passes} passes can't share {size // world_size} images of a rank evenly.")
 
 
-def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vocabulary], Tensor]) -> Validation:
+def prepare_validation(recipe: Recipe, teaching: PreparedTeacher, bank_of: Callable[[Vocabulary], Tensor]) -> Validation:
     """The evaluation split and its names' bank. The split must be there, labelled, and of as many classes as there are names.
 
     The student lives in the teacher's space, so it can be asked about names that it was not distilled for.
@@ -113,7 +113,7 @@ def prepare_validation(recipe: Recipe, teaching: Teaching, bank_of: Callable[[Vo
     return Validation(in_memory(dataset) if data.in_memory else dataset, vocabulary.names, bank_of(vocabulary))
 
 
-def build_task(recipe: Recipe, teaching: Teaching, device: torch.device) -> LGDTask:
+def build_task(recipe: Recipe, teaching: PreparedTeacher, device: torch.device) -> LGDTask:
     torch.manual_seed(
         recipe.machine.seed
     )  # here and not before: whatever was built till now has no say in the student's start

@@ -49,7 +49,7 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
         return out / "published"
     run = build(recipe, out)
     if run.ranks.first and source is not None and (Path(source) / "model.safetensors").is_file():
-        origin = {"shards": run.dataset.shards.fingerprint, "teacher": run.teaching.facts}
+        origin = {"shards": run.dataset.shards.fingerprint, "teacher": run.teaching.metadata}
         published = read_recipe(Path(source) / "recipe.yaml")
         compare(Path(source), metrics=origin, recipe=publishable_recipe(run).to_dict(), published=published.to_dict())
     start(run, recipe=recipe.to_yaml(), resume=resume)
@@ -68,19 +68,19 @@ def evaluate_teacher(run: Run) -> ZeroShot | None:
     if run.teaching.image is not None:
         return run.zero_shot(run.teaching.image, ranks=Ranks())
     dataset = run.validation.dataset
-    images = with_stored_embeddings(dataset, views=dataset.views, teacher=run.teaching.facts["fingerprint"])
+    images = with_stored_embeddings(dataset, views=dataset.views, teacher=run.teaching.metadata["fingerprint"])
     return None if images is None else run.score(stored_classifier(run.validation.bank), images, ranks=Ranks())
 
 
 def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
     """Evaluate what will be published, and publish it to folder `out`; with `open_clip`, the teacher's text tower goes along."""
     student = round_weights(run.task.best_student).eval()
-    teacher = spec_from_dict(run.teaching.facts["teacher"]) if open_clip else None
+    teacher = spec_from_dict(run.teaching.metadata["teacher"]) if open_clip else None
     if teacher is not None:
         check_open_clip(student, teacher)  # now, and not after the evaluation
     rows = read_log(run.out / "log.jsonl", until=run.step)
     metrics: dict[str, Any] = {
-        "teacher": run.teaching.facts,
+        "teacher": run.teaching.metadata,
         "shards": run.dataset.shards.fingerprint,
         "training": _training(run, rows),
     }
@@ -101,7 +101,7 @@ def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
         text=run.teaching.bank,
         visual=objective.visual_bank if isinstance(objective, LGD) else None,
         seen=objective.seen if isinstance(objective, LGD) else None,
-        text_fingerprint=run.teaching.facts["text_fingerprint"],
+        text_fingerprint=run.teaching.metadata["text_fingerprint"],
     )
     return save(
         out,
@@ -158,7 +158,7 @@ def publishable_recipe(run: Run) -> Recipe:
     vocabulary, teacher = run.teaching.vocabulary, run.recipe.teacher
     val_names = None if run.validation is None else list(run.validation.names)
     if isinstance(teacher, Stored):
-        facts = run.teaching.facts
+        facts = run.teaching.metadata
         assert run.teaching.stored is not None
         taught_on = run.teaching.stored.views if teacher.target == "image" else None
         teacher = replace(

@@ -19,7 +19,7 @@ from ..data.samplers import EpochSampler
 from ..evaluate.zero_shot import ZeroShot, zero_shot, zero_shot_classifier
 from ..objectives import Assigned, join_assigned
 from ..task import LGDTask
-from ..teachers.prepare import Teaching
+from ..teachers.prepare import PreparedTeacher
 from ..utils.distributed import Bad, Ranks
 from .engine import Trainable
 from .step import Skipped
@@ -49,7 +49,7 @@ class Run(Trainable):
 
     recipe: Recipe
     out: Path
-    teaching: Teaching
+    teaching: PreparedTeacher
     validation: Validation | None
     device: torch.device
     ranks: Ranks
@@ -88,7 +88,7 @@ class Run(Trainable):
             "shards": self.dataset.shards.fingerprint,
             "views": [self.teaching.views.fingerprint, self.teaching.views.count],
             "names": self.teaching.vocabulary.fingerprint,
-            "teacher": self.teaching.facts["fingerprint"]
+            "teacher": self.teaching.metadata["fingerprint"]
             + (" (of images)" if stored is not None and stored.per_image else ""),
         }
 

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from ..config.recipe import TeachRecipe
 from ..data.dataset import BadSamples, ShardDataset
 from ..data.index import INFO, ShardSet, open_shards, read_info
-from ..data.loader import loader, place_photometry
+from ..data.loader import color_device, loader
 from ..data.paths import require_local
 from ..data.samplers import Item, SequentialSampler
-from ..data.sidecar import DTYPES, Record, finished, overall_fidelity, writing
-from ..data.stored_embeddings import TEACHER, StoredEmbeddings, open_stored, read_teacher_facts
+from ..data.sidecar import DTYPES, Record, overall_fidelity, read_record, write_sidecar
+from ..data.stored_embeddings import TEACHER, StoredEmbeddings, open_stored, read_teacher_metadata
 from ..data.views import Views
 from ..errors import ShardError, TeacherError
 from ..teachers import ImageTeacher, Stored
@@ -65,7 +65,7 @@ class _TeachJob:
         return self.out / self.shards.filenames[shard]
 
     def finished(self, shard: int) -> Record | None:
-        return finished(self.sidecar(shard), self.shards, shard)
+        return read_record(self.sidecar(shard), self.shards, shard)
 
 
 def teach(
@@ -99,7 +99,7 @@ def teach(
         "text_fingerprint": text_fingerprint,
         "embed_dim": teacher.embed_dim,
         "dtype": dtype,
-        "views": views.facts,
+        "views": views.to_dict(),
         "views_fingerprint": views.fingerprint,
     }
     out = require_local(out or _folder_beside(shards) / folder_name(teacher, views, dtype=dtype), what="out")
@@ -174,7 +174,7 @@ def _claim(out: Path, facts: dict[str, Any], shards: ShardSet, *, write: bool) -
             write_json(out / TEACHER, facts)
         return
     # The spec itself may be spelled otherwise (another path to the same weights): the fingerprints say what it is.
-    if other := changed_keys(read_teacher_facts(out), {key: fact for key, fact in facts.items() if key != "teacher"}):
+    if other := changed_keys(read_teacher_metadata(out), {key: fact for key, fact in facts.items() if key != "teacher"}):
         raise TeacherError(
             f"{out} holds embeddings of another origin ({', '.join(other)} differ). Choose another --out, or remove the folder."
         )
@@ -216,13 +216,15 @@ def _teach_shards(lesson: _TeachJob, todo: Sequence[int], there: Mapping[int, Re
     samples = max(1, lesson.batch_size // views.count)  # all views of a sample travel together
     starts = np.concatenate([[0], np.cumsum(shards.lengths)]).tolist()
     walks = [SequentialSampler(range(starts[shard], starts[shard + 1]), samples, views=views.count) for shard in todo]
-    dataset = ShardDataset(shards, views=views, allow_empty=True, photometry=place_photometry("auto", lesson.device))
+    dataset = ShardDataset(shards, views=views, allow_empty=True, photometry=color_device("auto", lesson.device))
     batches = loader(dataset, _Chain(walks), workers=lesson.workers)
     size = min(lesson.batch_size, samples * views.count)
     embeddings = embedded(lesson.teacher, batches, size=size, device=lesson.device, compile=lesson.compile)
     with _progress(lesson, todo, there) as progress:
         for shard, walk in zip(todo, walks, strict=True):
-            with writing(lesson.sidecar(shard), shards=shards, shard=shard, shape=shape, dtype=lesson.dtype) as sidecar:
+            with write_sidecar(
+                lesson.sidecar(shard), shards=shards, shard=shard, shape=shape, dtype=lesson.dtype
+            ) as sidecar:
                 for batch, rows in islice(embeddings, len(walk)):
                     for line in bad.add(batch.bad):
                         log.warning(line)

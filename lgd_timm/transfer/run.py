@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import __version__
-from ..data.decode import PICTURES
+from ..data.decode import IMAGE_SUFFIXES
 from ..errors import LGDError, WeightsError
 from ..training.engine import check_output, fit, start
 from ..utils.device import pick_device
@@ -133,10 +133,10 @@ def predict(folder: str | Path, pictures: str | Path, *, out: str | Path, device
     files = (
         [pictures]
         if pictures.is_file()
-        else sorted(path for path in pictures.glob("*") if path.suffix.lower() in PICTURES)
+        else sorted(path for path in pictures.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     )
     if not files:
-        raise LGDError(f"{pictures} holds no pictures ({', '.join(PICTURES)}). Give a file or a folder of them.")
+        raise LGDError(f"{pictures} holds no pictures ({', '.join(IMAGE_SUFFIXES)}). Give a file or a folder of them.")
     if len({file.stem for file in files}) < len(files):
         raise LGDError(
             f"{pictures} holds pictures whose names differ by their endings alone, and all become PNG. Rename them."

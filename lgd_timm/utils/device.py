@@ -1,4 +1,4 @@
-"""Where to run when nobody said, and how to run well on a CPU."""
+"""Choose a device, and tune memory allocation on a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from ..errors import LGDError
 
 
 def pick_device(name: str = "auto") -> str:
-    """`auto` is cuda, then mps, then cpu. Raises: LGDError for a device that this machine lacks."""
+    """Choose a device.
+
+    Args:
+        name: a device; "auto": cuda, else mps, else cpu.
+
+    Raises:
+        LGDError: this machine lacks the device.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -25,15 +32,19 @@ def pick_device(name: str = "auto") -> str:
     return name
 
 
-# mallopt's parameters (glibc, malloc.h) and what they are set to: nothing by mmap, nothing given back, 256 MiB more at a time
+# mallopt's parameters (glibc, malloc.h) and their values: no block by mmap, no memory returned, grow by 256 MiB
 _MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 256 << 20)}
 
 
 def keep_memory() -> bool:
-    """Let this process keep the memory that it frees. Returns whether it could be told so (glibc only).
+    """Make this process keep the memory that it frees.
 
-    A training step on a CPU frees and takes gigabytes. glibc gives large blocks back to the system, which zeroes them anew: a
-    quarter of a step's time, for a seventh less memory. It holds for the whole process, so programs choose it, not libraries.
+    A training step on a CPU allocates and frees gigabytes. glibc returns large blocks to the system, which zeroes them
+    at the next allocation: a quarter of a step's time, for a seventh less memory. It holds for the whole process, so
+    that programs should call this and libraries should not.
+
+    Returns:
+        Whether it is in force: only with glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -211,12 +211,12 @@ def test_colours_changed_on_the_device_are_the_workers_to_one_255th(train_shards
         list(loader(ShardDataset(train_shards, views=MOCO, photometry=place), plan, workers=workers))
         for place in ("worker", "device")
     )
-    assert all(not batch.colours for batch in mine)
+    assert all(not batch.color_ops for batch in mine)
     assert any(not torch.equal(a.images, b.images) for a, b in zip(mine, left, strict=True))
     for expected, batch in zip(mine, on_device(left, torch.device("cpu")), strict=True):
         assert (batch.images.int() - expected.images.int()).abs().max() <= 1
         assert batch.keys == expected.keys
-        assert not batch.colours
+        assert not batch.color_ops
 
 
 def test_views_of_one_sample_that_stand_together_share_its_decoding(

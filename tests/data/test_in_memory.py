@@ -38,8 +38,8 @@ def test_each_is_rendered_once_for_all_datasets_of_equal_content(
     shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered = []
-    render = Views.shape
-    monkeypatch.setattr(Views, "shape", lambda self, *rest: rendered.append(self) or render(self, *rest))
+    render = Views.crop_and_resize
+    monkeypatch.setattr(Views, "crop_and_resize", lambda self, *rest: rendered.append(self) or render(self, *rest))
     views = Views(size=17, augmentation="mocov2", count=2)  # of no other test
     for _ in range(2):
         in_memory(ShardDataset(open_shards(shard_folder, split="train"), views=views)).__getitems__(ITEMS)

@@ -349,7 +349,7 @@ def test_a_shard_that_cant_be_had_makes_bad_samples(
         BadSamples(0.3, size=48).add(first.bad)
     # and later it is tried again
     server.faults.clear()
-    monkeypatch.setattr(remote, "AGAIN_AFTER", 0)
+    monkeypatch.setattr(remote, "RETRY_AFTER", 0)
     assert dataset.__getitems__(items).bad == ()
 
 
@@ -474,7 +474,7 @@ def test_what_is_kept_in_memory_is_no_outage(
     items = [(position, 0) for position in range(12, 20)]
     assert len(dataset.__getitems__(items).bad) == 4
     server.faults.clear()
-    monkeypatch.setattr(remote, "AGAIN_AFTER", 0)
+    monkeypatch.setattr(remote, "RETRY_AFTER", 0)
     expected = ShardDataset(train_shards, views=VIEWS).__getitems__(items)
     assert same([dataset.__getitems__(items)], [expected])
 
@@ -699,7 +699,7 @@ def test_embeddings_at_an_address_are_those_of_the_folder(
         far = open_stored(f"{server.url}/tiny")
         shards = opened(server)
         far.check(shards, VIEWS)
-        assert find_stored(shards, views=None, teacher=near.facts["fingerprint"]) is None
+        assert find_stored(shards, views=None, teacher=near.metadata["fingerprint"]) is None
         items = [(position, view) for position in (0, 20, 47) for view in range(3)]
         near_batch, far_batch = (
             ShardDataset(shards, views=VIEWS, stored=stored).__getitems__(items)
@@ -757,7 +757,7 @@ def test_evaluation_reads_an_address(
         in knn(far)
     )
     server.faults.clear()
-    monkeypatch.setattr(remote, "AGAIN_AFTER", 0)
+    monkeypatch.setattr(remote, "RETRY_AFTER", 0)
     assert knn(far) == knn(str(shard_folder))
     assert cli.main(["shards", "subset", far, str(tmp_path / "few.json"), "--per-class", "2"]) == 0
 
@@ -771,7 +771,7 @@ def test_features_with_an_outage_are_not_kept(server: FolderServer, monkeypatch:
     server.faults.add("status", SECOND, value=404)
     assert len(extract(network, dataset, max_bad=1)) == 32
     server.faults.clear()
-    monkeypatch.setattr(remote, "AGAIN_AFTER", 0)
+    monkeypatch.setattr(remote, "RETRY_AFTER", 0)
     assert len(extract(network, dataset, max_bad=1)) == 48
 
 

@@ -265,10 +265,10 @@ NAMES_BEFORE_CROP = {
 
 def test_views_without_a_crop_are_called_what_they_were_before_there_was_one() -> None:
     assert {views.fingerprint for views in NAMES_BEFORE_CROP} == set(NAMES_BEFORE_CROP.values())
-    assert all(views.fingerprint == name and "crop" not in views.facts for views, name in NAMES_BEFORE_CROP.items())
-    assert Views(**Views(count=3).facts) == Views(count=3)
+    assert all(views.fingerprint == name and "crop" not in views.to_dict() for views, name in NAMES_BEFORE_CROP.items())
+    assert Views(**Views(count=3).to_dict()) == Views(count=3)
     cropped = Views(augmentation="none", crop=0.875)
-    assert (cropped.facts["crop"], Views(**cropped.facts)) == (0.875, cropped)
+    assert (cropped.to_dict()["crop"], Views(**cropped.to_dict())) == (0.875, cropped)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_new_names_need_the_sentence_encoder_alone_and_once(tmp_path: Path, monk
 @needs_encoder
 def test_the_stored_bank_is_that_of_todays_sentence_encoder() -> None:
     for folder in SMALL.glob("conse_*"):
-        facts = open_stored(folder).facts
+        facts = open_stored(folder).metadata
         text = spec_from_dict({**facts["teacher"], "classifier": "local-dir:/nowhere"}).text()
         assert text.fingerprint == facts["text_fingerprint"]
         names = load_vocabulary(read_recipe(ROOT / "recipes" / "quickstart.yaml").vocabulary.source)

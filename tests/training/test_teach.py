@@ -142,7 +142,7 @@ def test_the_batch_brings_the_embedding_of_its_own_pixels(shards: ShardSet) -> N
 
 def test_sidecars_hold_the_same_keys_and_teaching_again_gives_the_same_bytes(shards: ShardSet, tmp_path: Path) -> None:
     first, second = run(shards, out=tmp_path / "1"), run(shards, out=tmp_path / "2")
-    assert first.facts == second.facts
+    assert first.metadata == second.metadata
     for shard, filename in enumerate(shards.filenames):
         assert IndexedTar(first.root / filename).keys == IndexedTar(shards.path(shard)).keys
         assert (first.root / filename).read_bytes() == (second.root / filename).read_bytes()
@@ -634,8 +634,8 @@ def test_teach_recipe(shards: ShardSet, tiny_clip: Path) -> None:
                 stored.read(filename, key, index), says(teacher, views, image, key, index), atol=1e-3
             )
     assert find_stored(val, views=views, teacher=teacher.fingerprint).root == stored.root
-    assert spec_from_dict(stored.facts["teacher"]) == spec
-    assert stored.facts["text_fingerprint"] == spec.text().fingerprint
+    assert spec_from_dict(stored.metadata["teacher"]) == spec
+    assert stored.metadata["text_fingerprint"] == spec.text().fingerprint
     assert (stored.embed_dim, stored.views) == (16, views)
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import Cityscapes
 
-from ...data.decode import PICTURES
+from ...data.decode import IMAGE_SUFFIXES
 from ...errors import LGDError
 from .recipe import SegmentData
 
@@ -203,7 +203,7 @@ def _lines(file: Path) -> list[str]:
 
 def _folder_pictures(root: Path, split: str) -> list[Path]:
     folder = root / "images" / ("" if split == "all" else split)
-    return [path for path in _files(folder, "*") if path.suffix.lower() in PICTURES]
+    return [path for path in _files(folder, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 LAYOUTS: dict[str, Layout] = {
