@@ -51,7 +51,7 @@ def worker_errors() -> Iterator[None]:
 
 
 class _TranslatingHandler:
-    """torch's SIGCHLD handler, which raises in the main thread when a worker dies, with our error in place of torch's."""
+    """torch's SIGCHLD handler, which raises in the main thread when a worker dies, raising WorkerError instead."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         self._handler = handler
