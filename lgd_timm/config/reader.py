@@ -1,4 +1,8 @@
-"""Where a recipe lies: a YAML file, a folder that carries its recipe, or a published folder on the Hub (hub://ORG/NAME[@REVISION])."""
+"""Read recipes from a YAML file, from a folder that holds one, or from a published folder on the Hub.
+
+A source on the Hub is written hub://ORG/NAME[@REVISION]. A recipe that came in a folder or from the Hub may be
+anybody's, so it is untrusted: `sandbox.check_reach` refuses paths in it that leave the working directory.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,16 @@ _HUB = re.compile(r"hub://([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[^\s@]+)?)", r
 
 
 def is_hub(source: str | Path) -> bool:
+    """Whether a source is meant to be on the Hub."""
     return str(source).startswith("hub:")
 
 
 def local_source(source: str | Path) -> Path:
-    """A `hub://` source as the folder that was pulled, whole and verified; any other as the path that it is.
+    """Return a source as a path on this disk; a `hub://` source is pulled, whole and verified.
 
-    Raises: RecipeError for a malformed one, and as `hub.pull`.
+    Raises:
+        RecipeError: the `hub://` address is malformed.
+        WeightsError: it can't be pulled (see `hub.pull`).
     """
     if not is_hub(source):
         return Path(source)
@@ -41,7 +48,18 @@ def local_source(source: str | Path) -> Path:
 
 
 def recipe_file(source: str | Path) -> tuple[Path, bool]:
-    """The YAML file of a recipe, and whether it travelled: it did where it came in a folder. Raises: RecipeError, and as `hub.pull`."""
+    """Find the YAML file of a recipe.
+
+    Args:
+        source: a YAML file, a folder that holds `recipe.yaml`, or `hub://ORG/NAME[@REVISION]`.
+
+    Returns:
+        The file, and whether it is untrusted: it is where it came in a folder.
+
+    Raises:
+        RecipeError: there is no recipe.
+        WeightsError: a `hub://` source can't be pulled (see `hub.pull`).
+    """
     path = local_source(source)
     if path.is_dir():  # published folders and runs carry their recipe
         if not (path / "recipe.yaml").is_file():
@@ -59,56 +77,81 @@ def recipe_file(source: str | Path) -> tuple[Path, bool]:
 
 
 def read_recipe(source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a YAML recipe and apply dotted overrides such as {"optimizer.lr": 0.1}.
+    """Read the recipe of a distillation.
 
-    Raises: RecipeError for a missing or malformed file, unknown keys, values of a wrong type, and paths that a recipe which
-    travelled may not name; WeightsError for a hub:// source that can't be had.
+    Args:
+        source: a YAML file, a folder that holds `recipe.yaml`, or `hub://ORG/NAME[@REVISION]`.
+        overrides: dotted fields and their values, such as {"optimizer.lr": 0.1}; text is read as YAML.
+
+    Returns:
+        The recipe, every field checked. Its `name` is the file's where it has none.
+
+    Raises:
+        RecipeError: the file is missing or malformed, a key is unknown, a value is of a wrong type or out of its range,
+            or an untrusted recipe names a path outside the working directory.
+        WeightsError: a `hub://` source can't be pulled.
     """
-    path, travelled = recipe_file(source)
+    path, untrusted = recipe_file(source)
     data = _overridden(_read_mapping(path), overrides)
     data.setdefault("name", path.stem)
     recipe = recipe_from_dict(data)
-    if travelled:
+    if untrusted:
         check_reach(recipe.to_dict(), own=overrides or ())
     return recipe
 
 
 def read_teach_recipe(source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> TeachRecipe:
-    """The same for `lgd-timm teach`. A recipe for `distill` will do too, if it says who teaches (or taught) on which views.
+    """Read a recipe for `lgd-timm teach`.
 
-    Overrides are those of `teach` in any case: `shards`, `split`, `views.count`. Raises: as `read_recipe`.
+    Args:
+        source: as for `read_recipe`. A recipe of a distillation will do too, if it says who teaches (or taught) on
+            which views.
+        overrides: dotted fields of a recipe for `teach`, whichever sort was read: `shards`, `split`, `views.count`.
+
+    Returns:
+        The recipe, every field checked.
+
+    Raises:
+        RecipeError: as `read_recipe`; and where the teacher is stored embeddings and nothing says who made them.
+        WeightsError: a `hub://` source can't be pulled.
     """
-    path, travelled = recipe_file(source)
+    path, untrusted = recipe_file(source)
     data = _read_mapping(path)
     if "data" in data:
-        data = _teach_fields(recipe_from_dict({"name": "lesson", **data}), own=overrides or {})
+        data = _teach_fields(recipe_from_dict({"name": "teach", **data}), own=overrides or {})
     data = _overridden(data, overrides)
     if isinstance(data.get("teacher"), dict) and data["teacher"].get("kind") == Stored.kind:
         raise RecipeError(
-            f"{path}: teacher.kind is 'stored', which has taught already, and nothing says who did. Give conse or open_clip, "
-            "or say who taught in teacher.taught_by."
+            f"{path}: teacher.kind is 'stored', which has taught already, and nothing says who did. "
+            "Give conse or open_clip, or say who taught in teacher.taught_by."
         )
     recipe: TeachRecipe = build(TeachRecipe, data, where="")
-    if travelled:
+    if untrusted:
         check_reach(recipe.to_dict(), own=overrides or ())
     return recipe
 
 
 class TeacherQuery(NamedTuple):
-    """A recipe's teacher, the names that it is asked about if there are any, and how much of an image it sees (`data.val_crop`)."""
+    """A recipe's teacher, and what is needed to evaluate it."""
 
     teacher: TeacherSpec
-    vocabulary: Vocabulary | None
-    crop: float
+    vocabulary: Vocabulary | None  # the names that it is asked about, if there are any
+    crop: float  # share of an image's short side that it sees (`data.val_crop`)
 
 
 def read_teacher(source: str | Path) -> TeacherQuery:
-    """The teacher of a recipe of either sort, as it is evaluated. Raises: as `read_recipe`; VocabularyError."""
-    path, travelled = recipe_file(source)
+    """Read the teacher of a recipe of either sort, as it is evaluated.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+        VocabularyError: the names can't be read.
+        WeightsError: a `hub://` source can't be pulled.
+    """
+    path, untrusted = recipe_file(source)
     data = _read_mapping(path)
     teacher: TeacherSpec = build(TeacherSpec, data.get("teacher"), where="teacher")
     names: VocabularyRecipe = build(VocabularyRecipe, data.get("vocabulary", {}), where="vocabulary")
-    if travelled:
+    if untrusted:
         check_reach({"teacher": to_plain(teacher), "vocabulary": to_plain(names)})
     data_recipe: DataRecipe = build(DataRecipe, data.get("data", {}), where="data")
     return TeacherQuery(
@@ -119,7 +162,11 @@ def read_teacher(source: str | Path) -> TeacherQuery:
 
 
 def read_mapping(source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The fields of a YAML recipe of any sort, unchecked, with overrides; its `name` is the file's if it has none. Raises: RecipeError."""
+    """Read the fields of a YAML recipe of any sort, with overrides; nothing but its `name` is filled in or checked.
+
+    Raises:
+        RecipeError: the file is missing, or is no mapping.
+    """
     path, _ = recipe_file(source)
     data = _overridden(_read_mapping(path), overrides)
     data.setdefault("name", path.stem)
@@ -127,32 +174,33 @@ def read_mapping(source: str | Path, *, overrides: Mapping[str, Any] | None = No
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
-    """Check and build. Raises: RecipeError naming the field."""
+    """Build a recipe from plain data. Raises: RecipeError that names the field."""
     recipe: Recipe = build(Recipe, data, where="")
     return replace(recipe, objective=check_objective(recipe.objective))
 
 
 def read_value(key: str, text: str) -> Any:
-    """What a word on the command line means, `--key text`: YAML, so that lists and numbers can be given. Raises: RecipeError."""
+    """Read a value from the command line, `--key text`, as YAML, so that it may be a list. Raises: RecipeError."""
     return parse_yaml(text, source=f"--{key} {text[:80]!r}")
 
 
 def _teach_fields(recipe: Recipe, *, own: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe for `distill` as one for `teach`, which makes the embeddings that the former names.
+    """Turn a recipe for `distill` into the fields of one for `teach`, which makes the embeddings that it names.
 
-    Not into the same folder, however, where the user asks for another teacher, other views or images: those find their own.
+    `own` are the overrides. Where they ask for another teacher, other views or images, the embeddings go into a
+    folder of their own.
     """
     data, teacher = recipe.to_dict(), recipe.teacher
-    lesson = {"teacher": data["teacher"], "shards": recipe.data.shards, "split": recipe.data.train_split}
-    lesson |= {"workers": recipe.data.workers, "max_bad": recipe.data.max_bad, "device": recipe.machine.device}
+    fields = {"teacher": data["teacher"], "shards": recipe.data.shards, "split": recipe.data.train_split}
+    fields |= {"workers": recipe.data.workers, "max_bad": recipe.data.max_bad, "device": recipe.machine.device}
     views = teacher.taught_on if isinstance(teacher, Stored) and teacher.target == "image" else recipe.views
     if views is not None:
-        lesson["views"] = to_plain(views)
+        fields["views"] = to_plain(views)
     if isinstance(teacher, Stored) and teacher.taught_by is not None:
-        lesson |= {"teacher": data["teacher"]["taught_by"], "dtype": teacher.dtype or "float16"}
+        fields |= {"teacher": data["teacher"]["taught_by"], "dtype": teacher.dtype or "float16"}
         if not any(key.partition(".")[0] in ("teacher", "views", "shards", "dtype") for key in own):
-            lesson["out"] = teacher.embeddings
-    return lesson
+            fields["out"] = teacher.embeddings
+    return fields
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -163,13 +211,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _overridden(data: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The data with dotted fields set, in place."""
+    """Set dotted fields of the data, which is changed, and return it."""
     for key, value in (overrides or {}).items():
         *parents, last = key.split(".")
-        place = data
+        section = data
         for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
                 raise RecipeError(f"--{key}: {parent!r} holds a single value, it has no field {last!r}.")
-        place[last] = read_value(key, value) if isinstance(value, str) else value
+        section[last] = read_value(key, value) if isinstance(value, str) else value
     return data

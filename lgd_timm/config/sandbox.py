@@ -1,11 +1,11 @@
-"""What a recipe may reach: a recipe that travelled stays within the working directory.
+"""Keep the paths of an untrusted recipe within the working directory.
 
-A YAML file that the user names is the user's own and may say any path. One that came with a published folder or over hub:// is
-somebody else's text. Each path in it must be relative, without `..`, and lie in the working directory with all links followed; an
-address of shards (`https://...`) is refused too, since it would make this machine ask any server for anything.
-What the user says on the command line is the user's own again, and free.
+A YAML file that the user names is the user's own and may name any path. One that came with a published folder or over
+hub:// is untrusted, as anybody may have written it. Each path in it must be relative, without `..`, and lie in the
+working directory with all links followed. An address of shards (`https://...`) is refused too, since it would make
+this machine ask any server for anything. What the user says on the command line is the user's own again, and free.
 
-`PATHS` is the whole list of fields that can hold a path; a path is always the end of the value (`local-dir:PATH`, `coco:PATH`).
+`PATHS` lists all fields that can hold a path; a path is always the end of the value (`local-dir:PATH`, `coco:PATH`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _whole(value: str) -> str:
 
 
 def _folder(value: str) -> str | None:
-    """Of a model: `local-dir:PATH`; all else is a name."""
+    """The path of a model `local-dir:PATH`; any other model is a name."""
     schema, colon, rest = value.partition(":")
     return rest if colon and schema != "hf-hub" else None
 
@@ -63,9 +63,14 @@ PATHS: dict[str, Callable[[str], str | None]] = {
 
 
 def check_reach(recipe: Mapping[str, Any], *, own: Collection[str] = ()) -> None:
-    """Check a recipe that travelled, as plain data. `own`: the dotted fields that the user has set.
+    """Check the paths of an untrusted recipe.
 
-    Raises: RecipeError for a path that leaves the working directory, and for an address.
+    Args:
+        recipe: the recipe as plain data.
+        own: dotted fields that the user has set, which are not checked.
+
+    Raises:
+        RecipeError: a path leaves the working directory, or is an address.
     """
     for field, value, path in _paths(recipe):
         if any(field == key or field.startswith(f"{key}.") for key in own):
@@ -75,13 +80,14 @@ def check_reach(recipe: Mapping[str, Any], *, own: Collection[str] = ()) -> None
                 "PATH, or this address if you trust it" if is_address(path) else "PATH"
             )
             raise RecipeError(
-                f"{field} = {brief(value)} {reason}, and a recipe that travelled stays in the working directory. "
+                f"{field} = {brief(value)} {reason}, "
+                "and a recipe that came in a folder stays in the working directory. "
                 f"Say where yours is (--{field} {yours}), or move the data here and give a relative path."
             )
 
 
 def relative(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The same recipe, absolute paths into the working directory made relative, so that it can travel."""
+    """Return a recipe with absolute paths into the working directory made relative, so that it can be published."""
     changed: dict[str, Any] = dict(recipe)
     for field, value, path in _paths(recipe):
         if os.path.isabs(path) and (inside := Path(os.path.normpath(path))).is_relative_to(Path.cwd()):
@@ -91,7 +97,7 @@ def relative(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _paths(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Field, value and path of every path in a recipe."""
+    """Yield field, value and path of every path in a recipe."""
     for field, find in PATHS.items():
         value: Any = recipe
         for part in field.split("."):

@@ -1,7 +1,8 @@
-"""YAML as plain data, whoever wrote it: text, numbers, true and false, null, and lists and mappings of them.
+"""Read YAML as plain data: text, numbers, true and false, null, and lists and mappings of them.
 
-PyYAML's safe loader runs no code, but a small file can still do harm: aliases multiply, deep nesting exhausts the stack, of two
-equal keys the last one wins in silence, and dates, sets and bytes arrive where nobody expects them. Here each is refused by its line.
+PyYAML's safe loader runs no code, but a small file from anybody can still do harm: aliases multiply, deep nesting
+exhausts the stack, of two equal keys the last one wins in silence, and dates, sets and bytes appear where no code
+expects them. Here each of these is refused, with its line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ _PREFIX = "tag:yaml.org,2002:"
 
 
 def read_yaml(path: Path) -> Any:
-    """The data of a YAML file. Raises: RecipeError for a file that is unreadable, large, or more than plain data."""
+    """Read a YAML file.
+
+    Returns:
+        Its content as plain data.
+
+    Raises:
+        RecipeError: the file is unreadable, larger than `MAX_BYTES`, not YAML, or more than plain data.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -41,17 +49,24 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, *, source: str) -> Any:
-    """The data of a YAML text; `source` names it in errors. Raises: RecipeError, in one line."""
+    """Read a YAML text.
+
+    Args:
+        text: the YAML.
+        source: what errors call it.
+
+    Returns:
+        Its content as plain data.
+
+    Raises:
+        RecipeError: it is not YAML, or more than plain data; the message is one line.
+    """
     try:
         loader = _Loader(text)
         return loader.get_single_data()
     except _Refused as error:
         raise RecipeError(f"{source}, line {error.line}: {error.reason}") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-    ) as error:  # the last two: escapes such as \UFFFFFFFF, and numbers such as 0x_
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: \UFFFFFFFF, and numbers such as 0x_
         raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 
 

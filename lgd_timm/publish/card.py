@@ -1,4 +1,4 @@
-"""The model card: front matter that the Hub reads, and a page that people read.
+"""Write the model card: front matter that the Hub reads, and a page that people read (`card.md.j2`).
 
 model_card(...)              the text, from what is known of a model
 card_of(folder)              the same for a published folder, from its own files
@@ -39,22 +39,31 @@ __all__ = ["Network", "card_of", "model_card", "retarget", "rewrite_card", "weig
 
 @dataclass(frozen=True)
 class Network:
-    """Facts of the stock model: its architecture, how many parameters it has, its classifier included, and features before it."""
+    """Facts of the stock model."""
 
     architecture: str
-    parameters: int
-    features: int
+    parameters: int  # classifier included
+    features: int  # before the classifier
 
 
 def weight_name(recipe: Recipe) -> str:
-    """`<model>.<recipe>`, the name of what a recipe makes."""
+    """Return `<model>.<recipe>`, the name of the weights that a recipe makes."""
     return f"{short_name(recipe.student.model)}.{recipe.name}"
 
 
 def rewrite_card(folder: str | Path, *, name: str | None = None, repo_id: str | None = None) -> Path:
-    """Write a published folder's README.md anew, from its recipe, metrics and weights. Returns the file.
+    """Write a published folder's README.md anew, from its recipe, metrics and weights.
 
-    By default for the repository that the old card names. Raises: LGDError when the folder can't be read.
+    Args:
+        folder: the published folder.
+        name: the weight's name, by default the recipe's.
+        repo_id: the repository that the page speaks of, by default the one that the old card names.
+
+    Returns:
+        The file.
+
+    Raises:
+        LGDError: the folder can't be read.
     """
     path = Path(folder) / "README.md"
     text = card_of(
@@ -68,7 +77,19 @@ def rewrite_card(folder: str | Path, *, name: str | None = None, repo_id: str | 
 
 
 def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None = None) -> str:
-    """The card of a published folder, from the other files in it. Raises: LGDError when they can't be read."""
+    """Make the card of a published folder from the other files in it.
+
+    Args:
+        folder: the published folder.
+        name: the weight's name, by default the recipe's.
+        repo_id: the repository that the page speaks of, by default one of our own.
+
+    Returns:
+        The text of its README.md.
+
+    Raises:
+        LGDError: the files can't be read.
+    """
     folder = Path(folder)
     recipe, lgd = read_recipe(folder / "recipe.yaml"), read_lgd(folder / "lgd.safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -140,7 +161,7 @@ def model_card(
     )
 
 
-# ------------------------------------------------------------------------------------------------- values of the template
+# ----------------------------------------------------------------------------------------------- values of the template
 
 
 def _recipe_facts(recipe: Recipe) -> dict[str, Any]:
@@ -206,7 +227,7 @@ def _run_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------------- filters of the template
+# ---------------------------------------------------------------------------------------------- filters of the template
 
 
 @cache
@@ -243,7 +264,7 @@ def _duration(seconds: float) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names as they are, in a block where nothing is markup; at most 200."""
+    """A code block of names, at most 200."""
     text = ", ".join(names[:200]) + (f", ... ({len(names)} in all)" if len(names) > 200 else "")
     fence = _fence(text, least=3)
     lines = textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
@@ -251,17 +272,17 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """A word of somebody else's as inline code, in which nothing is markup."""
+    """Inline code, in which nothing is markup."""
     fence = _fence(text, least=1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{space}{text}{space}{fence}"
 
 
 def _fence(text: str, *, least: int) -> str:
-    """More backticks than stand together in the text."""
+    """A run of backticks longer than any in the text."""
     return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
 def _plain(text: str) -> str:
-    """Text outside of code, its markup escaped; underscores within words are none."""
+    """Text with its Markdown escaped; underscores within words are no markup."""
     return re.sub(r"([\\`*<>\[\]|#])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""The card's front matter: what the Hub reads to list, filter and compare a model. Nothing is claimed that was not measured."""
+"""Make the card's front matter, which the Hub reads to list, filter and compare models. Its scores were measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from .metrics import EVALUATIONS, SCORES
 
 
 def front_matter(*, name: str, recipe: Recipe, metrics: Mapping[str, Any], open_clip: bool) -> dict[str, Any]:
-    """The front matter as plain data. `open_clip`: the folder has the two files that open_clip loads."""
+    """Return a card's front matter as plain data.
+
+    Args:
+        name: the weight's name.
+        recipe: what made it.
+        metrics: the content of `metrics.json`.
+        open_clip: whether the folder has the two files that open_clip loads.
+    """
     task = "image-classification" if recipe.student.projector == "linear" else "image-feature-extraction"
     tags = ["timm", "transformers", "lgd_timm", task, "knowledge-distillation", "zero-shot"]
     front: dict[str, Any] = {
@@ -53,19 +60,19 @@ def _results(recipe: Recipe, metrics: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def dataset_id(shards: str) -> str | None:
-    """The shard folder's name as an id of the Hub: data/CIFAR10 -> cifar10. None where it can be none."""
+    """Return a data set's id on the Hub from a shard folder's name: data/CIFAR10 -> cifar10; None where it is none."""
     name = PurePath(shards).name.lower()
     return name if is_repo_id(name) else None
 
 
 def teacher_spec(recipe: Recipe, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The teacher as plain data with `kind`: with stored embeddings, the one that made them."""
+    """Return the teacher as plain data with `kind`; with stored embeddings, the one that made them."""
     spec = recipe.to_dict()["teacher"]
     return metrics.get("teacher", {}).get("teacher") or spec.get("taught_by") or spec
 
 
 def base_models(recipe: Recipe, metrics: Mapping[str, Any]) -> list[str]:
-    """Repositories on the Hub of what this student came from: its teacher, and its own start where it was pretrained."""
+    """List repositories on the Hub that this student came from: its teacher's, and its own first weights'."""
     models = [
         _teacher_id(teacher_spec(recipe, metrics)),
         timm_repository(recipe.student.model) if recipe.student.pretrained else None,

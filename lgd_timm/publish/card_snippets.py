@@ -1,9 +1,9 @@
-"""The parts of a model card that name its repository: how to load it four ways, and how to repeat it.
+"""Write the parts of a model card that name its repository: how to load the model four ways, and how to repeat the run.
 
-    section(kind, repo_id, facts)    such a part, between two comments that say what it was made of
+    section(kind, repo_id, facts)    such a part, between two comments that hold its arguments
     retarget(text, repo_id)          the same card for another repository
 
-The Hub's page does not show the comments. What stands between them is written anew when the repository changes.
+The Hub's page does not show the comments. The text between them is written anew when the repository changes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,28 @@ _SECTION = re.compile(rf"^<!-- lgd_timm (load|repeat) (\{{[^\n]*\}}) -->\n.*?^{_
 
 
 def section(kind: str, repo_id: str, facts: Mapping[str, Any]) -> str:
-    """One part of a card. `kind`: load or repeat; `facts`: what its text needs beside the repository, as JSON holds it."""
-    note = json.dumps({"repository": repo_id, **facts}, ensure_ascii=False).replace(
-        ">", "\\u003e"
-    )  # nothing may end the comment
+    """Write one part of a card.
+
+    Args:
+        kind: "load" or "repeat".
+        repo_id: the repository, `org/name`.
+        facts: what the text needs beside the repository, as JSON holds it.
+    """
+    note = json.dumps({"repository": repo_id, **facts}, ensure_ascii=False)
+    note = note.replace(">", "\\u003e")  # nothing may end the comment
     return f"<!-- lgd_timm {kind} {note} -->\n{_TEXTS[kind](repo_id, facts)}\n{_END}"
 
 
 def retarget(text: str, repo_id: str) -> str:
-    """A card for repository `org/name`: the same for any card that was retargeted before. A text without our parts comes back unchanged."""
+    """Return a card with another repository's name.
+
+    Args:
+        text: a card, whichever repository it names; a text without our parts comes back unchanged.
+        repo_id: the repository, `org/name`.
+
+    Raises:
+        WeightsError: a comment around one of our parts was changed by hand.
+    """
 
     def again(found: re.Match[str]) -> str:
         facts = _facts(found)
@@ -42,13 +55,13 @@ def retarget(text: str, repo_id: str) -> str:
 
 
 def repository_of(text: str) -> str | None:
-    """The repository that a card was written for; None for a card that is not ours."""
+    """Return the repository that a card names; None for a card that is not ours."""
     found = _SECTION.search(text)
     return _facts(found)["repository"] if found else None
 
 
 def _facts(found: re.Match[str]) -> dict[str, Any]:
-    """What a part was made of. Raises: WeightsError for one that was changed by hand."""
+    """The arguments of a part. Raises: WeightsError for one that was changed by hand."""
     try:
         facts = json.loads(found[2])
         section(found[1], facts["repository"], facts)
@@ -97,7 +110,7 @@ _TEXTS: dict[str, Callable[[str, Mapping[str, Any]], str]] = {"load": _load, "re
 
 
 def _filled(code: str, values: Mapping[str, Any]) -> str:
-    """Code whose <words> are replaced in one pass, so that a value is never searched for words."""
+    """Code with its <words> replaced, in one pass: a value that holds a <word> stays as it is."""
     return re.sub("<(repo|name|size|texts)>", lambda word: str(values[word[1]]), code)
 
 

@@ -1,7 +1,4 @@
-"""What a published folder must be: which files, of which content, fit for plain timm.
-
-check_folder(folder)     the folder can be published: complete, stock, loadable, at one with itself, with a card
-"""
+"""Check that a folder can be published: complete, loadable by plain timm, its files of one model, with a card."""
 
 from __future__ import annotations
 
@@ -26,12 +23,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_folder(folder: StrPath) -> dict[str, FileFacts]:
-    """Check that a folder can be published: complete, stock, loadable, with a card. Returns its files' facts.
+    """Check that a folder can be published; it takes seconds.
 
-    WeightsError for missing or unknown files, an `architecture` that is not timm's own, a safetensors file that does not
-    open or does not fit the architecture strictly, answers that are not finite, names, banks and projector that do not fit
-    the model, a recipe, metrics or picture that can't be read, open_clip files that open_clip can't load, or a README.md
-    whose front matter the Hub would not take. It takes seconds.
+    Args:
+        folder: what `save` wrote.
+
+    Returns:
+        Size and hashes of its published files, by name.
+
+    Raises:
+        WeightsError: files are missing or unknown; `architecture` is not timm's own; a safetensors file does not open
+            or does not fit the architecture strictly; the model's outputs are not finite; names, banks and projector
+            do not fit the model; a recipe, metrics or picture can't be read; open_clip can't load its files; or the
+            Hub would refuse the front matter of README.md.
     """
     folder = Path(folder)
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
@@ -57,7 +61,7 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
 
 
 def _shapes(path: Path) -> Shapes:
-    """Name and shape of every tensor of a safetensors file; the tensors themselves are not read."""
+    """Read name and shape of every tensor of a safetensors file, not the tensors themselves."""
     try:
         with safe_open(path, framework="pt") as tensors:
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
@@ -76,7 +80,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_model(folder: Path, shapes: Shapes) -> int:
-    """The weights must load strictly into the stock architecture that config.json names, as plain timm builds it, and answer.
+    """Check that the weights load strictly into the architecture that config.json names, as plain timm builds it.
 
     Returns the number of features before the classifier.
     """
@@ -104,7 +108,7 @@ def _check_model(folder: Path, shapes: Shapes) -> int:
 
 @torch.no_grad()
 def _answer(folder: Path) -> int:
-    """Ask the model about a black picture of its own size; returns how many features it has."""
+    """Run the model on a black image of its own size; return how many features it has."""
     try:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         picture = torch.zeros(1, *model.pretrained_cfg["input_size"])
@@ -126,7 +130,7 @@ def _answer(folder: Path) -> int:
 
 
 def _check_lgd(folder: Path, features: int) -> None:
-    """Names, text bank, classifier and projector must be of one model."""
+    """Check that names, text bank, classifier and projector are of one model."""
     from .lgd_safetensors import read_lgd  # which needs a student, and so more than this module should bring along
 
     lgd, config = read_lgd(folder / "lgd.safetensors"), _read_json(folder / "config.json")
@@ -139,7 +143,8 @@ def _check_lgd(folder: Path, features: int) -> None:
     wrong = [f"{what} {found[what]}, expected {wanted[what]}" for what in wanted if found[what] != wanted[what]]
     if wrong:
         raise WeightsError(
-            f"{folder}: lgd.safetensors does not fit config.json and model.safetensors: {'; '.join(wrong)}. Save all of one run."
+            f"{folder}: lgd.safetensors does not fit config.json and model.safetensors: {'; '.join(wrong)}. "
+            "Save all of one run."
         )
 
 
@@ -153,7 +158,7 @@ def _check_recipe(path: Path) -> None:
 
 
 def _check_open_clip(folder: Path, names: set[str]) -> None:
-    """Both files, and what open_clip makes of them where it is installed."""
+    """Check that both files are there and, where open_clip is installed, that it loads them."""
     if missing := [name for name in OPEN_CLIP_FILES if name not in names]:
         raise WeightsError(
             f"{folder} has one of open_clip's two files and lacks {missing[0]}. Save it again, or remove the other."
@@ -167,7 +172,7 @@ def _check_open_clip(folder: Path, names: set[str]) -> None:
 
 
 def _check_card(path: Path) -> None:
-    """The model card must begin with front matter that YAML and the Hub's client read: the Hub's page is made from it."""
+    """Check that the model card begins with front matter that YAML and the Hub's client read."""
     text = path.read_text(encoding="utf-8")
     before, *parts = text.split("---\n", maxsplit=2)
     try:

@@ -1,10 +1,10 @@
-"""The published folder: a stock timm model that any timm loads, and beside it what only we know.
+"""Save and load the published folder: a stock timm model that any timm loads, and files that only lgd_timm reads.
 
 config.json, model.safetensors   stock architecture, stock keys; with a linear projector the zero-shot classifier
                                  is folded in, so the model IS a classifier over the vocabulary
 lgd.safetensors                  projector, text bank, visual bank, names: for embeddings and for other names
 recipe.yaml, metrics.json        how it was made, how good it is
-training.png                     losses and accuracy while it learned, where matplotlib drew them
+training.png                     losses and accuracy over the training, where matplotlib is installed
 open_clip_*                      the same image tower with the teacher's text tower, when asked for: open_clip loads it
 README.md                        the model card
 """
@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Published:
-    """What a published folder holds, ready to embed."""
+    """The content of a published folder, ready to embed."""
 
     student: Student
     banks: Banks
@@ -76,11 +76,25 @@ def save(
 ) -> Path:
     """Write a published folder, whole or not at all.
 
-    `name` is `<entry>.<tag>`. `embedding_norm` is the mean length of the student's embeddings: it scales the folded
-    classifier, so that its softmax is the student's own at its temperature. `curve` is the PNG of `training_curve`.
-    `open_clip`: the teacher, whose text tower then goes along in the two files that open_clip loads. `repo_id`: the
-    repository that the card speaks of, by default ours.
-    Raises: WeightsError when the folder exists, when weights do not fit `dtype`, when open_clip can't express the pair.
+    Args:
+        out: the folder, which must be empty or not exist.
+        student: what was distilled.
+        banks: names, and the text and visual bank.
+        recipe: what made it.
+        metrics: the content of `metrics.json`.
+        name: the weight's name, `<entry>.<tag>`.
+        embedding_norm: mean length of the student's embeddings. It scales the folded classifier, so that its softmax is
+            the student's own at its temperature.
+        dtype: type of the weights in the files.
+        curve: the PNG of `training_curve`.
+        open_clip: the teacher, whose text tower then goes along in the two files that open_clip loads.
+        repo_id: the repository that the card speaks of, by default one of ours.
+
+    Returns:
+        `out`.
+
+    Raises:
+        WeightsError: the folder is not empty, weights do not fit `dtype`, or open_clip can't express the pair.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -113,9 +127,15 @@ def save(
 
 
 def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_norm: float) -> Any:
-    """The student as a stock timm model; a linear projector and the text bank become its classifier.
+    """Build the student as a stock timm model; a linear projector and the text bank become its classifier.
 
-    logits_k = c_k . (W f + b) / (embedding_norm * tau_S)       up to a positive scale an image, the zero-shot logits
+    logits_k = c_k . (W f + b) / (embedding_norm * tau_S)       up to a positive scale per image, the zero-shot logits
+
+    Args:
+        student: what was distilled.
+        banks: its text bank [C, D] holds the rows c_k.
+        recipe: says the student's temperature tau_S, and how images are cropped in evaluation.
+        embedding_norm: mean length of the student's embeddings.
     """
     linear = isinstance(student.projector, nn.Linear)
     backbone: Any = student.backbone
@@ -149,12 +169,24 @@ def stock_model(student: Student, banks: Banks, recipe: Recipe, *, embedding_nor
 
 
 def load(folder: str | Path) -> Published:
-    """Read a published folder back. Raises: WeightsError when it is none, or was written by a newer format."""
+    """Read a published folder.
+
+    Args:
+        folder: what `save` wrote, `hub.pull` pulled or `hub.locate` found.
+
+    Returns:
+        The student in evaluation mode, with its banks, recipe and metrics.
+
+    Raises:
+        WeightsError: it is no published folder, is damaged, or was written by a newer format.
+        RecipeError: its recipe can't be read, or names a path outside the working directory.
+    """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors", "lgd.safetensors", "recipe.yaml"):
         if not (folder / name).is_file():
             raise WeightsError(
-                f"{folder} lacks {name}, so it is no folder that lgd_timm published. `lgd-timm pull` or `lgd-timm save` makes one."
+                f"{folder} lacks {name}, so it is no folder that lgd_timm published. "
+                "`lgd-timm pull` or `lgd-timm save` makes one."
             )
     lgd = read_lgd(folder / "lgd.safetensors")
     try:
@@ -178,7 +210,7 @@ def load(folder: str | Path) -> Published:
 
 
 def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Student:
-    """Round weights as saving will, so that what is evaluated is what is published."""
+    """Round the student's weights in place as saving will, so that what is evaluated is what is published."""
     with torch.no_grad():
         for tensor in student.state_dict().values():  # not the input statistics, which are no weights
             if tensor.is_floating_point():
@@ -187,7 +219,7 @@ def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Stude
 
 
 def _drop_model_args(path: Path) -> None:
-    """Stock models need none, and transformers (5.23) fails on timm's (1.0.31): it passes num_classes beside them, so twice."""
+    """Remove `model_args`: stock models need none, and with them transformers (5.23) passes num_classes twice."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("model_args", None)
     write_json(path, config)

@@ -1,4 +1,4 @@
-"""`lgd.safetensors`: what a published folder holds beside the stock model. Projector, text bank, visual bank, names."""
+"""Read and write `lgd.safetensors` of a published folder: projector, text bank, visual bank, names."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ FORMAT = "lgd_timm 1"
 
 @dataclass(frozen=True)
 class Banks:
-    """The names and what stands for them. Text and visual bank: float32 [C, D]; seen: bool [C]."""
+    """Class names and their embeddings in the teacher's space."""
 
     names: tuple[str, ...]
-    templates: tuple[str, ...]
-    text: Tensor
-    visual: Tensor | None
-    seen: Tensor | None
+    templates: tuple[str, ...]  # sentences that the text tower read a name in
+    text: Tensor  # float32 [C, D]: a name's mean embedding, of length 1
+    visual: (
+        Tensor | None
+    )  # float32 [C, D]: moving average of the teacher's image embeddings; None: of another objective
+    seen: Tensor | None  # bool [C]: the names that have a row in `visual`
     text_fingerprint: str  # of the text tower
 
 
 @dataclass(frozen=True)
 class LGDFile:
-    """What the file holds: the projector's kind and state, and the banks."""
+    """Content of the file: the projector's kind and state, and the banks."""
 
     projector_kind: str
     projector: dict[str, Tensor]
@@ -39,17 +41,17 @@ class LGDFile:
 
     @property
     def features(self) -> int:
-        """How many features the projector takes."""
+        """Number of features F that the projector takes."""
         return next(tensor.shape[1] for tensor in self.projector.values() if tensor.ndim == 2)
 
     @property
     def embed_dim(self) -> int:
-        """How many numbers it gives."""
+        """Dimension D of the embeddings that the projector gives."""
         return [tensor.shape[0] for tensor in self.projector.values() if tensor.ndim == 2][-1]
 
 
 def projector_tensors(student: Student) -> dict[str, Tensor]:
-    """The projector's state under the names that it has in the file."""
+    """Return the projector's state under the keys that it has in the file."""
     return {f"projector.{key}": tensor for key, tensor in student.projector.state_dict().items()}
 
 
@@ -76,7 +78,11 @@ def write_lgd(path: Path, *, student: Student, banks: Banks, dtype: torch.dtype)
 
 
 def read_lgd(path: Path) -> LGDFile:
-    """Read the file. Raises: WeightsError when it is damaged, or was written by a newer format."""
+    """Read the file.
+
+    Raises:
+        WeightsError: it is damaged, or was written by a newer format.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
@@ -110,7 +116,7 @@ def read_lgd(path: Path) -> LGDFile:
 
 
 def safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file whose metadata are sorted: the library leaves them in a random order, and equal content deserves equal sums."""
+    """Serialize tensors with sorted metadata, as the library's order is random; equal content gives equal bytes."""
     data = to_bytes(tensors, metadata)
     end = 8 + int.from_bytes(data[:8], "little")
     header = {**json.loads(data[8:end]), "__metadata__": dict(sorted(metadata.items()))}

@@ -21,12 +21,16 @@ from .lgd_safetensors import Banks, safetensors
 
 CONFIG, WEIGHTS = OPEN_CLIP_FILES
 
-# What CustomTextCLIP takes beside its towers, so that the teacher's logit scale and bias have a place.
+# Arguments of CustomTextCLIP beside its towers; it needs them to load the teacher's logit scale and bias.
 _HEAD_SETTINGS = ("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
 
 
 def check_open_clip(student: Student, teacher: TeacherSpec) -> None:
-    """Can this pair be written for open_clip? Raises: WeightsError when not, with the reason."""
+    """Check that this pair can be written for open_clip.
+
+    Raises:
+        WeightsError: it can't; the message says why.
+    """
     if not isinstance(teacher, OpenCLIP):
         raise WeightsError(
             f"The teacher is of kind {teacher.kind!r}, which has no open_clip text tower. Save without open_clip; "
@@ -34,13 +38,13 @@ def check_open_clip(student: Student, teacher: TeacherSpec) -> None:
         )
     if not isinstance(student.projector, nn.Linear):
         raise WeightsError(
-            f"student.projector is {student.projector_kind!r}, which open_clip can't express: its own MLP has another shape and "
-            "activation. Save without open_clip, or distil with student.projector: linear."
+            f"student.projector is {student.projector_kind!r}, which open_clip can't express: its own MLP has another "
+            "shape and activation. Save without open_clip, or distil with student.projector: linear."
         )
     if student.preprocess.interpolation not in ("bicubic", "bilinear"):
         raise WeightsError(
-            f"The student's pictures are resized with {student.preprocess.interpolation!r}, open_clip knows bicubic and bilinear. "
-            "Save without open_clip."
+            f"The student's pictures are resized with {student.preprocess.interpolation!r}, open_clip knows bicubic "
+            "and bilinear. Save without open_clip."
         )
 
 
@@ -53,10 +57,20 @@ def write_open_clip(
     architecture: str,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write the two files, load them with open_clip and compare what comes out with student and text bank.
+    """Write the two files, load them with open_clip and compare its embeddings with the student's and the text bank's.
 
-    `architecture` is timm's stock name of the backbone. Raises: WeightsError when the pair can't be written so, or `teacher` is
-    not the one whose text bank the student learned from; MissingExtra without open_clip.
+    Args:
+        folder: where the files go.
+        student: its backbone and linear projector become the image tower.
+        banks: the text bank that the student learned from.
+        teacher: the teacher whose text tower goes along.
+        architecture: timm's stock name of the backbone.
+        dtype: type of the weights in the file.
+
+    Raises:
+        WeightsError: open_clip can't express the pair, the weights do not fit `dtype`, or `teacher` is not the one
+            whose text bank the student learned from.
+        MissingExtra: open_clip is not installed.
     """
     check_open_clip(student, teacher)
     assert isinstance(teacher, OpenCLIP)
@@ -75,7 +89,7 @@ def write_open_clip(
 
 
 def load_open_clip(folder: Path) -> Any:
-    """The model as open_clip loads it from a folder. Raises: WeightsError when it can't."""
+    """Load a folder with open_clip. Raises: WeightsError when it can't; MissingExtra without open_clip."""
     library = require("open_clip", extra="open_clip")
     try:
         model, _ = library.create_model_from_pretrained(f"local-dir:{folder}")
@@ -90,9 +104,8 @@ def load_open_clip(folder: Path) -> Any:
 def _config(student: Student, teacher: OpenCLIP, model: Any, *, architecture: str) -> dict[str, Any]:
     library = require("open_clip", extra="open_clip")
     theirs = library.get_model_config(teacher.source())
-    text = {
-        key: value for key, value in theirs["text_cfg"].items() if key != "output_tokens"
-    }  # CoCa's, which encode_text does not take
+    # output_tokens is CoCa's, and encode_text does not take it
+    text = {key: value for key, value in theirs["text_cfg"].items() if key != "output_tokens"}
     preprocess = student.preprocess
     return {
         "model_cfg": {
@@ -130,15 +143,15 @@ def _image_tower(student: Student) -> dict[str, Tensor]:
 
 
 def _text_tower(model: Any, banks: Banks) -> dict[str, Tensor]:
-    """The teacher's text tower and logit scale under the names of a model with custom text."""
+    """The teacher's text tower and logit scale, under the keys of open_clip's CustomTextCLIP."""
     from open_clip.model import convert_to_custom_text_state_dict
 
     del model.visual  # as the fingerprint is over the rest
     found = module_fingerprint(model, "open_clip-text")
     if found != banks.text_fingerprint:
         raise WeightsError(
-            f"The text tower is not the one that read the student's names (fingerprint {found}, theirs {banks.text_fingerprint}). "
-            "Give the teacher that taught, or save without open_clip."
+            f"The text tower is not the one that read the student's names (fingerprint {found}, "
+            f"theirs {banks.text_fingerprint}). Give the teacher that taught, or save without open_clip."
         )
     state = convert_to_custom_text_state_dict(model.state_dict())
     return {key: tensor for key, tensor in state.items() if key.startswith(("text.", "logit_"))}
@@ -157,13 +170,13 @@ class _Loaded(TextTeacher):
 
 @torch.no_grad()
 def _compare(folder: Path, student: Student, banks: Banks, teacher: OpenCLIP) -> None:
-    """What open_clip makes of the folder must be the student's embeddings and, for its first names, the text bank's rows."""
+    """Check that open_clip's embeddings are the student's and, for the first names, the text bank's rows."""
     model, tokenizer = load_open_clip(folder), require("open_clip", extra="open_clip").get_tokenizer(teacher.source())
     size = student.preprocess.size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    training, place = student.training, next(student.parameters()).device
-    wanted = normalize(student.eval()(pixels.to(place)).float(), dim=1).cpu()
-    inputs = student.preprocess(pixels.to(place)).cpu()
+    training, device = student.training, next(student.parameters()).device
+    wanted = normalize(student.eval()(pixels.to(device)).float(), dim=1).cpu()
+    inputs = student.preprocess(pixels.to(device)).cpu()
     student.train(training)
     names = Vocabulary(banks.names, banks.templates).names[:4]
     rows = encode_vocabulary(_Loaded(model, tokenizer), Vocabulary(names, banks.templates))
@@ -173,6 +186,7 @@ def _compare(folder: Path, student: Student, banks: Banks, teacher: OpenCLIP) ->
     ):
         if (found - expected).abs().max() > 1e-2:
             raise WeightsError(
-                f"{folder}: open_clip gives other {what} embeddings than {'the student' if what == 'image' else 'the text bank has'} "
+                f"{folder}: open_clip gives other {what} embeddings than "
+                f"{'the student' if what == 'image' else 'the text bank has'} "
                 f"(difference {(found - expected).abs().max():.3g}). Save without open_clip."
             )

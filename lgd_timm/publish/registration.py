@@ -16,7 +16,7 @@ from .metrics import read_metrics
 
 
 def check_name(name: str) -> None:
-    """Raises: WeightsError for what can't be a weight's name."""
+    """Check a weight's name, `<entry>.<tag>`. Raises: WeightsError for what can't be one."""
     if name.partition(".")[0] not in STUDENTS or "." not in name:
         raise WeightsError(
             f"{name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}."
@@ -24,21 +24,28 @@ def check_name(name: str) -> None:
 
 
 def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> None:
-    """Write a published folder's row into the package's manifest, which is what makes its name a pretrained weight.
+    """Write a published folder's row into the package's manifest, so that its name becomes a pretrained weight.
 
-    The folder's name is the weight's, `<entry>.<tag>`; `commit` is None as long as it is not on the Hub.
-    Raises: WeightsError when the folder can't be published, or is not named after one of our entries.
+    Args:
+        folder: the published folder; its name is the weight's, `<entry>.<tag>`.
+        repo_id: the repository on the Hub, `org/name`.
+        commit: the commit there; None as long as it is not on the Hub.
+
+    Raises:
+        WeightsError: the folder can't be published, or is not named after one of our entries.
     """
     folder = Path(folder)
     check_name(folder.name)
     files = check_folder(folder)
     rows = json.loads(weights.MANIFEST.read_text(encoding="utf-8"))
-    rows[folder.name] = manifest_row(folder, repo_id=repo_id, commit=commit, files=files)  # in its old place, else last
+    rows[folder.name] = manifest_row(
+        folder, repo_id=repo_id, commit=commit, files=files
+    )  # an old row keeps its position
     write_json(weights.MANIFEST, rows)
 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:
-    """What the package's manifest says of a published folder."""
+    """Make the manifest's row of a published folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     keep = ("num_classes", "input_size", "pool_size", "crop_pct", "interpolation", "mean", "std", "origin_url")
     cfg: dict[str, Any] = {key: config["pretrained_cfg"][key] for key in keep if key in config["pretrained_cfg"]}

@@ -1,4 +1,4 @@
-"""The training curve: what a run's `log.jsonl` says, as one small picture, and the time that it took."""
+"""Read a run's `log.jsonl`: draw its losses and scores as a small PNG, and sum up the time that training took."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
-POINTS = 300  # on a line: more are averaged, as noise hides the course and fills the file
+POINTS = 300  # on a line; more are averaged, as noise hides the trend and enlarges the file
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#e07b20", "#3a9150", "#555555"
 STYLES = {"loss": (BLUE, 2.0), "loss_text": (ORANGE, 1.2), "loss_visual": (GREEN, 1.2)}
 
 
 def read_log(path: Path, *, until: int) -> list[Row]:
-    """The rows of a `log.jsonl` up to step `until`, in order. Of a step that a resumed run repeated, the last row counts."""
+    """Read the rows of a `log.jsonl`, in the order of their steps.
+
+    Args:
+        path: the file, which need not exist.
+        until: the last step that counts.
+
+    Returns:
+        The rows; of a step that a resumed run repeated, the last one.
+    """
     rows: dict[tuple[int, bool], Row] = {}
     for row in _lines(path) if path.is_file() else ():
         if row["step"] <= until:
@@ -38,16 +46,22 @@ def _lines(path: Path) -> Iterator[Row]:
 
 
 def training_seconds(rows: Sequence[Row], *, images: int) -> float | None:
-    """How long learning from `images` images took, evaluation left out; None where the log does not say."""
+    """Estimate the seconds of training on `images` images, evaluation left out; None where the log has no rates."""
     rates = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     return round(images * sum(1 / rate for rate in rates) / len(rates), 1) if rates else None
 
 
 def training_curve(rows: Sequence[Row], metrics: Mapping[str, Any], *, epochs: float) -> bytes | None:
-    """A PNG: losses over steps, and zero-shot top-1 over epochs beside it where it was measured.
+    """Draw losses over steps and, where it was measured, zero-shot top-1 accuracy over epochs.
 
-    `metrics` is `metrics.json`: its scores are those after `epochs`, and the teacher's. Equal rows give equal bytes.
-    Returns None, and says why in the log, without losses or without matplotlib, which is an extra.
+    Args:
+        rows: of the run's log.
+        metrics: the content of `metrics.json`: the scores after `epochs`, and the teacher's.
+        epochs: how many epochs the run took.
+
+    Returns:
+        A PNG; equal rows give equal bytes. None without losses or without matplotlib (an extra), with a line in the
+        log.
     """
     losses = [row for row in rows if "loss" in row]
     if not losses:
@@ -75,9 +89,8 @@ def _draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(8, 3), dpi=110, layout="constrained"
-    )  # not pyplot, which keeps figures and asks for a display
+    # not pyplot, which keeps figures and asks for a display
+    figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     left, *right = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     _draw_losses(left, losses)

@@ -1,4 +1,4 @@
-"""A published folder to the Hub: checked, sent in one commit, read back, tagged."""
+"""Upload a published folder to the Hub: check it, send it in one commit, read it back, tag it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MOVED = 412  # and when the branch is no longer at the commit's parent
 
 @dataclass(frozen=True)
 class PushResult:
-    """What `push` did: `commit` is None after a dry run; `sent` is empty when the Hub already had every file."""
+    """What `push` did."""
 
-    commit: str | None
+    commit: str | None  # None: it was a dry run
     url: str
     files: dict[str, FileFacts]  # every published file, as the manifest wants it
-    sent: tuple[str, ...]  # the files that went into the commit (dry run: all that could)
+    sent: tuple[str, ...]  # the files of the commit, none when the Hub had all (dry run: all that could)
 
 
 def push(
@@ -50,10 +50,25 @@ def push(
 ) -> PushResult:
     """Publish a folder as `org/name`: check it, send it in one commit, read it back, tag it.
 
-    The repository is made when it does not exist. The card that is sent names this repository. Files that it already has are not
-    sent again, published files that the folder no longer has are deleted, other files are left alone. Interrupted anywhere, the
-    repository is as before or as wanted, and pushing again does the rest. A tag is never moved. `dry_run` checks the folder and
-    makes no request. WeightsError says what was wrong and what to do.
+    The repository is made when it does not exist. The card that is sent names this repository. Files that it already
+    has are not sent again, published files that the folder no longer has are deleted, other files are left alone.
+    Interrupted anywhere, the repository is as before or as wanted, and pushing again does the rest. A tag is never
+    moved.
+
+    Args:
+        folder: what `save` wrote.
+        repo_id: the repository, `org/name`.
+        private: make the repository private; one that is public is refused.
+        token: the Hub's, by default the one that its client finds.
+        tag: a tag for the commit.
+        message: of the commit, by default "Publish <folder>".
+        dry_run: check the folder and make no request.
+
+    Returns:
+        The commit, and the files that it took.
+
+    Raises:
+        WeightsError: the folder, the repository or the connection is not as it must be; the message says what to do.
     """
     folder, url = Path(folder), f"{constants.ENDPOINT}/{repo_id}"
     files = check_folder(folder)
@@ -69,7 +84,7 @@ def push(
 
 
 def name_in_card(folder: StrPath, repo_id: str) -> None:
-    """Make the folder's own card name a repository: it was written before anybody knew where it would be published."""
+    """Write a repository's name into the folder's own card, which was made before the repository was known."""
     card = Path(folder) / "README.md"
     text = _card(card, repo_id)
     if text != card.read_text(encoding="utf-8"):
@@ -85,7 +100,7 @@ def _card(card: Path, repo_id: str) -> str:
 
 @contextmanager
 def _named(folder: Path, repo_id: str) -> Iterator[Path]:
-    """A folder of the same files, but for the card, which names the repository. The user's own is left as it is."""
+    """Yield a temporary folder of the same files, whose card names the repository; the user's own is not changed."""
     with tempfile.TemporaryDirectory() as temporary:
         named = Path(temporary)
         for path in folder.iterdir():
@@ -96,11 +111,11 @@ def _named(folder: Path, repo_id: str) -> Iterator[Path]:
         yield named
 
 
-def _link(path: Path, place: Path) -> None:
+def _link(path: Path, target: Path) -> None:
     try:
-        place.symlink_to(path)
+        target.symlink_to(path)
     except OSError:  # Windows, without the right to
-        shutil.copyfile(path, place)
+        shutil.copyfile(path, target)
 
 
 def _send(
@@ -134,25 +149,25 @@ def _send(
         )
     if tag and not tagged:
         with as_weights_error(repo_id, commit, remedy=""):
-            retrying(
-                lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
-            )  # it can be there: an answer got lost
+            # exist_ok: a try before may have set it, and its answer was lost
+            retrying(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
         if (tagged := _tagged(api, repo_id, tag)) != commit:
             raise WeightsError(
-                f"{repo_id}: somebody else set the tag {tag!r} meanwhile, at {tagged}. {commit} is on main. Give another tag."
+                f"{repo_id}: somebody else set the tag {tag!r} meanwhile, at {tagged}. {commit} is on main. "
+                "Give another tag."
             )
     return PushResult(commit, f"{url}/tree/{commit}", files, sent)
 
 
 def _tagged(api: HfApi, repo_id: str, tag: str | None) -> str | None:
-    """The commit of a tag, if there is such a tag."""
+    """Return the commit of a tag; None where there is no such tag."""
     with as_weights_error(repo_id, None, remedy=""):
         tags = retrying(lambda: api.list_repo_refs(repo_id)).tags
     return next((ref.target_commit for ref in tags if ref.name == tag), None)
 
 
 def _validate_card(card: Path, token: str | None) -> None:
-    """Ask the Hub what it would say of the card's front matter. WeightsError with its words."""
+    """Let the Hub check the card's front matter. Raises: WeightsError with its words."""
     body = {"repoType": "model", "content": card.read_text(encoding="utf-8")}
     headers = build_hf_headers(token=token, library_name="lgd_timm")
 
@@ -169,21 +184,21 @@ def _validate_card(card: Path, token: str | None) -> None:
 
 
 def _changed(folder: Path, files: Mapping[str, FileFacts], there: Snapshot) -> tuple[str, ...]:
-    """The files of the folder that the Hub, by its own hashes, does not have."""
+    """List files of the folder that the Hub, by its own hashes, does not have."""
     return tuple(n for n in files if n not in there.files or wrong_files(folder, {n: there.files[n]}))
 
 
 def _stale(files: Mapping[str, FileFacts], there: Snapshot) -> tuple[str, ...]:
-    """Published files that the Hub has and the folder no longer."""
+    """List published files that the Hub has and the folder no longer."""
     return tuple(name for name in PUBLISHED_FILES if name in there.files and name not in files)
 
 
 def _commit(
     api: HfApi, folder: Path, files: Mapping[str, FileFacts], before: Snapshot, *, token: str | None, message: str
 ) -> str:
-    """One commit of all that differs, on top of what was seen. Returns the commit.
+    """Send all that differs in one commit on top of `before`, and return the commit.
 
-    An answer can be lost after the Hub has done its part, so before another try it is asked what is there now.
+    The Hub's answer can be lost after the commit was made, so the repository is read again before another try.
     """
     retry = Retry(2 * settings.push_timeout())  # so that a try which takes all its time is not the last
     while True:
@@ -206,7 +221,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _commit_once(api: HfApi, folder: Path, files: Mapping[str, FileFacts], before: Snapshot, message: str) -> str:
-    """Open files, not paths: with paths the client uploads through Xet, which waits for minutes when its service is away."""
+    """Make one commit. Files are passed open: of paths the client uploads through Xet, which can hang for minutes."""
     with ExitStack() as stack:
         stack.enter_context(_unsaid("Falling back to HTTP upload"))
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -219,7 +234,7 @@ def _commit_once(api: HfApi, folder: Path, files: Mapping[str, FileFacts], befor
 
 @contextmanager
 def _unsaid(words: str) -> Iterator[None]:
-    """Keep a warning of the client's about what we want to ourselves."""
+    """Suppress a warning of the client's that speaks of what is wanted here."""
 
     def others(record: logging.LogRecord) -> bool:
         return words not in record.getMessage()

@@ -1,4 +1,4 @@
-"""The timm entries: one table of facts, one builder, one-line entry points. Importing this module registers them.
+"""Register the students with timm: one table, one builder, one-line entry points. Importing this module does it.
 
 A student is a stock timm architecture; only its weights are ours. Rows of the weights table come from the package's
 manifest, so a tag is listed as pretrained exactly when its weights exist. `pretrained=True` hands timm a file that was
@@ -58,18 +58,18 @@ STUDENTS: dict[str, Entry] = {
 
 
 def stock_name(model: str) -> str:
-    """Our entry's stock architecture; other names pass through. Published folders carry this name."""
+    """Return an entry's stock architecture, which published folders name; other names come back unchanged."""
     name = model.partition(".")[0]
     return STUDENTS[name].base if name in STUDENTS else name
 
 
 def short_name(model: str) -> str:
-    """What a model is called, without source, organisation, tag and revision: `hf-hub:org/resnet18.x@v1` -> resnet18."""
+    """Strip source, organisation, tag and revision off a model's name: `hf-hub:org/resnet18.x@v1` -> resnet18."""
     return model.rpartition(":")[2].rstrip("/").rpartition("/")[2].partition("@")[0].partition(".")[0]
 
 
 def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
-    """pretrained_cfg rows: the tags that have weights first, so that the best of them is the default, then tags still to be made."""
+    """pretrained_cfg rows: first tags that have weights, as the first tag is timm's default, then tags without."""
     published = manifest()
     rows: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for name, entry in STUDENTS.items():
@@ -106,7 +106,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
 
 
 def _locate(weight: str, cache_dir: Any) -> Path:
-    """As `hub.locate`. The Hub's client is imported only when it is needed, as that takes longer than to verify what is here."""
+    """As `hub.locate`, which is imported only where it is needed, as the Hub's client is slow to import."""
     if (folder := local_folder(weight)) is not None:
         return folder
     from ..hub.snapshot_download import locate

@@ -1,4 +1,4 @@
-"""The student as it trains: pixels -> stock timm backbone -> projector -> embedding in the teacher's space."""
+"""Build the student that trains: pixels -> stock timm backbone -> projector -> embedding in the teacher's space."""
 
 from __future__ import annotations
 
@@ -17,8 +17,18 @@ Projector = Literal["linear", "mlp", "deep"]
 
 
 def make_projector(kind: str, features: int, embed_dim: int) -> nn.Module:
-    """`linear` folds into a stock classifier; `mlp` is the paper's Linear-ReLU-Linear (clipdistiller.py: hidden width = features);
-    `deep` is SimReg's four layers, batch-normalised between (arXiv 2201.05131, section 3)."""
+    """Build a projector from features [B, F] to embeddings [B, D].
+
+    Args:
+        kind: `linear` folds into a stock classifier; `mlp` is the paper's Linear-ReLU-Linear, whose hidden width is F
+            as in the released clipdistiller.py; `deep` is SimReg's four layers, batch-normalised between (arXiv
+            2201.05131, section 3).
+        features: F.
+        embed_dim: D.
+
+    Raises:
+        LGDError: the kind is unknown.
+    """
     if kind == "linear":
         return nn.Linear(features, embed_dim)
     if kind == "mlp":
@@ -37,7 +47,11 @@ def make_projector(kind: str, features: int, embed_dim: int) -> nn.Module:
 class Student(nn.Module):
     """Backbone and projector as one module, so that DDP and EMA see both.
 
-    `backbone` is a stock timm model without classifier; it is what gets published.
+    Args:
+        backbone: a stock timm model without classifier; it is what gets published.
+        embed_dim: D, of the teacher's space.
+        projector: `linear`, `mlp` or `deep`.
+        image_size: pixels, by default the backbone's own.
     """
 
     def __init__(
@@ -58,11 +72,11 @@ class Student(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W], or float in 0..1 -> pooled features [B, F]."""
+        """Return pooled features [B, F] of images: uint8 [B, 3, H, W], or float in 0..1."""
         return self.backbone(self.preprocess(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W], or float in 0..1 -> embedding [B, D], before L2 normalisation."""
+        """Return embeddings [B, D], before L2 normalisation, of images: uint8 [B, 3, H, W], or float in 0..1."""
         return self.projector(self.features(images))
 
 
@@ -78,10 +92,22 @@ def create_student(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> Student:
-    """Any timm model as a student. `mean` and `std` (say, the teacher's) replace the model's own statistics.
+    """Build a student of any timm model.
 
-    `model` may be `local-dir:FOLDER` or `hf-hub:ORG/NAME[@REVISION]` too, of which only safetensors are read.
-    Raises: LGDError for a name that timm does not know, or that it can't build.
+    Args:
+        model: a timm model's name, `local-dir:FOLDER` or `hf-hub:ORG/NAME[@REVISION]`; of the latter two only
+            safetensors are read.
+        embed_dim: D, of the teacher's space.
+        projector: `linear`, `mlp` or `deep`.
+        image_size: pixels, by default the model's own.
+        pretrained: start from the model's own weights.
+        drop_rate: dropout, as the timm model has it.
+        drop_path_rate: stochastic depth, as the timm model has it.
+        mean: of the pixels in 0..1, such as the teacher's; by default the model's own.
+        std: likewise.
+
+    Raises:
+        LGDError: timm does not know the model, or can't build it.
     """
     if not timm.is_model(model) and ":" not in model:
         known = ", ".join(timm.list_models("lgd_*"))

@@ -1,11 +1,11 @@
-"""Convolutions over maps smaller than their kernel, on a CPU.
+"""Compute convolutions over maps smaller than their kernel as matrix products, which is faster on a CPU.
 
-A student of 32 or 48 px ends in maps of 1 x 1 or 2 x 2, and a kernel of 3 x 3 or 5 x 5 reaches over all of them. torch's CPU
-convolutions take longest just there, for the least work: for the backward pass of one depthwise layer of 960 x 2 x 2, 18 times as
-long as the way below (`python -m benchmarks --only small-convs`). So where a kernel is larger than its map:
+A student of 32 or 48 px ends in maps of 1 x 1 or 2 x 2, and a kernel of 3 x 3 or 5 x 5 covers all of them. torch's CPU
+convolutions are slowest there: the backward pass of one depthwise layer of 960 x 2 x 2 takes 18 times as long as the
+product below (`python -m benchmarks --only small-convs`). So where a kernel is larger than its map:
 
-    depthwise      a small matrix over the pixels for each channel: one product and one sum
-    dense          with one pixel to give, a linear layer of the weights that see a pixel; the others see zeros
+    depthwise      for each channel a matrix [output pixels, input pixels]: one product and one sum
+    dense          where there is one output pixel, a linear layer of the weights that see an input pixel
 
 The numbers are the same up to rounding, and so are weights and state_dict.
 """
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 def speed_up_small_convs(model: nn.Module) -> nn.Module:
     """Replace the model's convolutions over maps smaller than their kernel by matrix products.
 
-    Only plain `nn.Conv2d` are changed: of stock class, dilation 1, zero padding, depthwise or dense. A changed layer is of a
-    subclass of `nn.Conv2d` that looks at each map's size, and is as before where the map is large. One line of the log says
-    how many layers were changed.
+    Only plain `nn.Conv2d` are changed: of stock class, dilation 1, zero padding, depthwise or dense. A changed layer
+    becomes a subclass of `nn.Conv2d` that looks at each map's size, and computes as before where the map is large.
+    One line of the log says how many layers were changed.
 
     Args:
         model: changed in place; parameters and the keys of the state dict stay the same.
@@ -91,7 +91,7 @@ def _is_small(conv: nn.Conv2d, input: Tensor) -> bool:
 
 
 def _taps(conv: nn.Conv2d, axis: int, size: int) -> list[list[int]]:
-    """Along an axis, for each output pixel and input pixel: the place in the kernel that joins them, -1 where none does."""
+    """Along an axis, for each output and input pixel: the index of the weight that joins them, -1 where none does."""
     kernel, stride, padding = (int(value[axis]) for value in (conv.kernel_size, conv.stride, conv.padding))
     count = (size + 2 * padding - kernel) // stride + 1
     taps = [[pixel - out * stride + padding for pixel in range(size)] for out in range(count)]

@@ -1,7 +1,8 @@
-"""Dataclasses from plain data, checked key by key: unknown fields, types, ranges. And plain data from dataclasses.
+"""Build dataclasses from plain data, checking names, types and ranges of fields, and plain data from dataclasses.
 
-`build(hint, data, where=...)` serves any annotation made of dataclasses, unions, Literal, tuple, list, dict and scalars.
-A union of dataclasses that each have a class variable `kind` is chosen by the data's key `kind`, and `to_plain` writes it back.
+`build(hint, data, where=...)` takes any annotation made of dataclasses, unions, Literal, tuple, list, dict and
+scalars. In a union of dataclasses that each have a class variable `kind`, the data's key `kind` chooses, and
+`to_plain` writes it.
 
 What holds for one field stands beside it, in `Annotated`:
 
@@ -54,14 +55,14 @@ class FileName:
 
 @dataclass(frozen=True)
 class Key:
-    """What a field is called in plain data and in messages."""
+    """The key of a field in plain data and in messages."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A word about a field, which `marked` finds."""
+    """A property of a field; `marked` finds the fields that have it."""
 
     meaning: str
 
@@ -87,12 +88,21 @@ def brief(value: Any) -> str:
 
 
 def build(hint: Any, data: Any, *, where: str) -> Any:
-    """A value of the annotated type. Raises: RecipeError that names the field, which `where` leads to."""
+    """Build a value of an annotated type.
+
+    Args:
+        hint: the annotation.
+        data: plain data.
+        where: dotted name of the field that holds the value, "" for a whole recipe; messages name it.
+
+    Raises:
+        RecipeError: a field is unknown or missing, or its value is of a wrong type or out of its range.
+    """
     return _build(hint, data, where=where) if is_dataclass(hint) else _value(hint, data, where=where)
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses as mappings, with their `kind`, and tuples as lists; `build` of it is the same value again."""
+    """Turn dataclasses into mappings, with their `kind`, and tuples into lists; `build` makes the value of it again."""
     if is_dataclass(value) and not isinstance(value, type):
         kind = {"kind": value.kind} if hasattr(value, "kind") else {}
         return {**kind, **{key: to_plain(getattr(value, f.name)) for key, f in _written(value)}}
@@ -102,7 +112,7 @@ def to_plain(value: Any) -> Any:
 
 
 def marked(kind: Any, mark: Mark) -> tuple[str, ...]:
-    """Names of a dataclass's fields with a mark, as plain data has them."""
+    """Return the keys in plain data of a dataclass's fields that have a mark."""
     return tuple(key for key, (_, hint) in _fields(kind).items() if mark in _notes(hint))
 
 
@@ -131,7 +141,19 @@ def _notes(hint: Any) -> tuple[Any, ...]:
 
 
 def values(hints: Mapping[str, Any], data: Mapping[Any, Any], *, where: str) -> dict[str, Any]:
-    """The known fields of a mapping, each of its type and in its range. Raises: RecipeError."""
+    """Check a mapping's values.
+
+    Args:
+        hints: the annotation of each known key.
+        data: the mapping.
+        where: dotted name of the field that holds it, "" for a whole recipe.
+
+    Returns:
+        Each value, built.
+
+    Raises:
+        RecipeError: a key is unknown, or a value is of a wrong type or out of its range.
+    """
     for key in data:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)

@@ -40,7 +40,7 @@ def test_a_malformed_address_is_refused(source: str) -> None:
             read(source)
 
 
-def test_a_folder_of_the_hub_is_pulled_and_has_travelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_the_hub_is_pulled_and_untrusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "lgd_timm.config.reader.pull", {"org/name-1.0": tmp_path, "org/name@refs/pr/1": tmp_path}.__getitem__
     )
@@ -53,7 +53,7 @@ def test_a_folder_of_the_hub_is_pulled_and_has_travelled(tmp_path: Path, monkeyp
     assert recipe_file("hub://org/name@refs/pr/1") == (tmp_path / "recipe.yaml", True)
 
 
-def test_a_folder_has_travelled_and_a_file_has_not(tmp_path: Path) -> None:
+def test_a_folder_is_untrusted_and_a_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: a")
     assert recipe_file(tmp_path) == (tmp_path / "recipe.yaml", True)
     assert recipe_file(str(tmp_path / "recipe.yaml")) == (tmp_path / "recipe.yaml", False)

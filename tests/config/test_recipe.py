@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from lgd_timm.config.reader import read_recipe, read_teach_recipe, read_teacher, recipe_from_dict
-from lgd_timm.config.recipe import Recipe, TeachRecipe
+from lgd_timm.config.recipe import DataRecipe, MachineRecipe, Recipe, TeachRecipe
 from lgd_timm.errors import RecipeError
 from lgd_timm.teachers import Conse, OpenCLIP, Stored
+from lgd_timm.utils.schema import MACHINE, marked
 from tests.helpers import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -387,6 +388,31 @@ def test_the_written_recipe_is_complete(path: Path) -> None:
         "schedule",
         "run",
     }
+
+
+def test_a_field_has_its_key_in_yaml_and_its_name_in_python(path: Path) -> None:
+    recipe = read_recipe(path, overrides={"run.seed": "7"})
+    assert recipe.machine.seed == recipe.to_dict()["run"]["seed"] == 7
+    with pytest.raises(RecipeError, match=r"Unknown recipe field 'machine'"):
+        recipe_from_dict({**MINIMAL, "machine": {"seed": 7}})
+    with pytest.raises(RecipeError, match=r"Unknown recipe field 'run.sede'; did you mean 'run.seed'"):
+        recipe_from_dict(changed("run.sede", 7))
+
+
+def test_how_small_convolutions_are_computed_is_written_where_it_was_chosen(path: Path) -> None:
+    assert "small_convs" not in read_recipe(path).to_yaml()
+    for text, value in (("auto", "auto"), ("true", True), ("false", False)):
+        recipe = read_recipe(path, overrides={"run.small_convs": text})
+        assert (type(recipe.machine.small_convs), recipe.machine.small_convs) == (type(value), value)
+        assert recipe_from_dict(recipe.to_dict()) == recipe
+    with pytest.raises(RecipeError, match=r"run.small_convs = 1; choose one of auto, True, False"):
+        recipe_from_dict(changed("run.small_convs", 1))
+
+
+def test_fields_of_the_machine_are_marked() -> None:
+    assert marked(DataRecipe, MACHINE) == ("workers", "in_memory", "max_bad")
+    assert {"device", "photometry", "small_convs", "log_every"} <= {*marked(MachineRecipe, MACHINE)}
+    assert {"seed", "amp", "ema_decay", "accumulate"}.isdisjoint(marked(MachineRecipe, MACHINE))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

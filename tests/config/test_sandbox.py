@@ -88,7 +88,7 @@ def test_every_field_that_can_hold_a_path_is_tried() -> None:
 @pytest.mark.parametrize(
     ("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_recipe_that_travelled_names_no_path_beyond(
+def test_an_untrusted_recipe_names_no_path_beyond(
     field: str, prefix: str, teacher: dict[str, Any], path: str, reason: str
 ) -> None:
     folder = published(recipe(field, prefix + path, teacher))
@@ -107,7 +107,7 @@ def test_a_recipe_that_travelled_names_no_path_beyond(
 @pytest.mark.parametrize(
     ("field", "prefix", "teacher"), FIELDS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_recipe_that_travelled_sends_nobody_to_a_server(
+def test_an_untrusted_recipe_sends_nobody_to_a_server(
     field: str, prefix: str, teacher: dict[str, Any], address: str
 ) -> None:
     folder = published(recipe(field, prefix + address, teacher))

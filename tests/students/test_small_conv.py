@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import timm
@@ -94,3 +95,10 @@ def test_a_copy_has_weights_of_its_own() -> None:
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     assert type(speed_up_small_convs(nn.Sequential(conv))[0]) is nn.Conv2d
+
+
+def test_the_log_says_how_many_layers_changed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    speed_up_small_convs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1)))
+    (line,) = caplog.messages
+    assert "2 layers" in line
