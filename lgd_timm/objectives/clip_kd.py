@@ -1,4 +1,4 @@
-"""CLIP-KD's two strongest parts, where there are images and no captions (arXiv 2307.12732; facts.md, section 3.3).
+"""CLIP-KD without captions: feature and contrastive distillation, its two strongest losses (arXiv 2307.12732).
 
     L = w_c * L_contrastive + w_f * L_feature
     L_contrastive = -mean_i log softmax_j(s_i . t_j / tau)_i         the student as anchor, the teacher's batch as keys
@@ -22,6 +22,8 @@ from .base import Objective, above_zero, between
 
 @dataclass(frozen=True)
 class CLIPKDConfig:
+    """Switches of `CLIPKD`."""
+
     contrastive_weight: float = 1.0
     feature_weight: float = 2000.0
     student_temperature: float = 0.07  # of the contrast; CLIP learns its own, beginning here
@@ -32,7 +34,7 @@ class CLIPKDConfig:
 
 
 class CLIPKD(Objective):
-    """Keys are the embeddings of every rank's batch, so the number of ranks does not change the loss."""
+    """CLIP-KD's losses. The keys are all ranks' embeddings, so the number of ranks does not change the losses."""
 
     method = "CLIP-KD's feature and contrastive distillation ([arXiv 2307.12732](https://arxiv.org/abs/2307.12732))"
     presets: ClassVar[dict[str, CLIPKDConfig]] = {"clip_kd": CLIPKDConfig()}

@@ -55,7 +55,7 @@ PRESETS: dict[str, LGDConfig] = {
     "reference": LGDConfig(),
     # the paper's equations: a distribution over C_1..C_K and nothing else
     "paper": LGDConfig(positive=False),
-    # ours: at 0.2 the student can't tell names apart as sharply as the teacher does (docs/results/reproduction.md, Rivals)
+    # ours: at 0.2 the student can't tell names apart as sharply as the teacher (docs/results/reproduction.md, Rivals)
     "sharp": LGDConfig(positive=False, student_temperature=0.05),
 }
 

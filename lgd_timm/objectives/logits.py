@@ -1,7 +1,4 @@
-"""Logits: reproduce the teacher's answers to the names, the text bank alone (LGD without its visual bank).
-
-It is what CLIP's author advises for a small model with a fixed list of labels (facts.md, section 6, item 6).
-"""
+"""Logits: reproduce the teacher's zero-shot distribution over the names (LGD without its visual bank)."""
 
 from __future__ import annotations
 
@@ -16,6 +13,8 @@ from .similarity import similarity_loss
 
 @dataclass(frozen=True)
 class LogitsConfig:
+    """Switches of `Logits`."""
+
     student_temperature: float = 0.2
     teacher_temperature: float = 0.01
 

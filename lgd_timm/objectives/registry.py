@@ -1,4 +1,4 @@
-"""The objectives by their names in a recipe: `objective: {kind: seed, queue_size: 8192}`. Without a kind it is `lgd`."""
+"""Find objectives by their name in a recipe: `objective: {kind: seed, queue_size: 8192}`. Without a kind: `lgd`."""
 
 from __future__ import annotations
 
@@ -28,23 +28,33 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def create_objective(text_bank: Tensor, *, kind: str = "lgd", seed: int = 0, **settings: Any) -> Objective:
-    """The objective that a recipe asks for, over the names' bank [C, D]. Raises: LGDError."""
+    """Build an objective.
+
+    Args:
+        text_bank: unit rows [C, D], one a category name.
+        kind: a name in `OBJECTIVES`.
+        seed: of whatever starts at random.
+        settings: `preset`, and switches of the objective.
+
+    Raises:
+        LGDError: the kind, the preset or a switch is unknown, or a value or the bank is wrong.
+    """
     return _class(kind)(text_bank, seed=seed, **settings)
 
 
 def objective_config(settings: Mapping[str, Any]) -> Any:
-    """A recipe's `objective` as its class's frozen dataclass, every switch set. Raises: LGDError."""
+    """Read a recipe's `objective` as the frozen dataclass of its class, with every switch set. Raises: LGDError."""
     settings = dict(settings)
     return _class(settings.pop("kind", "lgd")).configure(**settings)
 
 
 def objective_class(settings: Mapping[str, Any]) -> type[Objective]:
-    """The class that a recipe's `objective` asks for. Raises: LGDError."""
+    """Find the class that a recipe's `objective` names. Raises: LGDError."""
     return _class(settings.get("kind", "lgd"))
 
 
 def check_objective(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same mapping, each value of its switch's type. Raises: RecipeError that names the field."""
+    """Convert each value of a recipe's `objective` to its switch's type. Raises: RecipeError that names the field."""
     try:
         types = get_type_hints(type(next(iter(objective_class(settings).presets.values()))), include_extras=True)
         checked = values({"kind": str, "preset": str, **types}, settings, where="objective")

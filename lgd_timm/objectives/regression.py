@@ -1,8 +1,8 @@
-"""Regression: the student's embedding is the teacher's, no bank and no queue (SimReg, arXiv 2201.05131; facts.md, section 2).
+"""Regression: reproduce the teacher's embedding itself, without bank or queue (SimReg, arXiv 2201.05131).
 
     L = mean_i || s_i - t_i ||^2  =  mean_i (2 - 2 s_i . t_i)       of unit rows
 
-SimReg's strength is its deep head: `student.projector: deep`.
+SimReg owes its results to a deep projector: `student.projector: deep`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .base import Objective, above_zero
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    student_temperature: float = (
-        0.01  # has no part in the loss: at which the student is read as a classifier (CLIP's, 1/100)
-    )
+    """Switches of `Regression`. The loss has no temperature: this one is for the student as a zero-shot classifier."""
+
+    student_temperature: float = 0.01  # CLIP's, 1/100
 
     def __post_init__(self) -> None:
         above_zero(self, "student_temperature")

@@ -1,10 +1,10 @@
-"""SEED: reproduce the teacher's similarities to a queue of its own past embeddings (arXiv 2101.04731; facts.md, section 2).
+"""SEED: reproduce the teacher's similarities to a queue of its own past embeddings (arXiv 2101.04731, section 3).
 
-    L = -mean_i sum_j softmax([t_i . t_i, t_i . q] / tau_T)_j  log softmax([s_i . t_i, s_i . q] / tau_S)_j       q: FIFO queue
+    L = -mean_i sum_j softmax([t_i . t_i, t_i . q] / tau_T)_j  log softmax([s_i . t_i, s_i . q] / tau_S)_j
 
-LGD is SEED with the queue replaced by one row a name, and the text's term beside it. LightlyTrain's first distillation is
-SEED in another form (facts.md, section 3): one temperature, the batch in the queue before the loss, no extra positive. Its
-mixup and LARS are the recipe's business and not here.
+with q a first-in, first-out queue. LGD is SEED with one row a name in place of the queue, and the text bank's term
+added. The preset `lightly_train` is the form in LightlyTrain's first distillation method: one temperature, the batch
+put in the queue before the loss, no extra positive. Its mixup and its optimizer (LARS) are settings of a recipe.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from .similarity import similarity_loss
 
 @dataclass(frozen=True)
 class SEEDConfig:
-    queue_size: int = 65536
+    """Switches of `SEED`."""
+
+    queue_size: int = 65536  # embeddings
     student_temperature: float = 0.2
     teacher_temperature: float = 1e-4
     positive: bool = True  # the extra logit student.teacher in front of the queue
@@ -35,7 +37,10 @@ class SEEDConfig:
 
 
 class SEED(Objective):
-    """Buffers: `queue` [Q, D], random unit rows until the teacher's take their places; `place` [], int64, the next one's."""
+    """SEED's loss and its queue.
+
+    Buffers: `queue` [Q, D], unit rows, random at first; `place` [], int64, the index of the row that is replaced next.
+    """
 
     method = "SEED ([arXiv 2101.04731](https://arxiv.org/abs/2101.04731))"
     presets: ClassVar[dict[str, SEEDConfig]] = {
@@ -76,10 +81,10 @@ class SEED(Objective):
 
     @torch.no_grad()
     def _enqueue(self, rows: Tensor) -> None:
-        """The oldest rows give place to every rank's [B, D]; of more than the queue holds, the last count."""
+        """Replace the oldest rows by all ranks' [B, D]; if those are more than the queue holds, by the last of them."""
         rows = concat_all_gather(rows)[-len(self.queue) :]
-        places = (self.place + torch.arange(len(rows), device=rows.device)) % len(self.queue)
-        # A row that is not finite would spoil every later loss: it leaves the old one where it is.
+        indices = (self.place + torch.arange(len(rows), device=rows.device)) % len(self.queue)
+        # A row that is not finite would spoil every later loss, so the old one stays.
         finite = rows.isfinite().all(1, keepdim=True)
-        self.queue.index_copy_(0, places, torch.where(finite, rows, self.queue[places]))
+        self.queue.index_copy_(0, indices, torch.where(finite, rows, self.queue[indices]))
         self.place.add_(len(rows)).remainder_(len(self.queue))

@@ -1,12 +1,12 @@
-"""The loss between two embeddings' similarities to a bank of rows: names, prototypes, or a queue of past embeddings.
+"""Cross-entropy between two embeddings' similarities to a bank of rows: names, prototypes, or past embeddings.
 
     L = -mean_i sum_k softmax(t_i . b_k / tau_T)_k  log softmax(s_i . b_k / tau_S)_k
 
-Written plainly it keeps several [B, C] matrices for the backward pass. The gradient is known as soon as the loss is,
+A plain implementation keeps several [B, C] matrices for the backward pass. But the gradient has a closed form,
 
     dL/ds_i = sum_k (softmax(s_i . b / tau_S)_k - softmax(t_i . b / tau_T)_k) b_k / (B tau_S)
 
-so the forward pass computes both, one chunk of rows after the other, and keeps [B, D] alone. Liger-Kernel's fused linear
+so the forward pass computes both, one chunk of rows after the other, and keeps only [B, D]. Liger-Kernel's fused linear
 cross-entropy (arXiv 2410.10989) does the same for labels.
 """
 
@@ -22,11 +22,11 @@ CHUNK = 2**22  # elements in a chunk's logits: 16 MiB, and few enough chunks to 
 
 
 class Similarity(NamedTuple):
-    """`loss` is a scalar; `nearest` [B] int64 the bank row most similar to each teacher row, `confidence` [B] its probability."""
+    """The loss, and for each teacher row the bank row that is most similar to it."""
 
-    loss: Tensor
-    nearest: Tensor
-    confidence: Tensor
+    loss: Tensor  # float32 scalar
+    nearest: Tensor  # index of the bank row, int64 [B]
+    confidence: Tensor  # its probability, float32 [B]
 
 
 def similarity_loss(
@@ -40,16 +40,19 @@ def similarity_loss(
     keep: Tensor | None = None,
     rows: int | None = None,
 ) -> Similarity:
-    """Cross-entropy of the student's distribution over the bank's rows against the teacher's.
+    """Compute the cross-entropy of the student's distribution over the bank's rows against the teacher's.
+
+    Nothing is copied to the host. The caller has to disable autocast: temperatures of 0.01 need float32.
 
     Args:
-        student, teacher: unit rows [B, D], float32. Only the student gets a gradient, and only a first one.
-        bank: [C, D], float32. It may change in place before the backward pass, which no longer looks at it.
+        student: unit rows, float32 [B, D]. It gets a gradient, of first order only.
+        teacher: unit rows, float32 [B, D]. It gets none.
+        bank: float32 [C, D]. It may change in place before the backward pass, which does not read it.
+        student_temperature: divides the student's similarities.
+        teacher_temperature: divides the teacher's.
         positive: one more logit beside the bank's: the similarity to the teacher's own row.
         keep: bool [C], the rows that count; the others have probability 0. At least one must count unless `positive`.
-        rows: of the batch to a chunk; as many as `CHUNK` holds if None.
-
-    Nothing is copied to the host. Autocast is the caller's to disable: temperatures of 0.01 need float32.
+        rows: of the batch in a chunk; as many as `CHUNK` holds if None.
     """
     differentiable = torch.is_grad_enabled() and student.requires_grad
     names = len(bank)
@@ -84,7 +87,7 @@ def similarity_loss(
 def nearest_rows(
     teacher: Tensor, bank: Tensor, *, temperature: float, rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`nearest` and `confidence` as `similarity_loss` gives them, without a loss."""
+    """Compute `nearest` and `confidence` of `similarity_loss`, without a loss."""
     parts = chunks(len(teacher), len(bank), rows=rows)
     work = _buffers(2, teacher, parts, len(bank))
     best = []
@@ -97,13 +100,13 @@ def nearest_rows(
 
 
 def chunks(batch: int, names: int, *, rows: int | None = None) -> list[slice]:
-    """Slices of a batch, of `rows` each or so many that [rows, names] holds about `CHUNK` elements."""
+    """Slice a batch into chunks of `rows`, or of so many that [rows, names] holds about `CHUNK` elements."""
     rows = rows or max(1, CHUNK // names)
     return [slice(start, start + rows) for start in range(0, max(batch, 1), rows)]
 
 
 def _buffers(count: int, like: Tensor, parts: list[slice], width: int) -> list[Tensor]:
-    # The chunks share them: fresh memory for each operation takes time and leaves holes.
+    # The chunks share them: new memory for each operation takes time and fragments the pool.
     return [like.new_empty(min(parts[0].stop, len(like)), width) for _ in range(count)]
 
 
@@ -117,25 +120,25 @@ def _logits(
     keep: Tensor | None,
     out: Tensor,
 ) -> None:
-    """Fills `out` [b, C], or [b, C + 1] with the positive last: in place, as a concatenation would copy all."""
+    """Fill `out` [b, C], or [b, C + 1] with the positive last: in place, as a concatenation would copy all."""
     names = out[:, : len(bank)]
     names.addmm_(embeddings, bank.T, beta=0, alpha=1 / temperature)
     if keep is not None:
-        # The least finite number, and only now that the temperature is in: minus infinity times a probability of 0 is NaN.
+        # The least finite number, after the temperature was applied: minus infinity times a probability of 0 is NaN.
         names.masked_fill_(~keep, torch.finfo(out.dtype).min)
     if positive:
         out[:, -1] = (embeddings * teacher).sum(1) / temperature
 
 
 def _softmax(logits: Tensor, names: int, *, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities of [b, C] or [b, C + 1] logits into `out`; the likeliest of the first `names` [b] and its probability [b]."""
+    """Write the softmax of [b, C] or [b, C + 1] logits to `out`; return the likeliest names and probabilities [b]."""
     nearest = logits[:, :names].argmax(1)
     torch.softmax(logits, 1, out=out)
     return nearest, out.gather(1, nearest[:, None])[:, 0]
 
 
 class _KnownGradient(torch.autograd.Function):
-    """Gives a loss the gradient with respect to the student that was computed along with it."""
+    """Attach to a loss the gradient with respect to the student that was computed along with it."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:

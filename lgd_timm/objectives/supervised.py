@@ -1,4 +1,4 @@
-"""Supervised: the true labels in the teacher's place, all else as it is. The upper reference, and the only one that uses labels."""
+"""Supervised: true labels instead of a teacher, everything else equal. An upper bound, and the only use of labels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .base import Objective, above_zero, between
 
 @dataclass(frozen=True)
 class SupervisedConfig:
+    """Switches of `Supervised`."""
+
     student_temperature: float = 0.1
     smoothing: float = 0.0  # label smoothing
 
@@ -23,7 +25,7 @@ class SupervisedConfig:
 
 
 class Supervised(Objective):
-    """Cross-entropy with the labels over the similarities to the names. Images without a label (-1) do not count."""
+    """Cross-entropy between labels and similarities to the names. Images without a label (-1) are ignored."""
 
     method = "supervised learning over the names' text embeddings"
     presets: ClassVar[dict[str, SupervisedConfig]] = {"supervised": SupervisedConfig()}
@@ -31,7 +33,7 @@ class Supervised(Objective):
     config: SupervisedConfig
 
     def forward(self, student: Tensor, target: Tensor) -> dict[str, Any]:
-        """`target`: labels int64 [B], the place of the image's name in the text bank."""
+        """Compute the loss from labels: `target`, int64 [B], is the row of the image's name in the text bank."""
         self.check("student", student)
         with torch.autocast(student.device.type, enabled=False):
             logits = normalize(student.float(), dim=1) @ self.text_bank.T / self.config.student_temperature
