@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import io
 import os
+import re
 import sys
 import textwrap
 import tokenize
@@ -43,22 +44,31 @@ SECTIONS: list[tuple[str, str, type]] = [
 
 
 def comments(cls: type) -> dict[str, str]:
-    """The comment beside each field of a dataclass, or above it, in its source."""
+    """The comment beside or above each field of a dataclass in its source, else its text under Args: of the docstring."""
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
     found = {token.start[0]: token.string.lstrip("# ") for token in tokens}
     whole = {token.start[0] for token in tokens if token.line.lstrip().startswith("#")}  # lines of nothing else
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
-    texts = {}
+    texts = _args_of(cls)
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             first = node.lineno
             while first - 1 in whole:
                 first -= 1
             lines = range(first, (node.end_lineno or node.lineno) + 1)
-            texts[node.target.id] = " ".join(found[line] for line in lines if line in found)
+            if text := " ".join(found[line] for line in lines if line in found):
+                texts[node.target.id] = text
     return texts
+
+
+def _args_of(cls: type) -> dict[str, str]:
+    """What a Google docstring says of each argument."""
+    _, _, section = (cls.__doc__ or "").partition("Args:\n")
+    section = textwrap.dedent(section.partition("\n\n")[0])
+    found = re.findall(r"^(\w+): (.+(?:\n +.+)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
 
 
 def field_table(cls: type, prefix: str) -> str:

@@ -36,5 +36,4 @@ def test_how_small_convolutions_are_computed_is_no_part_of_a_runs_identity(
     recipe_dict: dict[str, Any], tmp_path: Path
 ) -> None:
     on, off = (built(recipe_dict, tmp_path, small_convs=switch) for switch in (True, False))
-    identity = "identity" if hasattr(on, "identity") else "facts"
-    assert getattr(on, identity) == getattr(off, identity)
+    assert on.identity == off.identity
