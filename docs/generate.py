@@ -44,7 +44,7 @@ SECTIONS: list[tuple[str, str, type]] = [
 
 
 def comments(cls: type) -> dict[str, str]:
-    """The comment beside or above each field of a dataclass in its source, else its text under Args: of the docstring."""
+    """The comment beside or above each field of a dataclass, else its text under Args: of the docstring."""
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
     found = {token.start[0]: token.string.lstrip("# ") for token in tokens}
