@@ -23,8 +23,19 @@ from .errors import LGDError
 
 
 def hub_folder() -> Path:
-    """Return the folder that holds a published folder for each weight, laid out as on the Hub."""
-    return Path(os.environ.get("LGD_TIMM_HUB") or Path(__file__).resolve().parent.parent / "hub")
+    """Return the folder that holds a published folder for each weight: a checkout's hub/, else the package's."""
+    return Path(os.environ.get("LGD_TIMM_HUB") or _shipped("published", checkout="hub"))
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the recipes that come with the package: a checkout's, else the package's."""
+    return _shipped("recipes", checkout="recipes")
+
+
+def _shipped(name: str, *, checkout: str) -> Path:
+    """A folder that a wheel installs in the package, and that lies beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).is_dir() else package.parent / checkout
 
 
 def cache_folder() -> Path:

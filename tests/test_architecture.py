@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "utils": "",
     "settings": "",
     "errors": "",
-    "": "students hub utils",
+    "": "students hub utils evaluate",  # `load` is lazy
 }
 
 

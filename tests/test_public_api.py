@@ -13,7 +13,7 @@ import pytest
 import lgd_timm
 
 ALL = {
-    "": "LGDError MissingExtra __version__ hub students",
+    "": "LGDError MissingExtra __version__ hub load students",
     "cli": "main",
     "config": "Recipe TeachRecipe read_recipe read_teach_recipe recipe_from_dict",
     "data": "ShardSet Views open_shards",
@@ -28,7 +28,7 @@ ALL = {
     "join_assigned objective_config",
     "objectives.lgd": "LGD LGDConfig",
     "publish": "Banks Published PushResult load push register save",
-    "settings": "cache_folder hub_folder hub_patience hub_timeout lock_timeout offline push_timeout shard_patience",
+    "settings": "cache_folder hub_folder hub_patience hub_timeout lock_timeout offline push_timeout recipes_folder shard_patience",
     "students": "STUDENTS Student create_student stock_name",
     "task": "LGDTask",
     "teachers": "Conse ImageTeacher OpenCLIP Stored TeacherSpec TextTeacher spec_from_dict",

@@ -18,6 +18,8 @@ from .completion import add_completion
 from .evaluate import add_evaluate
 from .export import add_export
 from .hub import add_hub
+from .predict import add_predict
+from .recipes import add_recipes
 from .report import add_report
 from .shards import add_shards
 from .training import add_training
@@ -74,10 +76,12 @@ def build_parser() -> Parser:
     add_shards(commands)
     add_training(commands)
     add_evaluate(commands)
+    add_predict(commands)
     add_hub(commands)
     add_transfer(commands)
     add_export(commands)
     add_report(commands)
+    add_recipes(commands)
     return parser
 
 

@@ -18,6 +18,7 @@ from ..hub.snapshot_download import pull
 from ..objectives.registry import check_objective
 from ..teachers import Stored, TeacherSpec
 from ..utils.schema import build, to_plain
+from .builtin import find_builtin, is_builtin, locate_files
 from .recipe import DataRecipe, Recipe, TeachRecipe, VocabularyRecipe
 from .sandbox import check_reach
 from .strict_yaml import parse_yaml, read_yaml
@@ -51,7 +52,7 @@ def recipe_file(source: str | Path) -> tuple[Path, bool]:
     """Find the YAML file of a recipe.
 
     Args:
-        source: a YAML file, a folder that holds `recipe.yaml`, or `hub://ORG/NAME[@REVISION]`.
+        source: a YAML file, `builtin:NAME`, a folder that holds `recipe.yaml`, or `hub://ORG/NAME[@REVISION]`.
 
     Returns:
         The file, and whether it is untrusted: it is where it came in a folder.
@@ -60,6 +61,8 @@ def recipe_file(source: str | Path) -> tuple[Path, bool]:
         RecipeError: there is no recipe.
         WeightsError: a `hub://` source can't be pulled (see `hub.pull`).
     """
+    if (builtin := find_builtin(str(source))) is not None:
+        return builtin, False
     path = local_source(source)
     if path.is_dir():  # published folders and runs carry their recipe
         if not (path / "recipe.yaml").is_file():
@@ -71,7 +74,11 @@ def recipe_file(source: str | Path) -> tuple[Path, bool]:
         near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
         raise RecipeError(
             f"No recipe at {path}."
-            + (f" There are: {near}." if near else " Give a YAML file, a published folder or hub://ORG/NAME.")
+            + (
+                f" There are: {near}."
+                if near
+                else " Give a YAML file, builtin:NAME (see lgd-timm recipes), a published folder or hub://ORG/NAME."
+            )
         )
     return path, False
 
@@ -207,7 +214,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds {type(data).__name__}, not a mapping of recipe fields.")
-    return data
+    return locate_files(data) if is_builtin(path) else data
 
 
 def _overridden(data: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def _lvis(rest: str, base: Path) -> list[str]:
 def _open_clip(rest: str, base: Path) -> list[str]:
     if rest not in _OPEN_CLIP_SUBSETS:
         raise _unknown("open_clip vocabulary", rest, _OPEN_CLIP_SUBSETS)
-    names = require("open_clip.zero_shot_metadata", extra="open_clip").IMAGENET_CLASSNAMES
+    names = require("open_clip.zero_shot_metadata", extra="open-clip").IMAGENET_CLASSNAMES
     return [_OPEN_CLIP_SUBSETS[rest].get((index, name), name) for index, name in enumerate(names)]
 
 
@@ -270,7 +270,7 @@ def _read_templates(templates: str | Sequence[str], base: Path) -> list[str]:
     if templates == "none":
         return ["{}"]
     if templates in _OPEN_CLIP_TEMPLATES:
-        module = require("open_clip.zero_shot_metadata", extra="open_clip")
+        module = require("open_clip.zero_shot_metadata", extra="open-clip")
         return [template("{}") for template in getattr(module, _OPEN_CLIP_TEMPLATES[templates])]
     if "{}" in templates:
         return [templates]

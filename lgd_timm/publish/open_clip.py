@@ -90,7 +90,7 @@ def write_open_clip(
 
 def load_open_clip(folder: Path) -> Any:
     """Load a folder with open_clip. Raises: WeightsError when it can't; MissingExtra without open_clip."""
-    library = require("open_clip", extra="open_clip")
+    library = require("open_clip", extra="open-clip")
     try:
         model, _ = library.create_model_from_pretrained(f"local-dir:{folder}")
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
@@ -102,7 +102,7 @@ def load_open_clip(folder: Path) -> Any:
 
 
 def _config(student: Student, teacher: OpenCLIP, model: Any, *, architecture: str) -> dict[str, Any]:
-    library = require("open_clip", extra="open_clip")
+    library = require("open_clip", extra="open-clip")
     theirs = library.get_model_config(teacher.source())
     # output_tokens is CoCa's, and encode_text does not take it
     text = {key: value for key, value in theirs["text_cfg"].items() if key != "output_tokens"}
@@ -171,7 +171,7 @@ class _Loaded(TextTeacher):
 @torch.no_grad()
 def _compare(folder: Path, student: Student, banks: Banks, teacher: OpenCLIP) -> None:
     """Check that open_clip's embeddings are the student's and, for the first names, the text bank's rows."""
-    model, tokenizer = load_open_clip(folder), require("open_clip", extra="open_clip").get_tokenizer(teacher.source())
+    model, tokenizer = load_open_clip(folder), require("open_clip", extra="open-clip").get_tokenizer(teacher.source())
     size = student.preprocess.size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     training, device = student.training, next(student.parameters()).device

@@ -61,7 +61,7 @@ class OpenCLIP:
 
     def create(self) -> Any:
         """Build the whole open_clip model, both towers, in eval mode. Raises: TeacherError, WeightsError."""
-        library = require("open_clip", extra="open_clip")
+        library = require("open_clip", extra="open-clip")
         if self.precision not in PRECISIONS:
             raise TeacherError(
                 f"teacher.precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}."
@@ -92,7 +92,7 @@ class OpenCLIP:
             TeacherError: open_clip does not know the name.
             WeightsError: the folder or repository lacks a file.
         """
-        library = require("open_clip", extra="open_clip")
+        library = require("open_clip", extra="open-clip")
         if not self.model.startswith(("local-dir:", "hf-hub:")):
             if self.model not in library.list_models():
                 raise TeacherError(
@@ -138,7 +138,7 @@ def _check_config(path: Path) -> None:
 
 class _OpenCLIPImage(ImageTeacher):
     def __init__(self, spec: OpenCLIP, model: Any) -> None:
-        library = require("open_clip", extra="open_clip")
+        library = require("open_clip", extra="open-clip")
         config = library.get_model_preprocess_cfg(model)
         size = config["size"][0] if isinstance(config["size"], (tuple, list)) else config["size"]
         super().__init__(
@@ -159,7 +159,7 @@ class _OpenCLIPImage(ImageTeacher):
 class _OpenCLIPText(TextTeacher):
     def __init__(self, spec: OpenCLIP, model: Any) -> None:
         try:
-            self._tokenizer = require("open_clip", extra="open_clip").get_tokenizer(spec.source())
+            self._tokenizer = require("open_clip", extra="open-clip").get_tokenizer(spec.source())
         except BUILD_ERRORS as error:
             raise TeacherError(f"open_clip can't build the tokenizer of {spec.model!r}: {error}") from error
         self._model = model

@@ -172,7 +172,7 @@ def test_a_missing_library_is_one_line_too(
     assert cli.main(["distill", str(recipe), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("lgd-timm: error: 'open_clip' can't be imported")
-    assert error.endswith("Install it with: pip install 'lgd_timm[open_clip]'\n")
+    assert error.endswith("Install it with: pip install 'lgd_timm[open-clip]'\n")
     assert issubclass(MissingExtra, ImportError)
 
 

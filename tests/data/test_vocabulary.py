@@ -297,7 +297,7 @@ def test_templates_without_exactly_one_place_for_the_name_are_refused(templates:
 def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, arguments: dict[str, object]) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.delitem(sys.modules, "open_clip.zero_shot_metadata", raising=False)
-    with pytest.raises(MissingExtra, match=r"lgd_timm\[open_clip\]"):
+    with pytest.raises(MissingExtra, match=r"lgd_timm\[open-clip\]"):
         load_vocabulary(**arguments)  # type: ignore[arg-type]
 
 

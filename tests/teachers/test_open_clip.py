@@ -195,5 +195,5 @@ def test_a_missing_library_names_its_extra(spec, monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(MissingExtra, match=r"'open_clip' can't be imported.*pip install 'lgd_timm\[open_clip\]'"):
+    with pytest.raises(MissingExtra, match=r"'open_clip' can't be imported.*pip install 'lgd_timm\[open-clip\]'"):
         spec.image()
