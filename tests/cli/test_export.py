@@ -127,9 +127,7 @@ def test_a_student_that_does_not_say_who_taught_is_refused(published_folder: Pat
         export(open_export_model(str(folder)), tmp_path / "out", to="open_clip")
 
 
-def test_a_teacher_out_of_reach_is_not_opened_for_an_untrusted_folder(
-    published_folder: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_out_of_reach_is_not_opened_for_an_untrusted_folder(published_folder: Path, tmp_path: Path) -> None:
     exported = replace(open_export_model(str(published_folder)), untrusted=True)
     with pytest.raises(
         RecipeError, match=r"teacher\.model = .* is an absolute path, and a recipe that came in a folder stays"

@@ -294,7 +294,8 @@ def test_what_a_folder_of_the_hub_names_is_checked_before_it_is_opened(
         str(published_folder), data=taught_folder, device="cpu"
     )
     with pytest.raises(
-        RecipeError, match=r"^teacher\.model = 'local-dir:.*is an absolute path, and a recipe that came in a folder stays"
+        RecipeError,
+        match=r"^teacher\.model = 'local-dir:.*is an absolute path, and a recipe that came in a folder stays",
     ):
         evaluate_zero_shot("hub://me/tiny", data=taught_folder, vocabulary=["a", "b", "c"], device="cpu")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from lgd_timm.errors import MissingExtra, TeacherError, WeightsError
 from lgd_timm.teachers import Conse, spec_from_dict
 from lgd_timm.teachers.conse import class_descriptions, imagenet_descriptions
+from lgd_timm.teachers.sentence_encoder import SentenceEncoder
 from tests.helpers import ROOT
 
 LABELS = ["tabby cat", "sports car", "oak tree", "teapot", "lighthouse"]
@@ -194,10 +195,19 @@ def test_unknown_classes_are_refused_with_the_known_ones():
 
 
 @needs_encoder
-def test_classes_that_are_given_are_those_of_the_classifier(tmp_path):
+def test_classes_that_are_given_are_those_of_the_classifier(tmp_path, monkeypatch):
     """The same fingerprints, so embeddings and banks that were stored without the field stay valid; and text() builds
     no classifier.
     """
+    encode, known = SentenceEncoder.__call__, {}
+
+    def once(encoder, texts):  # equal texts have equal embeddings, and a thousand descriptions take long
+        key = (encoder.fingerprint, *texts)
+        if key not in known:
+            known[key] = encode(encoder, texts)
+        return known[key].clone()
+
+    monkeypatch.setattr(SentenceEncoder, "__call__", once)
     torch.manual_seed(0)
     timm.models.save_for_hf(timm.create_model("test_resnet"), tmp_path / "classifier", safe_serialization=True)
     silent = Conse(f"local-dir:{tmp_path / 'classifier'}", ENCODER)

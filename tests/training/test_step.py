@@ -66,7 +66,11 @@ OPTIMIZERS = ("sgd", "adamw", "lamb", "lars", "nadamw", "lion", "adopt", "madgra
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "objective",
-    [{"kind": "lgd"}, {"kind": "seed", "queue_size": 32}, {"preset": "lightly_train", "kind": "seed", "queue_size": 32}],
+    [
+        {"kind": "lgd"},
+        {"kind": "seed", "queue_size": 32},
+        {"preset": "lightly_train", "kind": "seed", "queue_size": 32},
+    ],
     ids=["lgd", "seed", "filled before the loss"],
 )
 def test_a_step_whose_gradient_is_not_finite_leaves_everything_as_it_was(
