@@ -13,7 +13,6 @@ import lgd_timm
 from tests.helpers import ROOT
 
 
-@pytest.mark.filterwarnings("error")  # smp warns where it takes weights for something else
 @pytest.mark.parametrize("name", ["lgd_resnet18", "lgd_mobilenetv2", "lgd_efficientnet_b0"])
 def test_smp_takes_our_names_with_their_weights(name: str) -> None:
     model = smp.Unet(f"tu-{name}", encoder_weights=True, classes=3).eval()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ast import literal_eval
 from pathlib import Path
 
-import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
@@ -34,7 +33,6 @@ def _speak(rank: int, meeting: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_every_rank_hears_the_same_one_beat_later(tmp_path: Path) -> None:
     mp.spawn(_speak, args=(str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
