@@ -35,6 +35,9 @@ def _add_write(actions: Commands) -> None:
     parser.add_argument(
         "--min-shards", type=int, default=1, metavar="N", help="tars, at least; too few images for it are an error"
     )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that can't be used and list them (default: refuse)"
+    )
 
 
 def _add_verify(actions: Commands) -> None:
@@ -74,6 +77,7 @@ def _write(options: argparse.Namespace) -> None:
         labels=not options.no_labels,
         samples_per_shard=options.samples_per_shard,
         min_shards=options.min_shards,
+        skip_bad=options.skip_bad,
     )
     print(f"{options.out}: {len(written)} images in {len(written.filenames)} shards, split {written.split!r}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import ShardError
+from ..errors import MissingExtra, ShardError, require
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -32,6 +33,8 @@ TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+PNG, PNG_METADATA = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 REDUCTIONS = (8, 4, 2)  # of libjpeg's scaled decoding, those that are fast
 
 
@@ -103,6 +106,16 @@ class EncodedImage:
             return None
 
     def _slow(self, reduce: int) -> np.ndarray:
+        try:
+            return self._by_pillow(reduce)
+        except ShardError:
+            plain = without_metadata(self._data)  # text after the pixels, which Pillow reads while it decodes
+            if plain == self._data:
+                raise
+            self._data = plain
+            return self._by_pillow(reduce)
+
+    def _by_pillow(self, reduce: int) -> np.ndarray:
         image = self._open()
         try:
             if reduce > 1:
@@ -119,12 +132,7 @@ class EncodedImage:
         return self._open()
 
     def _open(self) -> Any:
-        try:
-            return Image.open(io.BytesIO(self._data))
-        except UnidentifiedImageError as error:
-            raise ShardError(f"{len(self._data)} bytes that are no image") from error
-        except Exception as error:
-            raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
+        return open_image(self._data)
 
     def _orientation(self) -> int:
         if self._jpeg and not _has_metadata(self._data):
@@ -136,12 +144,77 @@ class EncodedImage:
         return value if value in TURNS else 1
 
 
+def open_image(data: bytes) -> Any:
+    """Open an image file by Pillow, its header only, whatever metadata it carries.
+
+    Raises:
+        ShardError: the bytes are no image.
+    """
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        _add_heif()
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ShardError(f"{len(data)} bytes that are no image") from error
+    except Exception as error:  # ValueError, struct.error, SyntaxError, ...: Pillow raises anything for bad bytes
+        plain = without_metadata(data)
+        if plain != data:  # Pillow refuses large texts and profiles, which pixels do not need
+            return open_image(plain)
+        raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Read (width, height) of an image file as it lies, in pixels, from its header.
+
+    Raises:
+        ShardError: the file is no image, or can't be read.
+    """
+    try:
+        if not path.is_file():
+            raise ShardError("there is no such file: a broken link")
+        with Image.open(path) as image:
+            return image.size
+    except ShardError:
+        raise
+    except Exception:  # whatever it is, the slow way says it, or gets round it
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ShardError(str(error)) from error
+        image = open_image(data)
+        return image.width, image.height
+
+
+def without_metadata(data: bytes) -> bytes:
+    """Remove texts and colour profiles from a PNG, whose pixels stay; other bytes are returned as they are."""
+    if not data.startswith(PNG):
+        return data
+    kept, start = [PNG], len(PNG)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] not in PNG_METADATA:
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _add_heif() -> None:
+    """Teach Pillow HEIC, as phones write it. Raises: ShardError where the library is not installed."""
+    try:
+        require("pillow_heif", extra="heic").register_heif_opener()
+    except MissingExtra as error:
+        raise ShardError(str(error)) from error
+
+
 def _has_metadata(data: bytes) -> bool:
     """Tell whether a JPEG has an APP1 segment: EXIF and XMP, either of which may hold an orientation."""
     start, scan = 2, b"\xda"  # segments end where the scan begins
     while data[start : start + 1] == b"\xff" and (marker := data[start + 1 : start + 2]) != scan:
         if marker == b"\xe1":
             return True
+        if marker == b"\xff":  # any number of fill bytes may stand before a marker
+            start += 1
+            continue
         start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     return False
 
@@ -157,6 +230,3 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     if height * width > 2 * (Image.MAX_IMAGE_PIXELS or height * width):  # Pillow's own bound, at which it raises
         return None
     return height, width
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

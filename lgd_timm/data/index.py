@@ -19,7 +19,8 @@ from .paths import AnyPath, resolve_path
 from .shard_cache import check_sums, local_file, read_small
 
 INFO = "_info.json"
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+# In this order, as a sample may have several: those that timm reads come first.
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tiff", "tif", "avif", "heic", "ppm", "jp2")
 
 
 @dataclass(frozen=True)

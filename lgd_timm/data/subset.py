@@ -28,7 +28,10 @@ def draw(keys: Iterable[str], count: int, *, seed: int = 0) -> list[str]:
     if not 0 < count <= len(keys):
         raise ShardError(f"{count} of {len(keys)} images were asked for. Ask for 1 to {len(keys)}.")
     return sorted(
-        sorted(keys, key=lambda key: hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest())[:count]
+        sorted(
+            keys,
+            key=lambda key: hashlib.blake2b(f"{seed}/{key}".encode(errors="surrogatepass"), digest_size=16).digest(),
+        )[:count]
     )
 
 

@@ -160,7 +160,7 @@ class Views:
 
 def generator(seed: int, key: str, index: int) -> np.random.Generator:
     """Build a counter-based generator keyed by the three: without global state, the same in any process and order."""
-    digest = hashlib.blake2b(f"{seed}/{index}/{key}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(f"{seed}/{index}/{key}".encode(errors="surrogatepass"), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 

@@ -3,7 +3,8 @@
     kind of source                 names
     a list                         as written (a recipe's own list)
     PATH or file:PATH              a UTF-8 text file, one name a line; blank lines and `#` lines are skipped
-    folder:PATH                    sorted class folders of an image folder, underscores read as spaces
+    folder:PATH                    sorted class folders of an image folder, underscores read as spaces; the same folders
+                                   that `lgd-timm shards write` numbers: hidden and empty ones are none
     coco:PATH                      `categories` of a COCO annotation file, by id
     lvis:PATH                      the same of an LVIS file, underscores read as spaces ("bat_(animal)": "bat (animal)")
     open_clip:imagenet             open_clip's ImageNet names; refused, as two pairs are equal
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from pathlib import Path
 
 from ..errors import VocabularyError, require
 from ..utils.files import fingerprint
+from .image_folder import class_folders
+
+log = logging.getLogger(__name__)
 
 # open_clip says "missile" at 657 and 744, "sunglasses" at 836 and 837, but WordNet's synset of 744 is "projectile,
 # missile" and that of 836 is "sunglass". Each takes its synset's first lemma, if open_clip still has the shared word.
@@ -199,14 +204,14 @@ def _folder(rest: str, base: Path) -> list[str]:
     """List class folders in plain sorted order, as torchvision's ImageFolder and our shards number them."""
     path = base / rest
     try:
-        found = sorted(path.iterdir(), key=lambda entry: entry.name)
-        reason = "holds no class folders"
+        (found, empty), reason = class_folders(path), "holds no class folders"
     except (OSError, ValueError):
-        found, reason = [], "is not a folder"
-    names = [_spelled(entry.name) for entry in found if entry.is_dir() and not entry.name.startswith(".")]
-    if not names:
+        found, empty, reason = [], [], "is not a folder"
+    if not found:
         raise VocabularyError(f"{path} {reason}. Give the folder that holds one folder per class.")
-    return names
+    if empty:
+        log.warning("%s: folders without images, which are no classes: %s", path, _some(empty))
+    return [_spelled(name) for name in found]
 
 
 def _coco(rest: str, base: Path) -> list[str]:

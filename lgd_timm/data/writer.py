@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,17 @@ from tqdm import tqdm
 
 from ..errors import ShardError
 from ..utils.files import atomic_folder, sha256_of, write_json
+from .decode import image_size
+from .image_folder import FIELD_OF_SUFFIX, IMAGE_SUFFIXES, ImageFolder, describe, read_image_folder
 from .index import INFO, ShardSet, open_shards, read_info
 from .paths import require_local
 
+log = logging.getLogger(__name__)
+
 # A key ends at the first dot, and a slash would start a folder: both are escaped, and different paths stay different.
 KEY_ESCAPES = str.maketrans({"_": "__", "/": "_-", ".": "_o"})
-FIELD_OF_SUFFIX = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+TIMM_FIELDS = ("jpg", "png", "webp")  # that timm's reader looks for, unless --input-key says more
+NAMED = 20  # images that an error names at most
 
 
 def write_shards(
@@ -32,10 +40,12 @@ def write_shards(
     min_shards: int = 1,
     name: str | None = None,
     seed: int = 0,
+    skip_bad: bool = False,
 ) -> ShardSet:
-    """Write `images/**/*.{jpg,jpeg,png,webp}` as WebDataset shards and timm's `_info.json`.
+    """Write the images of a folder as WebDataset shards and timm's `_info.json`.
 
-    Tars are byte-identical for the same input.
+    Tars are byte-identical for the same input. Hidden files and folders, and files that are no images by their ending,
+    are passed over; a line of the log counts them.
 
     Args:
         images: the folder, with one folder a class, or flat.
@@ -47,31 +57,35 @@ def write_shards(
         name: shards are called `<name>-<split>-00000.tar`; None: the name of `out`, so that names stay unique when
             shards of several folders are mixed.
         seed: of the shuffle, after which any shard is a random sample of all images.
+        skip_bad: leave out images that can't be used, and log each with its reason, instead of refusing all.
 
     Returns:
         The index of the split.
 
     Raises:
-        ShardError: the folder is missing or empty, an image can't be opened, the split exists already, there are too
-            few images for `min_shards`, or a name or number is out of its range.
+        ShardError: the folder is missing or empty, images can't be used (all of them are found before anything is
+            written), the split exists already, there are too few images for `min_shards`, or a name or number is out
+            of its range.
     """
     images, out = require_local(images, what="images"), require_local(out, what="out")
     if not re.fullmatch(r"[\w-]+", split):
         raise ShardError(f"split {split!r} becomes part of file names; spell it with letters, digits, _ and -.")
     if samples_per_shard < 1 or min_shards < 1:
         raise ShardError(f"samples_per_shard ({samples_per_shard}) and min_shards ({min_shards}) must be at least 1.")
-    paths = _find_images(images)
+    found = read_image_folder(images)
+    class_names = _class_names(found) if labels else []
+    paths = _usable(found, skip_bad=skip_bad)
     info = read_info(out) if (out / INFO).exists() else {"splits": {}}
     if split in info["splits"]:
         raise ShardError(f"{out} already has a split {split!r}. Choose another --split, or remove the folder first.")
     if len(paths) < min_shards:
         raise ShardError(f"{images} holds {len(paths)} images, too few for {min_shards} shards. Lower --min-shards.")
-    class_names = _class_names(images, paths) if labels else []
     if class_names and info.get("class_names", class_names) != class_names:
         raise ShardError(
             f"The class folders of {images} differ from those already in {out}: labels would not agree. "
             "Write to another folder."
         )
+    _report(found, paths, class_names)
 
     random.Random(seed).shuffle(paths)
     per_shard = min(samples_per_shard, len(paths) // min_shards)
@@ -102,52 +116,112 @@ def write_shards(
     return open_shards(out, split=split)
 
 
-def _find_images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ShardError(f"{folder} is not a folder. Give the folder that holds the images.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in FIELD_OF_SUFFIX and p.is_file())
-    if not paths:
+def _class_names(found: ImageFolder) -> list[str]:
+    """List the class folders; none when images lie flat."""
+    if found.loose is not None:
         raise ShardError(
-            f"{folder} holds no images ({', '.join(FIELD_OF_SUFFIX)}). Give the folder that holds the images."
-        )
-    stems: dict[Path, Path] = {}
-    for path in paths:
-        if twin := stems.get(path.with_suffix("")):
-            raise ShardError(
-                f"{twin} and {path.name} differ only in their suffix, so their samples would share a key. Rename one."
-            )
-        stems[path.with_suffix("")] = path
-    return paths
-
-
-def _class_names(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """List the class folders, sorted; none when images lie flat."""
-    firsts = [p.relative_to(folder).parts[0] for p in paths if len(p.relative_to(folder).parts) > 1]
-    if firsts and len(firsts) != len(paths):
-        flat = next(p for p in paths if p.parent == folder)
-        raise ShardError(
-            f"{folder} mixes class folders with loose images such as {flat.name}. "
+            f"{found.root} mixes class folders with loose images such as {found.loose.name}. "
             "Move them into a class folder, or write with --no-labels."
         )
-    return sorted(set(firsts))
+    return list(found.class_names)
+
+
+def _usable(found: ImageFolder, *, skip_bad: bool) -> list[Path]:
+    """Choose the images that can be written. Raises: ShardError for others, unless they are to be left out."""
+    if not found.images:
+        raise ShardError(
+            f"{found.root} holds no images ({', '.join(IMAGE_SUFFIXES)}; passed over: "
+            f"{describe(found.passed_over) or 'nothing'}). Give the folder that holds the images."
+        )
+    bad = dict(_problems(found.images))
+    if bad and not skip_bad:
+        named = "; ".join(list(bad.values())[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+        raise ShardError(
+            f"{len(bad)} of {len(found.images)} images can't be used: {named}. Remove, replace or rename them, or "
+            "leave them out with --skip-bad."
+        )
+    for reason in bad.values():
+        log.warning("left out: %s", reason)
+    if len(bad) == len(found.images):
+        raise ShardError(f"{found.root} holds no image that can be used. Give the folder that holds the images.")
+    return [path for path in found.images if path not in bad]
+
+
+def _problems(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield the images that can't be written, each with a sentence that names it and says why."""
+    stems: dict[Path, Path] = {}
+    huge = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said below
+        for path in tqdm(paths, unit="img", desc="headers", disable=None, leave=False):
+            stem, pixels = path.with_suffix(""), 0
+            if wrong := _wrong_name(path):
+                yield path, wrong
+            elif twin := stems.get(stem):
+                yield path, f"{twin} and {path.name} differ only in their suffix, so their samples would share a key"
+            else:
+                try:
+                    width, height = image_size(path)
+                    pixels = width * height
+                except ShardError as error:
+                    yield path, f"{path} can't be opened as an image ({error})"
+            stems.setdefault(stem, path)
+            if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
+                huge.append(path)
+    if huge:
+        log.warning(
+            "%d images have more than %d million pixels, such as %s: each is decoded at every epoch. Scale them down.",
+            len(huge),
+            (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000,
+            huge[0],
+        )
+
+
+def _wrong_name(path: Path) -> str | None:
+    """Say why a name can't become a key, which is text in tars, logs and JSON; None where it can."""
+    text = path.as_posix()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{text!a} is a name that is not UTF-8, as of an old archive"
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        return f"{text!a} is a name with control characters"
+    return None
+
+
+def _report(found: ImageFolder, paths: Sequence[Path], class_names: Sequence[str]) -> None:
+    """Log what is passed over, and what is odd about the classes."""
+    bad = len(found.images) - len(paths)
+    skipped = found.passed_over + Counter({"that can't be used": bad} if bad else {})
+    if skipped:
+        total = len(paths) + skipped.total()
+        log.info("%d of %d images; %d skipped: %s", len(paths), total, skipped.total(), describe(skipped))
+    endings = Counter(path.suffix.lower() for path in paths)
+    if other := [ending for ending in endings if FIELD_OF_SUFFIX[ending] not in TIMM_FIELDS]:
+        log.info(
+            "images by their endings: %s. The bytes are kept; timm's own reader needs --input-key for %s.",
+            describe(endings),
+            ", ".join(sorted(other)),
+        )
+    if found.empty:
+        log.warning("folders without images, which are no classes: %s", _some(found.empty))
+    per_class = Counter(path.relative_to(found.root).parts[0] for path in paths) if class_names else Counter[str]()
+    if without := [name for name in class_names if not per_class[name]]:
+        log.warning("classes of which no image can be used: %s", _some(without))
+    if single := [name for name in class_names if per_class[name] == 1]:
+        log.warning("classes of one image: %s", _some(single))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _samples(folder: Path, paths: Sequence[Path], class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
     index = {name: i for i, name in enumerate(class_names)}
     for path in paths:
         relative = path.relative_to(folder)
-        _check_image(path)
         key = relative.with_suffix("").as_posix().translate(KEY_ESCAPES)
         sample: dict[str, Any] = {"__key__": key, FIELD_OF_SUFFIX[path.suffix.lower()]: path.read_bytes()}
         if class_names:
             sample["cls"] = index[relative.parts[0]]
         yield sample
-
-
-def _check_image(path: Path) -> None:
-    """Refuse a file that is no image, by its header; truncated pixels are found when they are decoded."""
-    try:
-        with Image.open(path):
-            pass
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ShardError(f"{path} can't be opened as an image ({error}). Remove or replace it.") from error

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import __version__
-from ..data.decode import IMAGE_SUFFIXES
+from ..data.image_folder import IMAGE_SUFFIXES
 from ..errors import LGDError, WeightsError
 from ..training.engine import check_output, fit, start
 from ..utils.device import pick_device

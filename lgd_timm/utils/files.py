@@ -69,7 +69,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, atomically and with one key a line, which diffs well."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        # keys of foreign tars may be no UTF-8; a backslash and the code is JSON's own way to write them
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sha256_of(path: Path) -> str:
@@ -89,7 +91,7 @@ def changed_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[
 def fingerprint(*parts: Any) -> str:
     """Hash parts that JSON can express to 16 hexadecimal digits, equal on every machine for equal parts."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @contextmanager

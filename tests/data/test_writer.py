@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tarfile
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from timm.data import create_dataset
 
-from lgd_timm.data import open_shards
+from lgd_timm.data import Views, open_shards
+from lgd_timm.data.dataset import ShardDataset
+from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import ShardError
 from lgd_timm.utils import files
@@ -35,7 +38,6 @@ ODD_NAMES = [
     "a/b/c/d.e.jpeg",
     "_x_.jpg",
     "__x__.webp",
-    ".hidden.png",
     "Grün 漢字 🙂.png",
     "%2e%2f?#&:;'.jpg",
     "x" * 160 + ".jpg",
@@ -201,8 +203,31 @@ def empty(tmp_path: Path) -> Path:
     return images
 
 
+def several_bad(tmp_path: Path) -> Path:
+    images = folder_of(tmp_path / "images", "a/3.jpg", "a/4.jpg")
+    for i in range(3):
+        (images / "a" / f"{i}.jpg").write_bytes(b"")
+    return images
+
+
+def latin_1(tmp_path: Path) -> Path:
+    images = folder_of(tmp_path / "images", "a/1.jpg")
+    shutil.copyfile(images / "a" / "1.jpg", os.fsencode(images / "a") + b"/p\xe8re.jpg")
+    return images
+
+
+def broken_link(tmp_path: Path) -> Path:
+    images = folder_of(tmp_path / "images", "a/1.jpg")
+    (images / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    return images
+
+
 FAILURES: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "no image": (not_an_image, {"samples_per_shard": 3}, r"4\.jpg can't be opened as an image"),
+    "several": (several_bad, {}, r"3 of 5 images can't be used: .*0\.jpg.*1\.jpg.*2\.jpg can't be opened.*--skip-bad"),
+    "no UTF-8": (latin_1, {}, r"1 of 2 images can't be used: .*name that is not UTF-8"),
+    "control characters": (lambda tmp: folder_of(tmp / "images", "a\nb.png"), {}, "name with control characters"),
+    "a broken link": (broken_link, {}, r"gone\.jpg can't be opened as an image \(there is no such file"),
     "empty folder": (empty, {}, r"images holds no images \(\.jpg"),
     "missing folder": (lambda tmp: tmp / "nowhere", {}, "nowhere is not a folder"),
     "a file": (lambda tmp: save(tmp / "a.png"), {}, r"a\.png is not a folder"),
@@ -285,3 +310,94 @@ def test_a_kill_between_moves_is_no_finished_folder(tmp_path: Path, monkeypatch:
     with pytest.raises(ShardError, match="not a finished shard folder"):
         open_shards(tmp_path / "out", split="train")
     assert len(write_shards(images, tmp_path / "out", samples_per_shard=1)) == 2
+
+
+def test_bad_images_are_left_out_and_listed_where_that_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    shards = write_shards(several_bad(tmp_path), tmp_path / "out", skip_bad=True)
+    assert len(shards) == 2
+    assert [line for line in caplog.messages if line.startswith("left out: ")] == [
+        f"left out: {tmp_path}/images/a/{i}.jpg can't be opened as an image (0 bytes that are no image)"
+        for i in range(3)
+    ]
+    assert "2 of 5 images; 3 skipped: 3 that can't be used" in caplog.messages
+
+
+def test_a_class_whose_images_are_all_bad_keeps_its_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = folder_of(tmp_path / "images", "a/1.png", "b/1.png", "c/1.png")
+    (images / "b" / "1.png").write_bytes(b"")
+    shards = write_shards(images, tmp_path / "out", skip_bad=True)
+    assert shards.class_names == ("a", "b", "c") == load_vocabulary(f"folder:{images}").names
+    assert sorted(int(sample["cls"]) for sample in read_all(tmp_path / "out", "train").values()) == [0, 2]
+    assert "classes of which no image can be used: b" in caplog.messages
+
+
+def test_only_bad_images_are_refused(tmp_path: Path) -> None:
+    (images := tmp_path / "images").mkdir()
+    (images / "a.png").write_bytes(b"")
+    with pytest.raises(ShardError, match="holds no image that can be used"):
+        write_shards(images, tmp_path / "out", skip_bad=True)
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    images = folder_of(tmp_path / "images", "a/1.jpg", "a/2.bmp", "a/3.gif", "a/4.tif", "b/5.jpg", "b/6.webp")
+    save(images / "b" / "7.png").rename(images / "b" / "7.jfif")
+    for name in ("a/._1.jpg", "a/notes.txt", "a/Thumbs.db", "b/noending"):
+        (images / name).write_bytes(b"")
+    for hidden in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+        save(images / hidden / "1.jpg")
+        save(images / "a" / hidden / "1.jpg")
+    (images / "empty").mkdir()
+    (images / "c").mkdir()
+    save(images / "c" / "1.png")
+    shards = write_shards(images, tmp_path / "out")
+    assert shards.class_names == ("a", "b", "c")
+    fields = Counter(field for sample in read_all(tmp_path / "out", "train").values() for field in sample)
+    assert fields == {"jpg": 3, "bmp": 1, "gif": 1, "tiff": 1, "webp": 1, "png": 1, "cls": 8}
+    assert "8 of 12 images; 4 skipped: 2 hidden, 1 .txt, 1 without an ending" in caplog.messages
+    assert any(line.startswith("images by their endings: 2 .jpg, 1 .bmp") for line in caplog.messages)
+    assert "folders without images, which are no classes: empty" in caplog.messages
+    assert "classes of one image: c" in caplog.messages
+    read = ShardDataset(shards, views=Views(size=4, augmentation="none")).__getitems__([(i, 0) for i in range(8)])
+    assert (len(read.keys), read.bad) == (8, ())
+
+
+def test_nothing_is_said_of_an_ordinary_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    write_shards(folder_of(tmp_path / "images", "a/1.jpg", "a/2.png", "b/3.jpg", "b/4.png"), tmp_path / "out")
+    assert caplog.messages == []
+
+
+def test_huge_images_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # images of 16 pixels: more than it, and less than twice as many
+    write_shards(folder_of(tmp_path / "images", "1.png", "2.png"), tmp_path / "out")
+    assert any(line.startswith("2 images have more than") and "1.png" in line for line in caplog.messages)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", "cat/1.png", "cat/2.png")
+    folder_of(tmp_path / "disk2" / "dog", "1.png", "deep/2.png")
+    (images / "dog").symlink_to(tmp_path / "disk2" / "dog")
+    (images / "cat" / "again").symlink_to(images)
+    (tmp_path / "disk2" / "dog" / "up").symlink_to(tmp_path / "disk2")
+    (images / "cat" / "3.png").symlink_to(images / "cat" / "1.png")
+    assert load_vocabulary(f"folder:{images}").names == ("cat", "dog")
+    shards = write_shards(images, tmp_path / "out")
+    assert shards.class_names == ("cat", "dog")
+    labels = Counter(int(sample["cls"]) for sample in read_all(tmp_path / "out", "train").values())
+    assert labels == {0: 3, 1: 2}
+
+
+def test_a_png_with_much_text_is_an_image_like_others(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("XML:com.adobe.xmp", "A" * 3_000_000, zip=True)
+    (images := tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 4), "red").save(images / "a.png", pnginfo=text)
+    shards = write_shards(images, tmp_path / "out")
+    batch = ShardDataset(shards, views=Views(size=4, augmentation="none")).__getitems__([(0, 0)])
+    assert batch.images[0, :, 0, 0].tolist() == [255, 0, 0]

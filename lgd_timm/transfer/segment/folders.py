@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import Cityscapes
 
-from ...data.decode import IMAGE_SUFFIXES
+from ...data.image_folder import IMAGE_SUFFIXES
 from ...errors import LGDError
 from .recipe import SegmentData
 
