@@ -28,7 +28,9 @@ ALL = {
     "join_assigned objective_config",
     "objectives.lgd": "LGD LGDConfig",
     "publish": "Banks Published PushResult load push register save",
-    "settings": "cache_folder hub_folder hub_patience hub_timeout lock_timeout offline push_timeout recipes_folder shard_patience",
+    "settings": (
+        "cache_folder hub_folder hub_patience hub_timeout lock_timeout offline push_timeout recipes_folder shard_patience"
+    ),
     "students": "STUDENTS Student create_student stock_name",
     "task": "LGDTask",
     "teachers": "Conse ImageTeacher OpenCLIP Stored TeacherSpec TextTeacher spec_from_dict",

@@ -256,6 +256,7 @@ def _digest(keys: Sequence[str]) -> str:
 def _worker(seen: Path, words: Sequence[str]) -> int:
     """The command line, which notes the samples of each step."""
     from lgd_timm import cli
+
     take = TrainStep.take
     with seen.open("a", encoding="utf-8", buffering=1) as file:
 
