@@ -104,7 +104,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_everything_as_it_was(
 def test_an_optimizer_goes_on_as_if_bad_steps_had_not_been(
     recipe_dict: Dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The first step and one in between are bad. What the device decides is equal to the bit to what the host decides."""
+    """The first step and one in between are bad. The device's decision is equal to the bit to the host's."""
     results = []
     for on_device in (False, True):
         run = made(recipe_dict, tmp_path, optimizer={"name": name, "lr": 0.01}, run={"ema_decay": 0.5, "device": "cpu"})
