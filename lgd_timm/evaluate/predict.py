@@ -15,7 +15,8 @@ from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from ..config.reader import read_value
-from ..data.decode import IMAGE_SUFFIXES, EncodedImage
+from ..data.decode import EncodedImage
+from ..data.image_folder import IMAGE_SUFFIXES
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError, ShardError
 from ..utils.device import pick_device
