@@ -305,18 +305,23 @@ def _splits(options: argparse.Namespace, model: Model) -> FeatureSplits:
 
 def _zero_shot_model(options: argparse.Namespace) -> tuple[ZeroShotModel, FeatureSplits]:
     """A student and its names. Raises: LGDError for what has no teacher, or other names than the data have classes."""
+    from ..data import open_shards
     from ..data.vocabulary import load_vocabulary
     from ..evaluate.models import Model
-    from ..evaluate.zero_shot_model import bank_folders, check_vocabulary, open_zero_shot_model
+    from ..evaluate.zero_shot_model import bank_folders, match_model, match_vocabulary, open_zero_shot_model
     from ..students.model import Student
 
     names = _names(options)
     vocabulary = None if names is None else load_vocabulary(names, templates=options.templates)
+    shards = open_shards(options.data, split=options.split)
+    if vocabulary is not None:  # before a model is loaded
+        vocabulary = match_vocabulary(shards, vocabulary, name=options.model)
     model = open_zero_shot_model(options.model, vocabulary, folders=bank_folders(options.data))
     if not isinstance(model.encoder, Student):
         raise LGDError(f"{options.model} is a recipe, and its teacher can only be scored zero-shot. Name a student.")
     splits = _splits(options, Model(options.model, model.encoder, model.views))
-    check_vocabulary(splits.dataset(options.split), model, name=options.model)
+    if vocabulary is None:
+        model = match_model(shards, model, name=options.model)
     return model, splits
 
 

@@ -103,6 +103,41 @@ def load_vocabulary(
         raise VocabularyError(f"{where}: {error}{advice}") from None
 
 
+def class_order(names: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
+    """Find the name of each class, where the names are the classes in another order.
+
+    Args:
+        names: of a vocabulary.
+        class_names: of shards, in the order of their labels. Underscores are spaces, and case does not count.
+
+    Returns:
+        For each class the index of its name; None where both are in one order already, or are not the same.
+    """
+    index = {_plain(name): number for number, name in enumerate(names)}
+    order = [index.get(_plain(name), -1) for name in class_names]
+    numbers = list(range(len(names)))
+    return order if order != numbers and sorted(order) == numbers else None
+
+
+def misplaced(names: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Find names that equal the name of another class than their own, as "name 0 'cat' is class 3"."""
+    label = {_plain(name): number for number, name in enumerate(class_names)}
+    return [
+        f"name {number} {name!r} is class {label[_plain(name)]}"
+        for number, name in enumerate(names)
+        if label.get(_plain(name), number) != number
+    ]
+
+
+def names_as_classes(names: Sequence[str], class_names: Sequence[str]) -> bool:
+    """Tell whether names and classes are the same, in one order."""
+    return [_plain(name) for name in names] == [_plain(name) for name in class_names]
+
+
+def _plain(name: str) -> str:
+    return _spelled(name).casefold()
+
+
 def names_file(source: str) -> str | None:
     """Return the path in a source, which is its end; None where names come from a library."""
     kind, colon, rest = source.partition(":")

@@ -25,7 +25,7 @@ from ..errors import LGDError
 from ..students.model import Student
 from ..students.small_conv import speed_up_small_convs
 from .models import Backbone
-from .zero_shot import Tally, ZeroShot, check_labels, progress
+from .zero_shot import Tally, ZeroShot, accuracies, check_labels, progress
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class FineTuned:
 
     def __str__(self) -> str:
         how = f"{self.train} labels, {self.settings['epochs']} epochs"
-        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images ({how})"
+        return f"{accuracies(self.top1, self.top5, chance=self.chance)} of {self.test} images ({how})"
 
 
 class Classifier(nn.Module):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..errors import LGDError
 from .features import Features, class_count
+from .zero_shot import accuracies
 
 CHUNK = 1 << 24  # similarities computed at a time: 64 MB
 
@@ -51,7 +52,7 @@ class KNN:
 
     def __str__(self) -> str:
         votes = f"k = {self.k}, {self.train} training images"
-        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images ({votes})"
+        return f"{accuracies(self.top1, self.top5, chance=self.chance)} of {self.test} images ({votes})"
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..data.subset import Subset, check_keys_found, draw_labels
 from ..errors import LGDError
 from .features import Features, class_count
+from .zero_shot import accuracies
 
 Protocol = Literal["lbfgs", "ridge", "sgd"]
 PROTOCOLS: tuple[Protocol, ...] = ("lbfgs", "ridge", "sgd")
@@ -71,7 +72,7 @@ class LinearProbe:
     def __str__(self) -> str:
         strength = "" if self.strength is None else f", L2 {self.strength:g}"
         how = f"{self.protocol}{strength}, {self.train} labels"
-        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.test} images ({how})"
+        return f"{accuracies(self.top1, self.top5, chance=self.chance)} of {self.test} images ({how})"
 
 
 def linear_probe(

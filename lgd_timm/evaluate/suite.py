@@ -21,8 +21,8 @@ from .features import Features, class_count
 from .knn import KNN, knn
 from .linear_probe import LinearProbe, linear_probe
 from .models import StudentFolder, find_model
-from .zero_shot import Tally, ZeroShot
-from .zero_shot_model import ZeroShotModel, bank_folders, check_vocabulary, zero_shot_student
+from .zero_shot import FEW_CLASSES, Tally, ZeroShot
+from .zero_shot_model import ZeroShotModel, bank_folders, match_model, zero_shot_student
 
 Score = ZeroShot | KNN | LinearProbe | Calibration | Agreement
 
@@ -63,7 +63,8 @@ class Results:
                 others.append(f"{key.replace('_', ' ')}: {score}")
             elif not key.startswith("teacher_"):
                 teacher = self.scores.get(f"teacher_{key}")
-                values = (score.top1, score.top5, getattr(teacher, "top1", None), score.chance)
+                top5 = score.top5 if score.chance <= FEW_CLASSES else None
+                values = (score.top1, top5, getattr(teacher, "top1", None), score.chance)
                 cells = " ".join(f"{'-' if value is None else f'{value:.2f} %':>8}" for value in values)
                 rows.append(f"{TITLES[key]:30} {cells}")
         return [
@@ -156,7 +157,7 @@ def _zero_shot_student(results: Results, splits: FeatureSplits) -> ZeroShotModel
     if opened.folder is not None:
         try:
             student = zero_shot_student(opened.folder, None, folders=bank_folders(splits.data), opened=opened)
-            check_vocabulary(splits.dataset(splits.test_split), student, name=opened.name)
+            student = match_model(splits.dataset(splits.test_split).shards, student, name=opened.name)
             results.names = student.vocabulary.names if student.other_names else None
             return student
         except (LGDError, MissingExtra) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +16,17 @@ from tqdm import tqdm
 
 from ..data import Views
 from ..data.dataset import BadSamples, Batch, ShardDataset
+from ..data.index import ShardSet
 from ..data.loader import loader
 from ..data.samplers import SequentialSampler
 from ..data.stored_embeddings import find_stored
+from ..data.vocabulary import class_order, misplaced, names_as_classes
 from ..errors import ShardError, VocabularyError
 from ..utils.distributed import Ranks
+
+log = logging.getLogger(__name__)
+
+FEW_CLASSES = 10.0  # percent: chance among ten classes
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,29 @@ class ZeroShot:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.samples} images (chance {self.chance:.2f} %)"
+        shares = accuracies(self.top1, self.top5, chance=self.chance)
+        return f"{shares} of {self.samples} images (chance {self.chance:.2f} %)"
+
+    @property
+    def no_better_than_chance(self) -> bool:
+        """Whether guessing might do as well: top-1 is not two standard deviations of guessing above chance."""
+        share = self.chance / 100
+        return self.top1 / 100 <= share + 2 * math.sqrt(share * (1 - share) / max(1, self.samples))
+
+
+def accuracies(top1: float, top5: float, *, chance: float) -> str:
+    """Spell accuracies in percent; without top-5 where there are fewer than ten classes, of which five say little."""
+    return f"top-1 {top1:.2f} %" + (f", top-5 {top5:.2f} %" if chance <= FEW_CLASSES else "")
+
+
+def warn_of_weak_teacher(score: ZeroShot | None) -> None:
+    """Log loudly that a teacher can't teach these names, where its score says so."""
+    if score is not None and score.no_better_than_chance:
+        log.warning(
+            "THE TEACHER IS NO BETTER THAN CHANCE here (%s), so a student can't learn these names from it. Try prompt "
+            "templates (vocabulary.templates: openai), plainer names in their language, or another teacher.",
+            score,
+        )
 
 
 def zero_shot_classifier(encoder: nn.Module, text_bank: Tensor) -> Callable[[Batch], Tensor]:
@@ -223,14 +253,43 @@ class ClassCountError(VocabularyError):
         self.classes, self.names = classes, names
 
 
-def check_class_count(dataset: ShardDataset, names: Sequence[str]) -> None:
-    """Check that shards which name their classes have as many of them as there are names.
+def match_classes(shards: ShardSet, names: Sequence[str]) -> list[int] | None:
+    """Check names against the classes that shards name, and find each class's name where they stand in another order.
 
-    The labels do not show it: with too few names the first labels may fit, with too many all do.
+    The labels do not show it: with too few names the first labels may fit, with too many all do, and in another order
+    all do. Where names and classes differ, the pairs that will be used are logged.
+
+    Args:
+        shards: whose labels count.
+        names: one for each label, or those of the classes in another order.
+
+    Returns:
+        For each class the index of its name, where they stand in another order, which is logged; else None.
 
     Raises:
-        ClassCountError: they have more or fewer.
+        ClassCountError: there are more or fewer names than classes.
     """
-    classes = dataset.shards.class_names
-    if classes and len(classes) != len(names):
+    classes, where = shards.class_names, f"{shards.root} ({shards.split})"
+    if not classes:
+        return None
+    if len(classes) != len(names):
         raise ClassCountError(classes=len(classes), names=len(names))
+    if order := class_order(names, classes):
+        log.warning(
+            "The names are the classes of %s in another order, so each class takes the name that it equals: %s.",
+            where,
+            _pairs(classes, [names[number] for number in order]),
+        )
+        return order
+    if wrong := misplaced(names, classes):
+        log.warning(
+            "Check the names' order: %s of %s%s.", wrong[0], where, f", and {len(wrong) - 1} more" if wrong[1:] else ""
+        )
+    if not names_as_classes(names, classes):
+        log.info("classes of %s = names: %s", where, _pairs(classes, names))
+    return None
+
+
+def _pairs(classes: Sequence[str], names: Sequence[str]) -> str:
+    shown = [f"{number} {one} = {other}" for number, (one, other) in enumerate(zip(classes, names, strict=True))]
+    return ", ".join(shown[:8]) + (f", and {len(shown) - 8} more" if len(shown) > 8 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..config.recipe import Recipe
 from ..config.sandbox import check_reach
 from ..data import Views, open_shards
 from ..data.dataset import ShardDataset
+from ..data.index import ShardSet
 from ..data.paths import resolve_path
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError, VocabularyError
@@ -29,8 +30,9 @@ from .models import Model, StudentFolder, open_student, student_folder
 from .zero_shot import (
     ClassCountError,
     ZeroShot,
-    check_class_count,
+    match_classes,
     stored_classifier,
+    warn_of_weak_teacher,
     with_stored_embeddings,
     zero_shot,
     zero_shot_classifier,
@@ -101,10 +103,14 @@ def evaluate_zero_shot(
         LGDError: model, data or names can't be used.
     """
     names = None if vocabulary is None else load_vocabulary(vocabulary, templates=templates)
+    shards = open_shards(data, split=split)
+    if names is not None:  # before a model is loaded
+        names = match_vocabulary(shards, names, name=model)
     opened = open_zero_shot_model(model, names, folders=bank_folders(data))
+    if names is None:
+        opened = match_model(shards, opened, name=model)
     resolved_device = pick_device(device)
-    dataset = ShardDataset(open_shards(data, split=split), views=opened.views, allow_empty=True)
-    check_vocabulary(dataset, opened, name=model)
+    dataset = ShardDataset(shards, views=opened.views, allow_empty=True)
     settings: dict[str, Any] = {
         "names": opened.vocabulary.names,
         "batch_size": batch_size,
@@ -117,6 +123,7 @@ def evaluate_zero_shot(
     }
     if opened.label == "student":
         scores["teacher"] = _teacher_score(opened, dataset, settings)
+    warn_of_weak_teacher(scores.get("teacher"))
     return scores
 
 
@@ -126,25 +133,70 @@ def bank_folders(data: str | Path) -> list[Path]:
     return sorted(root.glob("*/text")) if isinstance(root, Path) else []
 
 
-def check_vocabulary(dataset: ShardDataset, model: ZeroShotModel, *, name: str) -> None:
-    """Check that a model has as many names as the shards have classes.
+def match_vocabulary(shards: ShardSet, vocabulary: Vocabulary, *, name: str) -> Vocabulary:
+    """Bring names into the order of the classes that shards name.
 
     Args:
-        dataset: what it is to be scored on.
+        shards: what a model is to be scored on.
+        vocabulary: its names.
+        name: of the model, for messages.
+
+    Returns:
+        The vocabulary, in another order where its names are the classes in another order, which is logged.
+
+    Raises:
+        VocabularyError: there are more or fewer names than classes.
+    """
+    order = _class_order(shards, vocabulary, name=name)
+    return vocabulary if order is None else Vocabulary(tuple(vocabulary.names[i] for i in order), vocabulary.templates)
+
+
+def match_model(shards: ShardSet, model: ZeroShotModel, *, name: str) -> ZeroShotModel:
+    """Bring a model's names, and all that has their order, into the order of the classes that shards name.
+
+    Args:
+        shards: what it is to be scored on.
         model: with its names.
         name: of the model, for messages.
 
+    Returns:
+        The model, in another order where its names are the classes in another order, which is logged.
+
     Raises:
-        VocabularyError: it has more or fewer.
+        VocabularyError: it has more or fewer names than there are classes.
     """
+    order = _class_order(shards, model.vocabulary, name=name)
+    return model if order is None else _reordered(model, order)
+
+
+def _class_order(shards: ShardSet, vocabulary: Vocabulary, *, name: str) -> list[int] | None:
     try:
-        check_class_count(dataset, model.vocabulary.names)
+        return match_classes(shards, vocabulary.names)
     except ClassCountError as error:
         raise VocabularyError(
-            f"{dataset.shards.root} ({dataset.shards.split}) has {error.classes} classes, {name} is asked about "
+            f"{shards.root} ({shards.split}) has {error.classes} classes, {name} is asked about "
             f"{error.names} names, so scores would mean nothing. Give the names of its labels in their order: "
             "--vocabulary."
         ) from None
+
+
+def _reordered(model: ZeroShotModel, order: Sequence[int]) -> ZeroShotModel:
+    """Order a model's names anew: name i is the one that was at `order[i]`."""
+    vocabulary = Vocabulary(tuple(model.vocabulary.names[i] for i in order), model.vocabulary.templates)
+    classifier = None if model.classifier is None else cache(partial(_ReorderedClassifier, model.classifier, order))
+    return replace(model, vocabulary=vocabulary, bank=model.bank[list(order)], classifier=classifier)
+
+
+class _ReorderedClassifier(nn.Module):
+    """A classifier whose logits [B, C] stand in another order."""
+
+    def __init__(self, classifier: Callable[[], nn.Module], order: Sequence[int]) -> None:
+        super().__init__()
+        self.classifier, self._order = classifier(), list(order)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(features)
+        return logits[:, self._order]
 
 
 def _teacher_score(model: ZeroShotModel, dataset: ShardDataset, settings: dict[str, Any]) -> ZeroShot | None:
@@ -221,6 +273,9 @@ def _published_student(
         if folder.untrusted:
             check_reach({"data": {"val_vocabulary": published.recipe.data.val_vocabulary}})
         vocabulary = load_vocabulary(published.recipe.data.val_vocabulary or own.names, templates=own.templates)
+    if sorted(vocabulary.names) == sorted(own.names) and vocabulary.templates == own.templates and vocabulary != own:
+        own_model = _published_student(folder, opened, published, own, folders)
+        return _reordered(own_model, [own.names.index(name) for name in vocabulary.names])
     if vocabulary != own:
 
         def text() -> TextTeacher:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from ..config.recipe import Recipe
 from ..data import Views, open_shards
 from ..data.dataset import BadSamples, ShardDataset
 from ..data.in_memory import in_memory
+from ..data.index import ShardSet
 from ..data.loader import color_device
 from ..data.samplers import EpochSampler
-from ..data.vocabulary import Vocabulary, load_vocabulary
+from ..data.vocabulary import Vocabulary, class_order, load_vocabulary
 from ..errors import RecipeError
-from ..evaluate.zero_shot import ClassCountError, check_class_count, check_labels
+from ..evaluate.zero_shot import ClassCountError, check_labels, match_classes
 from ..objectives import create_objective
 from ..students.model import create_student
 from ..students.small_conv import speed_up_small_convs
@@ -36,10 +37,12 @@ def build(recipe: Recipe, out: Path) -> Run:
     device, ranks = torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join()
     check_batch_size(recipe, ranks.world_size)
     shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
-    teaching, bank_of = prepare_teacher(recipe.teacher, vocabulary=recipe.vocabulary.load(), views=recipe.views)
+    vocabulary = recipe.vocabulary.load()
+    labels = open_labels(recipe, vocabulary) if recipe.data.val_split else None  # before a teacher is loaded
+    teaching, bank_of = prepare_teacher(recipe.teacher, vocabulary=vocabulary, views=recipe.views)
     if teaching.stored is not None:
         teaching.stored.check(shards, teaching.views)
-    validation = prepare_validation(recipe, teaching, bank_of) if recipe.data.val_split else None
+    validation = prepare_validation(recipe, labels, teaching, bank_of) if labels else None
     # Pixels that are kept in memory are kept with their colours done.
     photometry = color_device(recipe.machine.photometry, torch.device("cpu") if recipe.data.in_memory else device)
     dataset = ShardDataset(shards, views=teaching.views, stored=teaching.stored, photometry=photometry)
@@ -60,6 +63,11 @@ def build(recipe: Recipe, out: Path) -> Run:
             f"{recipe.machine.accumulate} would change it. Set run.accumulate 1."
         )
     if task.objective.needs_labels:
+        if class_order(teaching.vocabulary.names, shards.class_names):
+            raise RecipeError(
+                f"The vocabulary's names are the classes of {shards.root} ({shards.split}) in another order, and the "
+                f"loss of {type(task.objective).__name__} learns from labels. Give the names in the labels' order."
+            )
         check_labels(dataset[(0, 0)], teaching.vocabulary.names, dataset)
     optimizer = task_optimizer(recipe, task)
     return Run(
@@ -89,28 +97,71 @@ def check_batch_size(recipe: Recipe, world_size: int) -> None:
         raise RecipeError(f"run.accumulate = {passes} passes can't share {size // world_size} images of a rank evenly.")
 
 
-def prepare_validation(recipe: Recipe, teaching: PreparedTeacher, bank_of: Callable[[Vocabulary], Tensor]) -> Validation:
-    """The evaluation split and its names' bank. The split must be there, labelled, and of as many classes as there are names.
+class Labels(NamedTuple):
+    """The evaluation split, and its names.
+
+    Attributes:
+        shards: the split.
+        vocabulary: of its names, as they were given.
+        order: for each class the index of its name, where the names stand in another order; else None.
+    """
+
+    shards: ShardSet
+    vocabulary: Vocabulary
+    order: list[int] | None
+
+
+def open_labels(recipe: Recipe, vocabulary: Vocabulary) -> Labels:
+    """Open the evaluation split and check its names against its classes.
 
     The student lives in the teacher's space, so it can be asked about names that it was not distilled for.
+
+    Args:
+        recipe: with an evaluation split.
+        vocabulary: the names that are distilled for, by which the split is evaluated unless the recipe has others.
+
+    Raises:
+        RecipeError: there are more or fewer names than classes.
+        ShardError: the split is not there.
     """
-    data, vocabulary = recipe.data, teaching.vocabulary
+    data = recipe.data
     if data.val_vocabulary is not None:
         vocabulary = load_vocabulary(data.val_vocabulary, templates=recipe.vocabulary.templates)
-    views = Views(
-        size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation, crop=data.val_crop
-    )
-    dataset = ShardDataset(open_shards(data.shards, split=data.val_split or ""), views=views, allow_empty=True)
+    shards = open_shards(data.shards, split=data.val_split or "")
     try:
-        check_class_count(dataset, vocabulary.names)
+        return Labels(shards, vocabulary, match_classes(shards, vocabulary.names))
     except ClassCountError as error:
         raise RecipeError(
             f"data.val_split {data.val_split!r} has {error.classes} classes, its vocabulary {error.names} names, so "
             "scores would mean nothing. Set data.val_vocabulary to the names of its labels in their order, or do not "
             "evaluate: --data.val_split null."
         ) from None
-    check_labels(dataset[(0, 0)], vocabulary.names, dataset)
-    return Validation(in_memory(dataset) if data.in_memory else dataset, vocabulary.names, bank_of(vocabulary))
+
+
+def prepare_validation(
+    recipe: Recipe, labels: Labels, teaching: PreparedTeacher, bank_of: Callable[[Vocabulary], Tensor]
+) -> Validation:
+    """Make the evaluation split's dataset and its names' bank [C, D], in the order of its labels.
+
+    Args:
+        recipe: with an evaluation split.
+        labels: of `open_labels`.
+        teaching: the teacher, whose views are shown without augmentation.
+        bank_of: makes a vocabulary's bank.
+
+    Raises:
+        ShardError: the split has no labels.
+        VocabularyError: a label has no name.
+    """
+    data, names, bank = recipe.data, labels.vocabulary.names, bank_of(labels.vocabulary)
+    if labels.order is not None:
+        names, bank = tuple(names[number] for number in labels.order), bank[labels.order]
+    views = Views(
+        size=teaching.views.size, augmentation="none", interpolation=teaching.views.interpolation, crop=data.val_crop
+    )
+    dataset = ShardDataset(labels.shards, views=views, allow_empty=True)
+    check_labels(dataset[(0, 0)], names, dataset)
+    return Validation(in_memory(dataset) if data.in_memory else dataset, names, bank)
 
 
 def build_task(recipe: Recipe, teaching: PreparedTeacher, device: torch.device) -> LGDTask:

@@ -18,7 +18,7 @@ from ..config.recipe import Recipe, VocabularyRecipe
 from ..config.sandbox import relative
 from ..data.loader import loader
 from ..errors import WeightsError
-from ..evaluate.zero_shot import ZeroShot, stored_classifier, with_stored_embeddings
+from ..evaluate.zero_shot import ZeroShot, stored_classifier, warn_of_weak_teacher, with_stored_embeddings
 from ..objectives import LGD
 from ..publish.card import weight_name
 from ..publish.folder import Banks, round_weights, save
@@ -138,6 +138,7 @@ def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[st
     own, teacher = run.zero_shot(student, ranks=Ranks()), evaluate_teacher(run)
     log.info("student: %s", own)
     log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
+    warn_of_weak_teacher(teacher)
     others = {} if names == run.teaching.vocabulary.names else {"names": list(names)}
     return {
         "zero_shot": {**own.to_dict(), **others},

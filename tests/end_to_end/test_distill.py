@@ -588,6 +588,25 @@ def test_a_student_is_scored_on_the_splits_own_names_whatever_it_was_distilled_f
     assert "asked about the 3 names of that split, which are not the 2" in (folder / "README.md").read_text()
 
 
+def test_names_in_another_order_than_the_labels_are_scored_by_name(
+    stored: Dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run(stored, tmp_path / "run", vocabulary={"source": ["red", "green", "blue"]})
+    assert "in another order" in caplog.text
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics["zero_shot"]["per_class"]) == metrics["zero_shot"]["names"] == ["blue", "green", "red"]
+    again = evaluate_zero_shot(str(folder), data=stored["data"]["shards"], device="cpu")
+    assert again["student"] is not None
+    assert {**again["student"].to_dict(), "names": ["blue", "green", "red"]} == metrics["zero_shot"]
+
+
+def test_a_loss_with_labels_refuses_names_in_another_order(stored: Dict, tmp_path: Path) -> None:
+    del stored["objective"]["preset"]
+    with pytest.raises(RecipeError, match=r"in another order.*Supervised.*in the labels' order"):
+        run(stored, tmp_path / "run", vocabulary={"source": ["red", "green", "blue"]}, objective={"kind": "supervised"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_naming_the_names_that_are_learned_changes_nothing(stored: Dict, run_folder: Path, tmp_path: Path) -> None:
     """Neither metrics nor card speak of other names, and a published recipe names them, so that it can be run for
     others.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from torch.nn.functional import normalize
 from lgd_timm.data import Views, open_shards
 from lgd_timm.data.dataset import Batch, ShardDataset
 from lgd_timm.data.stored_embeddings import find_stored
-from lgd_timm.data.vocabulary import Vocabulary
+from lgd_timm.data.vocabulary import Vocabulary, class_order
 from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import LGDError, RecipeError, ShardError, VocabularyError, WeightsError
 from lgd_timm.evaluate import zero_shot, zero_shot_classifier
-from lgd_timm.evaluate.zero_shot import ClassCountError, check_class_count, stored_classifier
-from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot, open_zero_shot_model
+from lgd_timm.evaluate.zero_shot import (
+    ClassCountError,
+    ZeroShot,
+    match_classes,
+    stored_classifier,
+    warn_of_weak_teacher,
+)
+from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot, match_model, open_zero_shot_model
 from lgd_timm.publish.folder import load
 from lgd_timm.teachers import OpenCLIP
 from lgd_timm.teachers.text_bank import save_bank, text_bank_name
@@ -104,7 +111,8 @@ def test_lengths_of_embeddings_do_not_matter(dataset: ShardDataset) -> None:
 def test_a_perfect_classifier_scores_100(dataset: ShardDataset) -> None:
     score = zero_shot(lambda batch: torch.eye(3)[batch.labels], dataset, names=NAMES)
     assert (score.top1, score.per_class) == (100.0, dict.fromkeys(NAMES, 100.0))
-    assert str(score) == "top-1 100.00 %, top-5 100.00 % of 12 images (chance 33.33 %)"
+    assert str(score) == "top-1 100.00 % of 12 images (chance 33.33 %)"
+    assert str(replace(score, chance=10.0)) == "top-1 100.00 %, top-5 100.00 % of 12 images (chance 10.00 %)"
     assert json.loads(json.dumps(score.to_dict()))["top1"] == 100.0
 
 
@@ -127,10 +135,50 @@ def test_more_labels_than_names_are_refused(dataset: ShardDataset) -> None:
 
 @pytest.mark.parametrize("names", [NAMES[:2], (*NAMES, "cyan")])
 def test_another_number_of_classes_is_refused_with_both_numbers(dataset: ShardDataset, names: tuple[str, ...]) -> None:
-    check_class_count(dataset, NAMES)
+    assert match_classes(dataset.shards, NAMES) is None
     with pytest.raises(ClassCountError, match=rf"3 classes and {len(names)} names do not fit") as caught:
-        check_class_count(dataset, names)
+        match_classes(dataset.shards, names)
     assert (caught.value.classes, caught.value.names) == (3, len(names))
+
+
+@pytest.mark.parametrize("names", [("green", "red", "blue"), ("Green", "RED", "blue")])
+def test_the_classes_in_another_order_are_matched_by_name(
+    dataset: ShardDataset, names: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert match_classes(dataset.shards, names) == [2, 0, 1]
+    assert "in another order, so each class takes the name that it equals: 0 blue = blue, 1 green" in caplog.text
+
+
+def test_underscores_are_spaces_where_classes_are_compared() -> None:
+    assert class_order(["zebra", "sea otter"], ["sea_otter", "zebra"]) == [1, 0]
+    assert class_order(["sea otter", "zebra"], ["sea_otter", "zebra"]) is None
+    assert class_order(["a b", "zebra"], ["a b", "a_b"]) is None
+
+
+def test_other_names_are_paired_aloud_and_a_misplaced_one_is_warned_of(
+    dataset: ShardDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert match_classes(dataset.shards, ("sky", "grass", "blood")) is None
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "0 blue = sky, 1 green = grass, 2 red = blood" in caplog.text
+    caplog.clear()
+    assert match_classes(dataset.shards, ("green", "grass", "red")) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "Check the names' order: name 0 'green' is class 1" in caplog.text
+    caplog.clear()
+    assert match_classes(dataset.shards, NAMES) is None
+    assert not caplog.records
+
+
+def test_a_teacher_that_guesses_is_said_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    score = ZeroShot(top1=34.0, top5=100.0, chance=100 / 3, samples=300, bad=0, per_class={})
+    warn_of_weak_teacher(score)
+    assert "NO BETTER THAN CHANCE" in caplog.text
+    caplog.clear()
+    warn_of_weak_teacher(replace(score, top1=60.0))
+    warn_of_weak_teacher(None)
+    assert not caplog.records
 
 
 def test_bad_images_do_not_count_and_too_many_are_refused(shard_folder: Path, tmp_path: Path) -> None:
@@ -260,6 +308,39 @@ def test_another_number_of_names_than_of_classes_is_refused(published_folder: Pa
             VocabularyError, match=rf"\(val\) has 3 classes, .* is asked about {len(names)} names.*--vocabulary"
         ):
             evaluate_zero_shot(str(published_folder), data=taught_folder, vocabulary=names, device="cpu")
+
+
+def test_a_wrong_number_of_names_is_refused_before_a_model_is_loaded(taught_folder: Path) -> None:
+    with pytest.raises(VocabularyError, match="3 classes"):
+        evaluate_zero_shot("no such model", data=taught_folder, vocabulary=["a", "b"])
+
+
+def test_names_in_another_order_score_the_same_and_need_no_text_tower(
+    published_folder: Path, taught_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenCLIP, "text", None)
+    expected = evaluate_zero_shot(str(published_folder), data=taught_folder, device="cpu")
+    names = ["red", "blue", "green"]
+    assert evaluate_zero_shot(str(published_folder), data=taught_folder, vocabulary=names, device="cpu") == expected
+
+
+def test_a_models_own_names_are_matched_with_shards_of_another_order(
+    published_folder: Path, taught_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenCLIP, "text", None)
+    other = Path(shutil.copytree(taught_folder, tmp_path / "other"))
+    info = json.loads((other / "_info.json").read_text())
+    (other / "_info.json").write_text(json.dumps({**info, "class_names": ["red", "blue", "green"]}))
+    model = open_zero_shot_model(str(published_folder), None)
+    matched = match_model(open_shards(other, split="val"), model, name="it")
+    assert matched.vocabulary.names == ("red", "blue", "green")
+    assert matched.bank.equal(model.bank[[2, 0, 1]])
+    features = torch.randn(4, 96)
+    assert model.classifier is not None
+    assert matched.classifier is not None
+    with torch.no_grad():
+        assert matched.classifier()(features).equal(model.classifier()(features)[:, [2, 0, 1]])
+    assert match_model(open_shards(taught_folder, split="val"), model, name="it") is model
 
 
 def test_its_own_names_need_no_text_tower(

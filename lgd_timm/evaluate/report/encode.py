@@ -19,7 +19,7 @@ from ...students.model import Student
 from ...utils.device import pick_device
 from ..features import Features, extract, stored_features
 from ..zero_shot import check_labels
-from ..zero_shot_model import ZeroShotModel, bank_folders, check_vocabulary, open_zero_shot_model
+from ..zero_shot_model import ZeroShotModel, bank_folders, match_model, open_zero_shot_model
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def encode(folder: Path, *, data: str | Path, split: str, max_bad: float = 0.001
     assert isinstance(model.encoder, Student)
     features = extract(model.encoder, dataset, device=pick_device(), max_bad=max_bad)
     assert features.embeddings is not None
-    label_fault = _label_fault(features, model, dataset, folder)
+    model, label_fault = _labelled(features, model, dataset, folder)
     teacher, teacher_fault = _teacher_embeddings(features, model, dataset)
     position = _positions(dataset.shards)
     return Encoded(
@@ -117,14 +117,16 @@ def _positions(shards: ShardSet) -> dict[str, int]:
     return {key: start + i for start, tar in zip(starts, tars, strict=False) for i, key in enumerate(tar.keys)}
 
 
-def _label_fault(features: Features, model: ZeroShotModel, dataset: ShardDataset, folder: Path) -> str:
-    """Say why the labels can't be used; empty if they can."""
+def _labelled(
+    features: Features, model: ZeroShotModel, dataset: ShardDataset, folder: Path
+) -> tuple[ZeroShotModel, str]:
+    """Give the model its names in the order of the labels, and say why these can't be used; empty if they can."""
     try:
-        check_vocabulary(dataset, model, name=str(folder))
+        model = match_model(dataset.shards, model, name=str(folder))
         check_labels(Batch(torch.empty(0), features.labels, list(features.keys)), model.vocabulary.names, dataset)
     except LGDError as error:
-        return str(error)
-    return ""
+        return model, str(error)
+    return model, ""
 
 
 def _teacher_embeddings(features: Features, model: ZeroShotModel, dataset: ShardDataset) -> tuple[Tensor | None, str]:
