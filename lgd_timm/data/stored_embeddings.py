@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +103,20 @@ class StoredEmbeddings:
                 f"stored embedding of {key!r} in {self.root / filename} is not finite. Remove this tar and teach again."
             )
         return embedding
+
+    def batches(self, shards: ShardSet, *, views: int, numbers: Iterable[int] | None = None) -> Iterator[np.ndarray]:
+        """Yield the embeddings of the first `views` views of every sample, float16 [samples * views, D], a shard at a time.
+
+        Args:
+            numbers: of the shards to read; all if None.
+
+        Raises: ShardError for an embedding that can't be read or is not finite; OSError for a sidecar that is not there.
+        """
+        for number in range(len(shards.filenames)) if numbers is None else numbers:
+            filename = shards.filenames[number]
+            read = [[self.read(filename, key, view) for view in range(views)] for key in self.tar(filename).samples]
+            if read:
+                yield np.array(read).reshape(-1, self.embed_dim)
 
     def _parse(self, data: bytes, key: str) -> np.ndarray:
         """Parse an array whose header is not the expected one: of another writer, or damaged."""

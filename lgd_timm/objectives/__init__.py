@@ -9,6 +9,7 @@ from .base import Assigned, Objective, join_assigned
 from .clip_kd import CLIPKD
 from .lgd import LGD
 from .logits import Logits
+from .refined import RefinedDistillation
 from .registry import OBJECTIVES, create_objective, objective_config
 from .regression import Regression
 from .seed import SEED
@@ -22,6 +23,7 @@ __all__ = [
     "Assigned",
     "Logits",
     "Objective",
+    "RefinedDistillation",
     "Regression",
     "Supervised",
     "create_objective",

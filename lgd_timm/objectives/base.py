@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -100,6 +100,12 @@ class Objective(nn.Module):
         Args:
             teacher: embeddings before L2 normalisation [B, D].
             assigned: `assigned` of the loss's result, if it has one; whoever needs it computes it anew if None.
+        """
+
+    def fit(self, embeddings: Iterable[Tensor]) -> None:
+        """Take all of the teacher's embeddings, batches [B, D], before the first step. Called only where they are stored.
+
+        Every rank calls it, with its share of the shards. An objective that needs none does not look at them.
         """
 
     def check(self, who: str, embeddings: Tensor) -> None:

@@ -13,6 +13,7 @@ from .base import Objective
 from .clip_kd import CLIPKD
 from .lgd import LGD
 from .logits import Logits
+from .refined import RefinedDistillation
 from .regression import Regression
 from .seed import SEED
 from .supervised import Supervised
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "regression": Regression,
     "clip_kd": CLIPKD,
     "logits": Logits,
+    "refined": RefinedDistillation,
     "supervised": Supervised,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +69,8 @@ def build(recipe: Recipe, out: Path) -> Run:
                 f"loss of {type(task.objective).__name__} learns from labels. Give the names in the labels' order."
             )
         check_labels(dataset[(0, 0)], teaching.vocabulary.names, dataset)
+    if teaching.stored is not None:
+        task.objective.fit(all_embeddings(teaching, shards, ranks))
     optimizer = task_optimizer(recipe, task)
     return Run(
         recipe=recipe,
@@ -86,6 +88,14 @@ def build(recipe: Recipe, out: Path) -> Run:
         bad=BadSamples(recipe.data.max_bad, size=len(shards)),
         skipped=Skipped(recipe.machine.max_skipped),
     )
+
+
+def all_embeddings(teaching: Teaching, shards: ShardSet, ranks: Ranks) -> Iterator[Tensor]:
+    """Yield the stored embeddings [B, D] of this rank's share of the shards, of every view that the student sees."""
+    assert teaching.stored is not None
+    views = 1 if teaching.stored.per_image else teaching.views.count
+    share = ranks.share(range(len(shards.filenames)))
+    return map(torch.from_numpy, teaching.stored.batches(shards, views=views, numbers=share))
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Write Tiny-ImageNet (200 names, 64 px) as shards, from its archive, a tar of part of it, or the extracted folder.
+
+    python recipes/prepare/tiny_imagenet.py tiny-imagenet-200.zip [data/tiny_imagenet]
+
+    data/tiny_imagenet/            shards: split train (10 shards), split val (10,000 images less the repeated ones)
+    data/tiny_imagenet/names.txt   the first synonym of each class, in the order of the labels (synsets sorted)
+
+Source: http://cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB). The images are ImageNet's, whose terms allow research
+only. Validation images whose bytes also stand in the training split are left out, and named. The complete training set
+holds seven of them; of a tar with part of it, only those in this part can be found: of images 0 to 199 of each class
+they are three, val_2157, val_5819 and val_9920.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lgd_timm.data.index import ShardSet
+from lgd_timm.data.writer import write_shards
+from lgd_timm.errors import LGDError, ShardError
+from lgd_timm.utils.files import atomic_file
+
+FOLDER = "tiny-imagenet-200"
+CLASSES = 200
+SHARDS = 10  # of the training split: one is a tenth of the labels
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("source", type=Path, help="tiny-imagenet-200.zip, a tar of the same layout, or the folder")
+    parser.add_argument("out", type=Path, nargs="?", default=Path("data/tiny_imagenet"))
+    options = parser.parse_args(argv)
+    try:
+        with extracted(options.source) as folder:
+            train, val, left_out = prepare(folder, options.out)
+    except (LGDError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {len(train)} images to learn from, {len(val)} to evaluate on")
+    print(f"Left out of the evaluation, as training images have the same bytes: {', '.join(left_out) or 'none'}")
+    return 0
+
+
+def prepare(folder: Path, out: Path) -> tuple[ShardSet, ShardSet, list[str]]:
+    """Write both splits and the names. Returns the splits and the names of the validation images that were left out.
+
+    Raises: ShardError for a folder that is not Tiny-ImageNet, and as `write_shards`.
+    """
+    synsets = sorted((folder / "wnids.txt").read_text(encoding="utf-8").split())
+    training = {synset: sorted((folder / "train" / synset / "images").glob("*.JPEG")) for synset in synsets}
+    if len(synsets) != CLASSES or not all(training.values()):
+        raise ShardError(f"{folder} lacks training images of some of the {CLASSES} classes. Extract the archive again.")
+    labels = validation_labels(folder)
+    seen = {digest(path) for paths in training.values() for path in paths}
+    repeated = [name for name in labels if digest(folder / "val" / "images" / name) in seen]
+    with tempfile.TemporaryDirectory() as scratch:  # of links: nothing is copied
+        for synset, paths in training.items():
+            link(paths, Path(scratch, "train", synset))
+        for name in labels.keys() - set(repeated):
+            link([folder / "val" / "images" / name], Path(scratch, "val", labels[name]))
+        per_shard = -(-sum(len(paths) for paths in training.values()) // SHARDS)
+        train = write_shards(
+            Path(scratch, "train"), out, split="train", name="tiny_imagenet", samples_per_shard=per_shard
+        )
+        val = write_shards(Path(scratch, "val"), out, split="val", name="tiny_imagenet")
+    with atomic_file(out / "names.txt") as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in class_names(folder, synsets)), encoding="utf-8")
+    return train, val, repeated
+
+
+@contextmanager
+def extracted(source: Path) -> Iterator[Path]:
+    """Yield the folder `tiny-imagenet-200` of an archive, extracted, or `source` itself where it is a folder."""
+    if source.is_dir():
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(scratch)
+        else:
+            with tarfile.open(source) as tar:
+                tar.extractall(scratch, filter="data")
+        if not Path(scratch, FOLDER).is_dir():
+            raise ShardError(f"{source} holds no folder {FOLDER}. Give Tiny-ImageNet's archive.")
+        yield Path(scratch, FOLDER)
+
+
+def validation_labels(folder: Path) -> dict[str, str]:
+    """File name -> synset, in the order of val_annotations.txt."""
+    lines = (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
+    return {name: synset for name, synset, *_ in (line.split("\t") for line in lines)}
+
+
+def class_names(folder: Path, synsets: Sequence[str]) -> list[str]:
+    """The first of each synset's synonyms in words.txt."""
+    lines = (folder / "words.txt").read_text(encoding="utf-8").splitlines()
+    words = dict(re.split(r"\t", line, maxsplit=1) for line in lines)
+    return [words[synset].partition(",")[0].strip() for synset in synsets]
+
+
+def digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def link(paths: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        (folder / path.name).symlink_to(path.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
