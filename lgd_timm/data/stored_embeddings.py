@@ -203,6 +203,12 @@ def read_teacher_metadata(root: AnyPath) -> dict[str, Any]:
     return metadata
 
 
+def teacher_fingerprints(root: AnyPath) -> tuple[str, ...]:
+    """Return the fingerprints that name who taught a folder, today's first. Raises: as `read_teacher_metadata`."""
+    metadata = read_teacher_metadata(root)
+    return metadata["fingerprint"], *metadata.get("earlier_fingerprints", ())
+
+
 def find_stored(shards: ShardSet, *, views: Views | None, teacher: str) -> StoredEmbeddings | None:
     """Find embeddings of a teacher in a folder beside the shards.
 
@@ -217,7 +223,7 @@ def find_stored(shards: ShardSet, *, views: Views | None, teacher: str) -> Store
     if not isinstance(shards.root, Path):
         return None
     for path in sorted(shards.root.glob(f"*/{TEACHER}")):
-        if read_teacher_metadata(path.parent)["fingerprint"] != teacher or not (path.parent / INFO).is_file():
+        if teacher not in teacher_fingerprints(path.parent) or not (path.parent / INFO).is_file():
             continue
         stored = open_stored(path.parent)
         try:

@@ -24,6 +24,7 @@ class ImageTeacher(nn.Module):
     name: str
     embed_dim: int
     fingerprint: str  # 16 hexadecimal digits over weights, preprocessing and parameters
+    earlier_fingerprints: tuple[str, ...] = ()  # by which embeddings that earlier versions stored name this teacher
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()

@@ -68,7 +68,7 @@ class Conse:
                 f"teacher.classes {self.classes!r}: {len(descriptions)} descriptions for the {classifier.num_classes} "
                 f"classes of {self.classifier!r}. Give the subset that it was trained on, or leave the field out."
             )
-        return _ConseImage(self, classifier, SentenceEncoder(self.encoder)(descriptions)).freeze()
+        return _ConseImage(self, classifier, SentenceEncoder(self.encoder), descriptions).freeze()
 
     def text(self) -> TextTeacher:
         """Build the text tower. Raises: TeacherError, WeightsError."""
@@ -84,21 +84,23 @@ class _ConseImage(ImageTeacher):
     class_embeddings: Tensor
     centre: Tensor
 
-    def __init__(self, spec: Conse, classifier: Any, embeddings: Tensor) -> None:
+    def __init__(self, spec: Conse, classifier: Any, encoder: SentenceEncoder, descriptions: Sequence[str]) -> None:
         config = resolve_model_data_config(classifier)
         size = spec.image_size or config["input_size"][-1]
         super().__init__(
             Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
         )
+        embeddings = encoder(descriptions)
         self.classifier = classifier
         self.temperature = spec.temperature
         self.register_buffer("class_embeddings", embeddings)  # N [1000, D]
         self.register_buffer("centre", embeddings.mean(0))
         self.embed_dim = embeddings.shape[1]
         self.name = f"conse_{classifier.pretrained_cfg['architecture']}".replace("tf_", "")
-        self.fingerprint = module_fingerprint(
-            self, spec.temperature, size, config["mean"], config["std"], config["interpolation"]
-        )
+        given = (spec.temperature, size, config["mean"], config["std"], config["interpolation"])
+        # Of what was given. The last digits of the class embeddings are the machine's, and so were earlier fingerprints.
+        self.fingerprint = module_fingerprint(classifier, "conse", *given, encoder.fingerprint, list(descriptions))
+        self.earlier_fingerprints = (module_fingerprint(self, *given),)
 
     def encode(self, inputs: Tensor) -> Tensor:
         return (self.classifier(inputs) / self.temperature).softmax(1) @ self.class_embeddings - self.centre

@@ -96,6 +96,7 @@ def teach(
         "teacher": spec,
         "name": teacher.name,
         "fingerprint": teacher.fingerprint,
+        "earlier_fingerprints": list(teacher.earlier_fingerprints),
         "text_fingerprint": text_fingerprint,
         "embed_dim": teacher.embed_dim,
         "dtype": dtype,
@@ -173,8 +174,12 @@ def _claim(out: Path, facts: dict[str, Any], shards: ShardSet, *, write: bool) -
         if write:
             write_json(out / TEACHER, facts)
         return
+    there = read_teacher_metadata(out)
     # The spec itself may be spelled otherwise (another path to the same weights): the fingerprints say what it is.
-    if other := changed_keys(read_teacher_metadata(out), {key: fact for key, fact in facts.items() if key != "teacher"}):
+    compared = {key: fact for key, fact in facts.items() if key not in ("teacher", "earlier_fingerprints")}
+    if there["fingerprint"] in facts["earlier_fingerprints"]:
+        compared["fingerprint"] = there["fingerprint"]
+    if other := changed_keys(there, compared):
         raise TeacherError(
             f"{out} holds embeddings of another origin ({', '.join(other)} differ). Choose another --out, or remove the folder."
         )

@@ -150,6 +150,17 @@ def test_fingerprints_name_weights_and_parameters(spec, image_tower, text_tower,
     assert others["labels"].text().fingerprint != text_tower.fingerprint
 
 
+@needs_encoder
+def test_fingerprints_do_not_depend_on_what_the_machine_computes(spec, image_tower, monkeypatch):
+    """Another processor gives class embeddings with other last digits; what was given is the same."""
+    encode = SentenceEncoder.__call__
+    monkeypatch.setattr(SentenceEncoder, "__call__", lambda self, sentences: encode(self, sentences) * (1 + 1e-6))
+    other = spec.image()
+    assert not torch.equal(other.class_embeddings, image_tower.class_embeddings)
+    assert other.earlier_fingerprints != image_tower.earlier_fingerprints
+    assert other.fingerprint == image_tower.fingerprint
+
+
 @pytest.mark.slow  # nothing but the time that the libraries take to import
 @needs_encoder
 def test_fingerprints_are_the_same_in_another_process(spec, image_tower, text_tower):

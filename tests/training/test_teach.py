@@ -239,6 +239,40 @@ def test_by_default_each_origin_has_its_folder(shards: ShardSet) -> None:
     assert {root.parent for root in roots} == {shards.root}
 
 
+def test_a_folder_that_names_the_teacher_by_an_earlier_fingerprint_goes_on(shards: ShardSet) -> None:
+    """Fingerprints were of the computed class embeddings once, whose last digits differ between machines."""
+    before, teacher = Tiny(), Tiny()
+    before.fingerprint = "0123456789abcdef"
+    teacher.earlier_fingerprints = (before.fingerprint,)
+    stored = run(shards, before)
+    calls = teacher.calls
+    assert run(shards, teacher, out=stored.root).root == stored.root
+    assert teacher.calls == calls
+    with pytest.raises(TeacherError, match="of another origin"):
+        run(shards, Tiny(), out=stored.root)
+
+
+def test_embeddings_are_found_by_any_fingerprint_of_their_teacher(shards: ShardSet) -> None:
+    teacher = Tiny()
+    teacher.earlier_fingerprints = ("0123456789abcdef",)
+    stored = run(shards, teacher)
+    for name in (teacher.fingerprint, "0123456789abcdef"):
+        found = find_stored(shards, views=VIEWS, teacher=name)
+        assert found is not None
+        assert found.root == stored.root
+    assert find_stored(shards, views=VIEWS, teacher="feed0123beef4567") is None
+
+
+def test_all_embeddings_are_read_a_shard_at_a_time(shards: ShardSet) -> None:
+    stored = run(shards)
+    whole = list(stored.batches(shards, views=2))
+    assert [rows.shape for rows in whole] == [(2 * length, stored.embed_dim) for length in shards.lengths]
+    key = next(iter(stored.tar(shards.filenames[1]).samples))
+    np.testing.assert_array_equal(whole[1][1], stored.read(shards.filenames[1], key, 1))
+    (second,) = stored.batches(shards, views=2, numbers=[1])
+    np.testing.assert_array_equal(second, whole[1])
+
+
 def test_embeddings_of_other_shards_are_refused(shards: ShardSet, shard_folder: Path, tmp_path: Path) -> None:
     stored = run(shards, out=tmp_path / "out")
     stored.check(open_shards(shard_folder, split="train"), VIEWS)  # a copy elsewhere is the same
