@@ -39,7 +39,13 @@ def main() -> int:
         if not arguments.show:
             for (row, seed), recipe in recipes.items():
                 print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
-                run_once(row, recipe=recipe, notes=arguments.notes, output=arguments.output)
+                run_once(
+                    row,
+                    recipe=recipe,
+                    notes=arguments.notes,
+                    output=arguments.output,
+                    elsewhere=arguments.elsewhere,
+                )
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
@@ -70,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--notes", type=Path, default=Path("docs/results/evidence.jsonl"))
     parser.add_argument("--output", type=Path, default=Path("output/evidence"))
+    parser.add_argument(
+        "--elsewhere",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="also score zero-shot on these images, by their names.txt",
+    )
     parser.add_argument("--show", action="store_true", help="run nothing, print what is noted")
     return parser
 

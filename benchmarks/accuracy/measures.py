@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ from lgd_timm.evaluate.feature_splits import FeatureSplits
 from lgd_timm.evaluate.knn import knn
 from lgd_timm.evaluate.linear_probe import linear_probe
 from lgd_timm.evaluate.models import find_model
+from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot
 from lgd_timm.publish.metrics import read_metrics
 
 
-def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
-    """Top-1 in percent. Probe and neighbours know the labels of the first training shard, a tenth of CIFAR-10."""
+def measure(published: Path, recipe: Recipe, *, elsewhere: Sequence[Path] = ()) -> dict[str, Any]:
+    """Measure top-1 in percent. Probe and neighbours know the labels of the first training shard, a tenth of all.
+
+    Args:
+        published: folder of the student.
+        recipe: what it was distilled by.
+        elsewhere: folders of other labelled images (split val, and names.txt) to be scored on zero-shot.
+    """
     model = find_model(str(published))
     data, metrics = recipe.data, read_metrics(published)
     splits = {data.train_split: first_shard(open_shards(data.shards, split=data.train_split))}
@@ -27,14 +35,24 @@ def measure(published: Path, recipe: Recipe) -> dict[str, Any]:
     datasets = {
         split: in_memory(ShardDataset(shards, views=model.views, allow_empty=True)) for split, shards in splits.items()
     }
-    splits = FeatureSplits(model, data.shards, data.train_split, data.val_split, datasets, cache=False)
+    features = FeatureSplits(model, data.shards, data.train_split, data.val_split, datasets, cache=False)
     return {
         "zero_shot": metrics["zero_shot"]["top1"],
         "teacher_zero_shot": metrics["teacher_zero_shot"]["top1"],
-        "knn": knn(splits.train, splits.test, k=min(20, len(splits.train))).top1,
-        "linear_probe": linear_probe(splits.train, splits.test).top1,
-        "probe_labels": len(splits.train),
+        "knn": knn(features.train, features.test, k=min(20, len(features.train))).top1,
+        "linear_probe": linear_probe(features.train, features.test).top1,
+        "probe_labels": len(features.train),
+        **{key: value for folder in elsewhere for key, value in zero_shot_elsewhere(published, folder).items()},
     }
+
+
+def zero_shot_elsewhere(published: Path, folder: Path) -> dict[str, float]:
+    """Top-1 on images of another source, by their own names, and the mean over classes, which may differ in size."""
+    scores = evaluate_zero_shot(str(published), data=folder, vocabulary=str(folder / "names.txt"), device="cpu")
+    student = scores["student"]
+    assert student is not None
+    per_class = list(student.per_class.values())
+    return {folder.name: student.top1, f"{folder.name}_class_mean": sum(per_class) / len(per_class)}
 
 
 def first_shard(shards: ShardSet) -> ShardSet:

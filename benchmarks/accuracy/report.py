@@ -12,14 +12,20 @@ COLUMNS = {
     "linear_probe": "linear probe, 10 % of the labels",
 }
 
+ELSEWHERE = {  # of runs that were scored there
+    "caltech101": "zero-shot, Caltech-101",
+    "caltech101_class_mean": "the same, mean over classes",
+}
+
 
 def markdown(notes: Sequence[Mapping[str, Any]], *, rows: Sequence[str]) -> str:
     """One line a row, in the order of `rows`; rows without a run are left out."""
-    lines = [f"| | {' | '.join(COLUMNS.values())} | minutes | n |", "|---" * (len(COLUMNS) + 3) + "|"]
+    columns = {**COLUMNS, **{key: title for key, title in ELSEWHERE.items() if any(key in note for note in notes)}}
+    lines = [f"| | {' | '.join(columns.values())} | minutes | n |", "|---" * (len(columns) + 3) + "|"]
     for row in rows:
         runs = [note for note in notes if note["row"] == row]
         if runs:
-            cells = [spread([run[key] for run in runs if run.get(key) is not None]) for key in COLUMNS]
+            cells = [spread([run[key] for run in runs if run.get(key) is not None]) for key in columns]
             lines.append(f"| {row} | {' | '.join(cells)} | {mean(run['minutes'] for run in runs):.1f} | {len(runs)} |")
     return "\n".join(lines)
 

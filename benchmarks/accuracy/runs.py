@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,11 @@ def recipe_of(base: Path, overrides: Mapping[str, Any], seed: int) -> Recipe:
     return read_recipe(base, overrides={**overrides, "run.seed": seed})
 
 
+# Folder of embeddings -> its name in notes of before: the fingerprint was of computed numbers once.
+RENAMED = {
+    "conse_efficientnet_lite0-none-s0-k1-f58c2abd36d1": "conse_efficientnet_lite0-none-s0-k1-8bb10fbd36d1",
+}
+
 _DEFAULTS = {
     "student": StudentRecipe(),
     "data": DataRecipe(),
@@ -59,11 +64,17 @@ def identity(recipe: Recipe) -> str:
     teacher = facts.pop("teacher")
     # Stored embeddings lie in a folder that is named after teacher and views.
     taught = (
-        {"embeddings": Path(teacher["embeddings"]).name, "target": teacher["target"]}
+        {"embeddings": embeddings_name(teacher["embeddings"]), "target": teacher["target"]}
         if teacher["kind"] == "stored"
         else teacher
     )
     return fingerprint(facts, taught)
+
+
+def embeddings_name(folder: str) -> str:
+    """The name of a folder of embeddings, that of the first notes where it has been renamed since."""
+    name = Path(folder).name
+    return RENAMED.get(name, name)
 
 
 def noted(notes: Path) -> list[dict[str, Any]]:
@@ -71,23 +82,22 @@ def noted(notes: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()] if notes.is_file() else []
 
 
-def run_once(row: str, *, recipe: Recipe, notes: Path, output: Path) -> dict[str, Any]:
+def run_once(row: str, *, recipe: Recipe, notes: Path, output: Path, elsewhere: Sequence[Path] = ()) -> dict[str, Any]:
     """Distil and evaluate, unless it is noted; returns the note, which is appended to the file `notes`."""
     name = identity(recipe)
     for note in noted(notes):
         if note["identity"] == name:
             return note
     out = output / f"{re.sub(r'[^a-z0-9]+', '_', row.lower()).strip('_')}-s{recipe.machine.seed}-{name[:6]}"
-    shutil.rmtree(out, ignore_errors=True)  # what is left of a run that was stopped
     started = time.perf_counter()
-    published = distill(recipe, out=out)
+    published = distill(recipe, out=out, resume=True)  # a run that was stopped goes on at its last checkpoint
     trained = time.perf_counter() - started
     note = {
         "row": row,
         "seed": recipe.machine.seed,
         "identity": name,
-        **measure(published, recipe),
-        "minutes": round(trained / 60, 2),
+        **measure(published, recipe, elsewhere=elsewhere),
+        "minutes": round(trained / 60, 2),  # since it was started or resumed last
         "cores": cores(),
         "torch": version("torch"),
         "date": date.today().isoformat(),

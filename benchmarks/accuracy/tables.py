@@ -20,6 +20,10 @@ def _lgd(**switches: Any) -> Overrides:
     return {"objective": {"kind": "lgd", "preset": "paper", **switches}}
 
 
+def _refined(**switches: Any) -> Overrides:
+    return {"objective": {"kind": "refined", **switches}}
+
+
 # Settings are those of each rival's paper or released code, named at the top of its file in lgd_timm/objectives/.
 # Queues hold 4,096 for 50,000 images, about as SEED's 65,536 do for ImageNet's 1.28 million.
 RIVALS: dict[str, Overrides] = {
@@ -32,6 +36,8 @@ RIVALS: dict[str, Overrides] = {
     "regression, deep head": {"objective": {"kind": "regression"}, "student.projector": "deep"},
     "clip_kd": {"objective": {"kind": "clip_kd"}},
     "logits": {"objective": {"kind": "logits"}},
+    "refined": _refined(),
+    "refined, balanced: told that names are about equally frequent": _refined(preset="balanced"),
     "supervised, with labels": {"objective": {"kind": "supervised"}},
 }
 
@@ -71,4 +77,29 @@ TEXT: dict[str, Overrides] = {
     "100 names, the 10 among them": {**PAPER, "vocabulary.source": HUNDRED},
 }
 
-TABLES = {"rivals": RIVALS, "ablations": ABLATIONS, "text": TEXT}
+# Each part of the objective alone or left out
+PARTS: dict[str, Overrides] = {
+    "refined": RIVALS["refined"],
+    "plain answers": _refined(refine=False),
+    "no names": _refined(names_weight=0.0),
+    "names alone": _refined(feature_weight=0.0, contrast_weight=0.0),
+    "no contrast": _refined(contrast_weight=0.0),
+    "no direction": _refined(feature_weight=0.0),
+    "centred, not whitened": _refined(whiten=0.0),
+    "fully whitened": _refined(whiten=1.0),
+    "names weight 1": _refined(names_weight=1.0),
+    "names weight 4": _refined(names_weight=4.0),
+    "balance 0.5": _refined(balance=0.5),
+    "balanced": RIVALS["refined, balanced: told that names are about equally frequent"],
+    "a hundred names": {**_refined(), "vocabulary.source": HUNDRED},
+}
+
+# The paper's text control on photographs with hundreds of names: the same images, the names of one set or of the other.
+# For recipes/evidence_tiny_imagenet.yaml with --elsewhere data/caltech101
+CONTROL: dict[str, Overrides] = {
+    f"{label}: {objective}": {**RIVALS[objective], "vocabulary.source": f"data/{folder}/names.txt"}
+    for objective in ("lgd, paper", "refined")
+    for label, folder in (("Tiny-ImageNet's names", "tiny_imagenet"), ("Caltech-101's names", "caltech101"))
+}
+
+TABLES = {"rivals": RIVALS, "parts": PARTS, "control": CONTROL, "ablations": ABLATIONS, "text": TEXT}

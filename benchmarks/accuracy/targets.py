@@ -35,7 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--shards", default="data/cifar10")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--embeddings", default="data/cifar10/conse_efficientnet_lite0-none-s0-k1-8bb10fbd36d1")
+    parser.add_argument("--embeddings", default="data/cifar10/conse_efficientnet_lite0-none-s0-k1-f58c2abd36d1")
     arguments = parser.parse_args()
     try:
         stored = open_stored(arguments.embeddings)

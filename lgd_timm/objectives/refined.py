@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from ..utils.distributed import concat_all_gather, rank_and_world_size
-from .base import Objective, above_zero, between
+from .base import Assigned, Objective, above_zero, between
 
 SAMPLE = 2**24  # elements [N, C] of the answers that `fit` keeps to find the balance: 64 MiB
 SINKHORN_STEPS = 100
@@ -79,7 +79,8 @@ class RefinedDistillation(Objective):
 
     Buffers: moments of the teacher's unit rows and answers (`images` [], `mean` [D], `second` [D, D], `prior` [C],
     `cross` [D, C]); what is computed from them (`metric` [D, D], `refiner` [D, C]); the balance (`potential`, `found`,
-    `balanced`, each [C]); `updates` [], how often moments were taken; `fitted` [], whether they are final.
+    `balanced`, each [C]). How often moments were taken, and whether they are final, the host knows: it is the module's
+    extra state, int64 [2].
     """
 
     method = "refined distillation: regressed answers to the names, half-whitened embeddings (lgd_timm)"
@@ -96,10 +97,8 @@ class RefinedDistillation(Objective):
     potential: Tensor
     found: Tensor
     balanced: Tensor
-    updates: Tensor
-    fitted: Tensor
-    # `updates` and `fitted` as the host knows them; None: to be read from the buffers
-    _state: tuple[int, bool] | None = (0, False)
+    _updates: int = 0
+    _fitted: bool = False
 
     def __init__(self, text_bank: Tensor, **settings: Any) -> None:
         super().__init__(text_bank, **settings)
@@ -111,10 +110,9 @@ class RefinedDistillation(Objective):
             self.register_buffer(name, self.text_bank.new_full((names,), 1 / names))
         self.register_buffer("potential", self.text_bank.new_ones(names))
         self.register_buffer("metric", torch.eye(dim, device=self.text_bank.device))
-        for name, dtype in {"images": torch.int64, "updates": torch.int64, "fitted": torch.bool}.items():
-            self.register_buffer(name, torch.zeros((), dtype=dtype, device=self.text_bank.device))
+        self.register_buffer("images", torch.zeros((), dtype=torch.int64, device=self.text_bank.device))
 
-    def score(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def score(self, s: Tensor, t: Tensor) -> dict[str, Any]:
         config, losses = self.config, {}
         if config.names_weight:
             logits = s @ self.text_bank.T / config.student_temperature
@@ -139,8 +137,8 @@ class RefinedDistillation(Objective):
         return normalize((rows - self.mean) @ self.metric, dim=1)
 
     @torch.no_grad()
-    def update(self, teacher: Tensor) -> None:
-        """Take the batch [B, D] into the running moments. Nothing after `fit`. Rows that are not finite are left out.
+    def update(self, teacher: Tensor, *, assigned: Assigned | None = None) -> None:
+        """Update the running moments by a batch [B, D]; after `fit`, nothing. Rows that are not finite are left out.
 
         One all-reduce carries the sums of all ranks. Nothing is copied to the host but at the few steps that decompose
         the covariance, whose numbers are known beforehand.
@@ -148,15 +146,13 @@ class RefinedDistillation(Objective):
         Raises: LGDError for embeddings that do not fit the text bank.
         """
         self.check("teacher", teacher)
-        updates, fitted = self._host_state()
-        if fitted:
+        if self._fitted:
             return
         with torch.autocast(teacher.device.type, enabled=False):
             rows = normalize(teacher.float(), dim=1)
             self._take(_all_reduced(self._sums(rows)))
-            self._state = (updates + 1, False)
-            self.updates += 1
-            if _due(updates + 1):
+            self._updates += 1
+            if _due(self._updates):
                 self._solve()
             if self.config.balance:
                 self._step_potential(rows)
@@ -179,8 +175,7 @@ class RefinedDistillation(Objective):
             room -= len(rows)
         self._take(_all_reduced(sums))
         self._solve()
-        self.fitted.fill_(True)
-        self._state = (self._host_state()[0], True)
+        self._fitted = True
         if self.config.balance:
             self._balance(torch.cat([self.text_bank[:0], *sample]))
 
@@ -229,7 +224,7 @@ class RefinedDistillation(Objective):
 
     def _step_potential(self, rows: Tensor) -> None:
         """Move the potential a little, so that running means of p come nearer to the frequencies that are wanted."""
-        share = 1 / self.updates.clamp_max(100)
+        share = 1 / min(self._updates, 100)
         rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, 0.0)
         p = self._answers(rows)
         sums = _all_reduced(torch.stack([p.sum(0), _unit_sum(p * self.potential).sum(0)]))
@@ -251,14 +246,12 @@ class RefinedDistillation(Objective):
         wanted = self.found.clamp_min(1e-8) ** (1 - self.config.balance)
         self.potential.mul_((wanted / wanted.sum() / self.balanced.clamp_min(1e-8)) ** rate).clamp_(1e-3, 1e3)
 
-    def _host_state(self) -> tuple[int, bool]:
-        if self._state is None:  # once after a checkpoint was loaded
-            self._state = (int(self.updates), bool(self.fitted))
-        return self._state
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self._updates, self._fitted], dtype=torch.int64)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._state = None
+    def set_extra_state(self, state: Tensor) -> None:
+        self._updates, fitted = state.tolist()
+        self._fitted = bool(fitted)
 
 
 def _due(update: int) -> bool:
