@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgd_timm.objectives import LGD
+from lgd_timm.objectives import LGD, Objective, RefinedDistillation, create_objective
 
 from ..settings import Settings
 from .memory import peak_memory, start_peak
@@ -27,6 +27,10 @@ PRESET = "reference"
 def rows(settings: Settings) -> Iterator[Row]:
     for names in NAMES[:3] if settings.quick else NAMES:
         yield _over_products(settings, names)
+    for kind in ("lgd", "clip_kd"):
+        for stored in (True, False):
+            for names in NAMES[:3:2] if settings.quick else NAMES[::3]:
+                yield _refined_over_rival(settings, kind, names, stored=stored)
     for known in (True, False):
         yield _over_loop(settings, 1000, known=known)
     yield _memory(settings)
@@ -68,6 +72,35 @@ def _over_products(settings: Settings, names: int) -> Row:
     a, b = side("loss, backward, update", step), side("six products", products)
     goal = Goal(1.4) if names == 1000 else None
     return measure(f"objective: B={BATCH}, D={DIM}, C={names:,}", a, b, unit="ms", rounds=settings.rounds, goal=goal)
+
+
+def _refined_over_rival(settings: Settings, kind: str, names: int, *, stored: bool) -> Row:
+    """Loss, backward and update of `refined` over those of a rival.
+
+    `stored`: with moments that were fitted before; else with running ones, of which a step that decomposes is seldom.
+    """
+    text = bank(names).to(settings.device)
+    student, teacher = embeddings(BATCH, text)
+    refined, rival = RefinedDistillation(text), create_objective(text, kind=kind)
+    if stored:
+        refined.fit([teacher])
+    else:
+        for _ in range(8):
+            refined.update(teacher)
+        refined.set_extra_state(torch.tensor([2**40, 0]))  # long before the next decomposition
+
+    def step(objective: Objective) -> None:
+        student.grad = None
+        losses = objective(student, teacher)
+        losses["loss"].backward()
+        objective.update(teacher, assigned=losses.get("assigned"))
+
+    def side(name: str, objective: Objective) -> Side:
+        calls = calls_for(lambda: step(objective), least=0.02 if settings.quick else 0.3, device=settings.device)
+        return Side(name, lambda: 1000 * seconds(lambda: step(objective), calls=calls, device=settings.device))
+
+    what = f"objective: refined, {'stored' if stored else 'online'}, B={BATCH}, D={DIM}, C={names:,}"
+    return measure(what, side("refined", refined), side(kind, rival), unit="ms", rounds=settings.rounds)
 
 
 def _over_loop(settings: Settings, names: int, *, known: bool) -> Row:
