@@ -24,8 +24,8 @@ ALL = {
     "fine_tune knn linear_probe open_zero_shot_model read_subset zero_shot zero_shot_classifier",
     "evaluate.report": "report",
     "hub": "Row Weight listing locate manifest pull snapshot",
-    "objectives": "Assigned CLIPKD LGD Logits OBJECTIVES Objective Regression SEED Supervised create_objective "
-    "join_assigned objective_config",
+    "objectives": "Assigned CLIPKD LGD Logits OBJECTIVES Objective RefinedDistillation Regression SEED Supervised "
+    "create_objective join_assigned objective_config",
     "objectives.lgd": "LGD LGDConfig",
     "publish": "Banks Published PushResult load push register save",
     "settings": (

@@ -54,9 +54,7 @@ def source_of(address: RemotePath, *, fresh: bool = False) -> Source:
     return partial(_from_file_system, *_file_system(address))
 
 
-def _from_server(
-    url: str, headers: dict[str, str], offset: int
-) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
+def _from_server(url: str, headers: dict[str, str], offset: int) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
     return over_http(_client(os.getpid()), url, offset, headers=headers)
 
 

@@ -105,12 +105,14 @@ class StoredEmbeddings:
         return embedding
 
     def batches(self, shards: ShardSet, *, views: int, numbers: Iterable[int] | None = None) -> Iterator[np.ndarray]:
-        """Yield the embeddings of the first `views` views of every sample, float16 [samples * views, D], a shard at a time.
+        """Yield the embeddings of every sample's first `views` views, float16 [samples * views, D], a shard at a time.
 
         Args:
             numbers: of the shards to read; all if None.
 
-        Raises: ShardError for an embedding that can't be read or is not finite; OSError for a sidecar that is not there.
+        Raises:
+            ShardError: an embedding can't be read or is not finite.
+            OSError: a sidecar is not there.
         """
         for number in range(len(shards.filenames)) if numbers is None else numbers:
             filename = shards.filenames[number]

@@ -103,7 +103,7 @@ class Objective(nn.Module):
         """
 
     def fit(self, embeddings: Iterable[Tensor]) -> None:
-        """Take all of the teacher's embeddings, batches [B, D], before the first step. Called only where they are stored.
+        """Take all of the teacher's embeddings, batches [B, D], before the first step; only where they are stored.
 
         Every rank calls it, with its share of the shards. An objective that needs none does not look at them.
         """

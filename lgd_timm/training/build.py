@@ -90,7 +90,7 @@ def build(recipe: Recipe, out: Path) -> Run:
     )
 
 
-def all_embeddings(teaching: Teaching, shards: ShardSet, ranks: Ranks) -> Iterator[Tensor]:
+def all_embeddings(teaching: PreparedTeacher, shards: ShardSet, ranks: Ranks) -> Iterator[Tensor]:
     """Yield the stored embeddings [B, D] of this rank's share of the shards, of every view that the student sees."""
     assert teaching.stored is not None
     views = 1 if teaching.stored.per_image else teaching.views.count
