@@ -133,6 +133,7 @@ def extract(
     if cache and path.is_file():
         found = replace(_read(path), name=name)
         BadSamples(max_bad, size=len(dataset)).add(found.bad)
+        _check_finite(found.features, network)
         return found
     features = _extract(
         network,
@@ -178,6 +179,7 @@ def _extract(
                 "model."
             )
         rows.append(features.float().cpu())
+        _check_finite(rows[-1], network)
         if isinstance(network, Student):
             embeddings.append(network.projector(features).float().cpu())
         labels.append(batch.labels)
@@ -191,6 +193,18 @@ def _extract(
         torch.cat(embeddings) if embeddings else None,
         tuple(bad.reasons.items()),
         name,
+    )
+
+
+def _check_finite(features: Tensor, network: Backbone | Student) -> None:
+    """Refuse features that no score can be made of. Raises: WeightsError."""
+    if features.isfinite().all():
+        return
+    wrong = [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+    because = f"its weights hold values that are not finite, in {', '.join(wrong[:3])}" if wrong else "they overflow"
+    raise WeightsError(
+        f"The model's features are not finite (NaN or infinite): {because}. Its training diverged, or the file is "
+        "damaged: take an earlier checkpoint."
     )
 
 

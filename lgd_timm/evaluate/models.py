@@ -33,6 +33,7 @@ from ..students.model import Student, create_student
 from ..teachers import Stored
 from ..utils.checkpoint import all_checkpoints
 from ..utils.schema import build
+from ..utils.state_keys import prefix_advice, without_prefix
 
 
 class Backbone(nn.Module):
@@ -291,7 +292,7 @@ def _from_file(path: Path, architecture: str | None) -> Any:
         )
     try:
         backbone: Any = timm.create_model(architecture, num_classes=0)
-        state = load_file(path)
+        state = without_prefix(load_file(path), wanted := backbone.state_dict())
     except BUILD_ERRORS as error:
         raise WeightsError(f"{path} can't be read as {architecture!r} ({' '.join(str(error).split())}).") from error
     head = backbone.pretrained_cfg.get("classifier") or "classifier"
@@ -302,5 +303,6 @@ def _from_file(path: Path, architecture: str | None) -> Any:
     except RuntimeError as error:
         raise WeightsError(
             f"{path} holds no {architecture!r} ({' '.join(str(error).split())[:300]}). Name another architecture."
+            f"{prefix_advice(state, wanted)}"
         ) from error
     return backbone

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config.reader import read_value
 from ..data.decode import EncodedImage
-from ..data.image_folder import IMAGE_SUFFIXES
+from ..data.image_folder import read_image_folder
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError, ShardError
 from ..utils.device import pick_device
@@ -177,8 +177,7 @@ def _pictures_of(source: str) -> list[str]:
     if path.is_file():
         return [source]
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        found = sorted(str(file) for file in inside if not any(p.startswith(".") for p in file.relative_to(path).parts))
+        found = [str(file) for file in read_image_folder(path).images]
     else:
         found = sorted(file for file in glob.glob(source, recursive=True) if Path(file).is_file())
     if not found:

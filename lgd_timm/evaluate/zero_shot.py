@@ -21,7 +21,7 @@ from ..data.loader import loader
 from ..data.samplers import SequentialSampler
 from ..data.stored_embeddings import find_stored
 from ..data.vocabulary import class_order, misplaced, names_as_classes
-from ..errors import ShardError, VocabularyError
+from ..errors import ShardError, VocabularyError, WeightsError
 from ..utils.distributed import Ranks
 
 log = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ def zero_shot(
     Raises:
         ShardError: images have no labels, or too many can't be read.
         VocabularyError: there are more labels than names.
+        WeightsError: logits are not finite.
     """
     device, ranks = torch.device(device), ranks or Ranks()
     tally, bad = Tally(names, device=device), BadSamples(max_bad, size=len(dataset))
@@ -168,7 +169,13 @@ def zero_shot(
             continue
         check_labels(read, names, dataset)
         batch = read.to(device)
-        tally.add(classify(batch), batch.labels)
+        logits = classify(batch)
+        if not logits.isfinite().all():
+            raise WeightsError(
+                f"{description}: the model's answers are not finite (NaN or infinite). Its training diverged, or its "
+                "weights are damaged: take an earlier checkpoint."
+            )
+        tally.add(logits, batch.labels)
     tallies = ranks.gather({ranks.rank: (tally.counts, bad.reasons)})
     for number, (counts, reasons) in tallies.items():
         if number != ranks.rank:

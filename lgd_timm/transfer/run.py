@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import __version__
-from ..data.image_folder import IMAGE_SUFFIXES
-from ..errors import LGDError, WeightsError
+from ..data.decode import read_image
+from ..data.image_folder import IMAGE_SUFFIXES, is_image
+from ..errors import LGDError, ShardError, WeightsError
 from ..training.engine import check_output, fit, start
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
@@ -130,11 +131,7 @@ def predict(folder: str | Path, pictures: str | Path, *, out: str | Path, device
     Raises: WeightsError for a folder that is no run; LGDError for pictures that are not there or can't be read.
     """
     place, pictures, out = pick_device(device), Path(pictures), Path(out)
-    files = (
-        [pictures]
-        if pictures.is_file()
-        else sorted(path for path in pictures.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    )
+    files = [pictures] if pictures.is_file() else sorted(path for path in pictures.glob("*") if is_image(path.name))
     if not files:
         raise LGDError(f"{pictures} holds no pictures ({', '.join(IMAGE_SUFFIXES)}). Give a file or a folder of them.")
     if len({file.stem for file in files}) < len(files):
@@ -147,8 +144,8 @@ def predict(folder: str | Path, pictures: str | Path, *, out: str | Path, device
     with atomic_folder(out) as temporary, torch.inference_mode():
         for file in files:
             try:
-                picture = Image.open(file).convert("RGB")
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                picture = Image.fromarray(read_image(file).permute(1, 2, 0).numpy())
+            except ShardError as error:
                 raise LGDError(f"{file} can't be read as a picture ({error}). Remove it.") from error
             drawn = run.task.draw(
                 run.model, picture, classes=run.classes, recipe=run.recipe, device=torch.device(place)

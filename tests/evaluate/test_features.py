@@ -15,7 +15,7 @@ from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.stored_embeddings import find_stored
 from lgd_timm.errors import LGDError, ShardError, WeightsError
 from lgd_timm.evaluate import Model, extract, find_model
-from lgd_timm.evaluate.features import features_fingerprint, stored_features
+from lgd_timm.evaluate.features import _write, features_fingerprint, stored_features
 from lgd_timm.publish.folder import load
 from lgd_timm.settings import cache_folder
 
@@ -157,3 +157,21 @@ def test_the_teachers_embeddings_stand_beside(
     assert stored_features(features, images_of(shard_folder), teacher=teacher) is None
     with pytest.raises(ShardError, match="holds no embedding of 1 images, first 'stranger'"):
         stored_features(replace(features.at(torch.tensor([0])), keys=("stranger",)), dataset, teacher=teacher)
+
+
+def test_features_that_are_not_finite_are_refused_with_the_weights_that_are_not(
+    model: Model, shard_folder: Path
+) -> None:
+    dataset = images_of(shard_folder)
+    with torch.no_grad():
+        next(model.network.backbone.parameters())[0] = float("nan")
+    with pytest.raises(WeightsError, match=r"features are not finite .*weights hold .* in backbone\.conv1"):
+        extract(model.network, dataset)
+    with torch.no_grad():  # a cache that was written before this was looked at
+        sound = find_model("test_resnet", pretrained=False, image_size=32)
+        features = extract(sound.network, dataset)
+        features.features[0, 0] = float("inf")
+    path = cache_folder() / "features" / f"{features_fingerprint(sound.network, dataset)}.safetensors"
+    _write(path, features)
+    with pytest.raises(WeightsError, match=r"not finite .*they overflow"):
+        extract(sound.network, dataset)

@@ -79,6 +79,19 @@ def test_a_checkpoint_file_is_its_backbone(checkpoint: tuple[Path, Any]) -> None
     torch.testing.assert_close(features(found.network), expected)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "module._orig_mod.", "student.backbone."])
+def test_a_checkpoint_files_prefix_is_removed(checkpoint: tuple[Path, Any], prefix: str) -> None:
+    path, model = checkpoint
+    state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
+    save_file({**state, "loss.weight": torch.ones(1)}, path)
+    found = find_model(str(path), architecture="test_resnet", image_size=32)
+    expected = model.state_dict()
+    assert all(tensor.equal(expected[key]) for key, tensor in found.network.backbone.state_dict().items())
+    save_file({**state, **{f"teacher.{key}": tensor.clone() for key, tensor in model.state_dict().items()}}, path)
+    with pytest.raises(WeightsError, match=rf"holds the model several times, as {prefix}, teacher\."):
+        find_model(str(path), architecture="test_resnet", image_size=32)
+
+
 def test_checkpoint_files_that_do_not_fit_are_refused(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
     path, _ = checkpoint
     with pytest.raises(LGDError, match=r"does not say which architecture it is of \(None .* --model-name"):

@@ -171,6 +171,11 @@ def test_other_names_are_paired_aloud_and_a_misplaced_one_is_warned_of(
     assert not caplog.records
 
 
+def test_answers_that_are_not_finite_have_no_score(dataset: ShardDataset) -> None:
+    with pytest.raises(WeightsError, match="answers are not finite"):
+        zero_shot(lambda batch: torch.full((len(batch.keys), 3), float("nan")), dataset, names=NAMES)
+
+
 def test_a_teacher_that_guesses_is_said_loudly(caplog: pytest.LogCaptureFixture) -> None:
     score = ZeroShot(top1=34.0, top5=100.0, chance=100 / 3, samples=300, bad=0, per_class={})
     warn_of_weak_teacher(score)

@@ -137,7 +137,13 @@ def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) 
     for name, keys in LAYOUTS[format].items():
         for place, entry in enumerate(content[name]):
             fields = entry if isinstance(entry, dict) else {}
-            if missing := [key for key, kind in keys.items() if not isinstance(fields.get(key), kind)]:
+            for key, kind in keys.items():
+                if isinstance(value := fields.get(key), float) and kind is int and value.is_integer():
+                    fields[key] = int(value)  # as pandas writes 96.0
+                elif value is not None and not isinstance(value, kind):
+                    wrong = f"{name}[{place}].{key} is {value!r:.50}, a {type(value).__name__}"
+                    raise _wrong(path, f"has the wrong type: {wrong}, where {kind.__name__} is expected", format)
+            if missing := [key for key in keys if fields.get(key) is None]:
                 raise _wrong(
                     path,
                     f"has an entry without {', '.join(missing)}, {name}[{place}]{_other_format(fields, format)}",

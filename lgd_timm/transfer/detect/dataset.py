@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from ...errors import LGDError
+from ...data.decode import read_image
+from ...errors import LGDError, ShardError
 from ..job import Item
 from .annotations import Annotations, Entry
 from .recipe import DetectData
@@ -129,17 +129,18 @@ def read_picture(annotations: Annotations, index: int) -> Tensor:
     """uint8 [3, H, W]. Raises: LGDError for a file that is no picture, or of another size than its entry says."""
     file, entry = annotations.file(index), annotations.images[index]
     try:
-        picture = Image.open(file).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = read_image(file)
+    except ShardError as error:
         raise LGDError(
             f"{file} can't be read as a picture ({error}). Fetch it again, or take it out of {annotations.path}."
         ) from error
-    if picture.size != (entry["width"], entry["height"]):
+    height, width = picture.shape[-2:]
+    if (width, height) != (entry["width"], entry["height"]):
         raise LGDError(
-            f"{file} has {picture.width} x {picture.height} pixels, and {entry['width']} x {entry['height']} in {annotations.path}. "
-            "Give the pictures that were annotated."
+            f"{file} has {width} x {height} pixels, and {entry['width']} x {entry['height']} in "
+            f"{annotations.path}. Give the pictures that were annotated."
         )
-    return functional.pil_to_tensor(picture)
+    return picture
 
 
 def repeated(indices: Sequence[int], categories: Sequence[set[int]], *, share: float | None) -> list[int]:
@@ -170,8 +171,10 @@ def _usable(annotations: Annotations, index: int, left_out: Counter[str], *, mas
             usable = {**entry, "segmentation": [polygon for polygon in entry["segmentation"] if len(polygon) >= 6]}
         if entry.get("iscrowd", 0):
             left_out["crowds"] += 1
-        elif not inside or (masks and not usable["segmentation"]):
+        elif not inside:
             left_out["objects of less than a pixel"] += 1
+        elif masks and not usable["segmentation"]:
+            left_out["objects without a polygon of three corners"] += 1
         else:
             found.append(usable)
     return found

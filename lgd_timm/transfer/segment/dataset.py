@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
-from ...errors import LGDError
+from ...data.decode import read_image
+from ...errors import LGDError, ShardError
 from ..backbone import Statistics
 from ..job import Item
-from .folders import IGNORED, READ_ERRORS, Split, read_label
+from .folders import IGNORED, Split, read_label
 from .recipe import SegmentData
 
 Adjust = Callable[[Tensor, float], Tensor]
@@ -72,9 +72,8 @@ class WholePictures:
         """Raises: LGDError for a file that can't be read."""
         file = self._split.pairs[index].picture
         try:
-            with Image.open(file) as opened:
-                image = transforms.pil_to_tensor(opened.convert("RGB"))
-        except READ_ERRORS as error:
+            image = read_image(file)
+        except ShardError as error:
             raise LGDError(f"{file} can't be read as a picture ({error}). Replace or remove it.") from error
         return Sample(image, torch.from_numpy(read_label(self._split, index)), file.name)
 

@@ -8,6 +8,8 @@ are checked.
 from __future__ import annotations
 
 import json
+import logging
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.datasets import Cityscapes
 
-from ...data.image_folder import IMAGE_SUFFIXES
-from ...errors import LGDError
+from ...data.decode import upright_size
+from ...data.image_folder import is_image
+from ...errors import LGDError, ShardError
 from .recipe import SegmentData
+
+log = logging.getLogger(__name__)
 
 IGNORED = 255  # class index of pixels that are neither learned nor scored
 UNKNOWN = -1
@@ -30,7 +35,8 @@ READ = 50  # label pictures, spread over the split, whose pixels are looked at b
 Numbers = npt.NDArray[
     np.int16
 ]  # [256]: the class index of each number that a label picture may have, IGNORED or UNKNOWN
-READ_ERRORS = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+# Pillow raises these, and struct.error, for files that are damaged
+READ_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
 
 
 class Pair(NamedTuple):
@@ -74,11 +80,35 @@ def open_split(data: SegmentData, split: str) -> Split:
         for pair in pairs:
             _check_pair(pair)
         found = Split(data.layout, classes, numbers, pairs)
-        for index in range(0, len(pairs), max(1, len(pairs) // READ)):
-            _read(found, index)
+        looked_at = range(0, len(pairs), max(1, len(pairs) // READ))
+        present = set[int]()
+        for index in looked_at:
+            present.update(np.unique(_read(found, index)).tolist())
             if data.layout == "cityscapes":
                 _check_polygons(pairs[index].label)
+    _say_what_is_missing(found, split, present, looked_at=len(looked_at))
     return found
+
+
+def _say_what_is_missing(found: Split, split: str, present: set[int], *, looked_at: int) -> None:
+    """Log the classes that no label picture has, if all were looked at, or only one class was seen at all."""
+    missing = [name for index, name in enumerate(found.classes) if index not in present]
+    alone = len(present - {IGNORED}) < 2
+    if not missing or (looked_at < len(found.pairs) and not alone):
+        return
+    some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+    means = (
+        f" {IGNORED}, which they have, means no class: it is neither learned nor scored." if IGNORED in present else ""
+    )
+    log.warning(
+        "%s: no pixel of %s in %d of %d label pictures.%s%s",
+        split,
+        some,
+        looked_at,
+        len(found.pairs),
+        means,
+        " Write the class's index instead, 0, 1, ... as in classes.txt." if alone and found.layout == "folder" else "",
+    )
 
 
 def read_label(split: Split, index: int) -> npt.NDArray[np.uint8]:
@@ -114,22 +144,24 @@ def _read(split: Split, index: int) -> npt.NDArray[np.uint8]:
 def _check_pair(pair: Pair) -> None:
     if not pair.label.is_file():
         raise LGDError(f"{pair.picture} has no labels: {pair.label} is not there")
-    sizes, mode = [], ""
-    for file in pair:
-        try:
-            with Image.open(file) as image:  # the header alone
-                sizes.append(image.size)
-                mode = image.mode
-        except READ_ERRORS as error:
-            raise LGDError(f"{file} can't be read as a picture ({error})") from error
+    try:
+        size = upright_size(pair.picture)
+    except ShardError as error:
+        raise LGDError(f"{pair.picture} can't be read as a picture ({error})") from error
+    try:
+        with Image.open(pair.label) as image:  # the header alone
+            label_size, mode = image.size, image.mode
+    except READ_ERRORS as error:
+        raise LGDError(f"{pair.label} can't be read as a picture ({error})") from error
     if mode not in ("L", "P"):
         raise LGDError(
             f"{pair.label} holds pixels of kind {mode!r}, where a number a pixel of 8 bits is expected (kind 'L' or 'P')"
         )
-    if sizes[0] != sizes[1]:
-        (width, height), (label_width, label_height) = sizes
+    if size != label_size:
+        (width, height), (label_width, label_height) = size, label_size
         raise LGDError(
-            f"{pair.picture} has {width} x {height} pixels and its labels {pair.label} have {label_width} x {label_height}"
+            f"{pair.picture} has {width} x {height} pixels and its labels {pair.label} have {label_width} x "
+            f"{label_height}"
         )
 
 
@@ -193,7 +225,7 @@ def _folder_classes(root: Path) -> tuple[tuple[str, ...], Numbers]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise LGDError(f"{file}, the names of the classes, can't be read ({error})") from error
     if not lines:
@@ -203,7 +235,7 @@ def _lines(file: Path) -> list[str]:
 
 def _folder_pictures(root: Path, split: str) -> list[Path]:
     folder = root / "images" / ("" if split == "all" else split)
-    return [path for path in _files(folder, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    return [path for path in _files(folder, "*") if is_image(path.name)]
 
 
 LAYOUTS: dict[str, Layout] = {

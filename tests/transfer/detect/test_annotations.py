@@ -14,7 +14,7 @@ from PIL import Image
 
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.transfer.detect.annotations import Annotations, read_annotations
-from lgd_timm.transfer.detect.dataset import Batch, Pictures, repeated
+from lgd_timm.transfer.detect.dataset import Batch, Pictures, read_picture, repeated
 from lgd_timm.transfer.detect.recipe import DetectData
 from tests.helpers.detect_data import COLOURS, IDS, SIZE, Dict, segmentation, write, write_coco, write_lvis
 
@@ -106,7 +106,10 @@ def test_crowds_and_slivers_are_left_out_and_counted(tmp_path: Path, caplog: pyt
     write(tmp_path / "instances.json", coco)
     with caplog.at_level("INFO"):
         found = pictures(read(tmp_path))
-    assert "5 pictures; left out: 1 crowds, 2 objects of less than a pixel, 1 pictures without objects" in caplog.text
+    assert (
+        "5 pictures; left out: 1 crowds, 1 objects of less than a pixel, 1 objects without a polygon of three corners, "
+        "1 pictures without objects" in caplog.text
+    )
     assert len(found) == 5
     assert len(found[0, 0].target["labels"]) == 1
     boxes = pictures(read(tmp_path, masks=False), masks=False)
@@ -186,8 +189,8 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no boxes": (put([], "annotations"), "has no list of annotations"),
     "no categories": (drop("categories"), "has no list of categories"),
     "no sizes": (drop("images", 2, "width"), r"without width, images\[2\]"),
-    "a size in words": (put("96", "images", 2, "width"), r"without width, images\[2\]"),
-    "an id in words": (put(["1"], "annotations", 2, "image_id"), r"without image_id, annotations\[2\]"),
+    "a size in words": (put("96", "images", 2, "width"), r"images\[2\].width is '96', a str"),
+    "an id in words": (put(["1"], "annotations", 2, "image_id"), r"annotations\[2\].image_id is \['1'\], a list"),
     "an unknown image": (put(77, "annotations", 1, "image_id"), "id 901, of the unknown image 77"),
     "an unknown category": (put(5, "annotations", 1, "category_id"), "id 901, of the unknown category 5"),
     "a strange box": (put([1, 2, 3], "annotations", 0, "bbox"), r"whose bbox is \[1, 2, 3\]"),
@@ -253,6 +256,57 @@ def test_a_picture_that_is_none_or_another(tmp_path: Path) -> None:
     Image.new("RGB", (30, 40)).save(file)
     with pytest.raises(LGDError, match=r"000000000003\.png has 30 x 40 pixels, and 96 x 64 in .*instances\.json"):
         found[2, 0]
+
+
+def test_a_photo_that_its_camera_turned_stands_upright_as_it_was_annotated(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    file = tmp_path / "images" / "000000000003.png"
+    red = Image.new("RGB", (96, 64), "black")
+    red.paste("red", (0, 0, 10, 10))
+    for orientation, lies in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        red.transpose(lies).save(file, exif=exif)
+        pixels = read_picture(read(tmp_path), 2)
+        assert pixels.shape == (3, 64, 96)
+        assert pixels[:, 5, 5].tolist() == [255, 0, 0]
+
+
+def test_sixteen_bits_of_grey_are_not_white(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    grey = np.arange(64 * 96, dtype=np.uint16).reshape(64, 96) * 10
+    Image.fromarray(grey).save(tmp_path / "images" / "000000000003.png")
+    assert read_picture(read(tmp_path), 2)[0].numpy().tolist() == (grey // 256).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("images", "id", "7", r"images\[0\]\.id is '7', a str, where int is expected"),
+        ("annotations", "image_id", "1", r"annotations\[0\]\.image_id is '1', a str"),
+        ("annotations", "category_id", 1.5, r"annotations\[0\]\.category_id is 1\.5, a float"),
+        ("images", "width", "96", r"images\[0\]\.width is '96', a str"),
+        ("images", "file_name", 3, r"images\[0\]\.file_name is 3, a int, where str is expected"),
+        ("categories", "name", ["red"], r"categories\[0\]\.name is \['red'\], a list"),
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, name: str, key: str, value: object, message: str) -> None:
+    coco = write_coco(tmp_path)
+    coco[name][0][key] = value
+    write(tmp_path / "instances.json", coco)
+    with pytest.raises(LGDError, match=message):
+        read(tmp_path)
+
+
+def test_whole_floats_are_numbers(tmp_path: Path) -> None:
+    coco = write_coco(tmp_path)
+    expected = read(tmp_path)
+    for image in coco["images"]:
+        image.update(width=float(image["width"]), height=float(image["height"]), id=float(image["id"]))
+    for entry in coco["annotations"]:
+        entry.update(image_id=float(entry["image_id"]))
+    write(tmp_path / "instances.json", coco)
+    assert read(tmp_path) == expected
 
 
 def test_masks_that_can_not_be_decoded(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lgd_timm.errors import LGDError, RecipeError
+from lgd_timm.transfer.segment.dataset import WholePictures
 from lgd_timm.transfer.segment.folders import LAYOUTS, READ, open_split, read_label
 from lgd_timm.transfer.segment.recipe import SegmentData
 from tests.helpers.segment_data import NAMES, make_ade20k, make_cityscapes, make_folder
@@ -226,3 +227,46 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_nonsense_in_a_recipe_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         SegmentData("somewhere", **fields)  # type: ignore[arg-type]
+
+
+def test_masks_of_0_and_255_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("background\nthing\n")
+    for file in (tmp_path / "labels").glob("*.png"):
+        with Image.open(file) as image:
+            mask = np.zeros((image.height, image.width), np.uint8)
+        mask[:5] = 255
+        Image.fromarray(mask).save(file)
+    open_split(SegmentData(str(tmp_path), layout="folder"), "all")
+    assert "all: no pixel of thing in" in caplog.text
+    assert "255, which they have, means no class" in caplog.text
+    caplog.clear()
+    mask[:5] = 1
+    Image.fromarray(mask).save(file)
+    open_split(SegmentData(str(tmp_path), layout="folder"), "all")
+    assert not caplog.records
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    file = tmp_path / "classes.txt"
+    names = open_split(SegmentData(str(tmp_path), layout="folder"), "all").classes
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert open_split(SegmentData(str(tmp_path), layout="folder"), "all").classes == names
+
+
+def test_a_photo_that_its_camera_turned_is_compared_and_read_upright(tmp_path: Path) -> None:
+    make_folder(tmp_path, height=48, width=64)
+    pictures = sorted((tmp_path / "images").glob("*"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file in pictures:
+        with Image.open(file) as image:
+            image.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(file.with_suffix(".jpg"), exif=exif)
+        file.unlink()
+    split = open_split(SegmentData(str(tmp_path), layout="folder"), "all")
+    assert WholePictures(split)[0].image.shape == (3, 48, 64)
+    with Image.open(pictures[0].with_suffix(".jpg")) as image:
+        image.save(pictures[0].with_suffix(".jpg"))  # without the orientation it lies on its side
+    with pytest.raises(LGDError, match=r"48 x 64 pixels and its labels .* have 64 x 48"):
+        open_split(SegmentData(str(tmp_path), layout="folder"), "all")
