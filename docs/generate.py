@@ -105,7 +105,7 @@ def recipe_page() -> str:
     """docs/concepts/recipes.md."""
     parts = [
         "# Recipes",
-        "A recipe is a YAML file; a section of it is a mapping. Any field is overridden on the command line as "
+        "A recipe is a YAML file; a section of it is a mapping. Any field is overridden on the command line as\n"
         "`--section.field value`. This page is generated from `lgd_timm/config/recipe.py` by `docs/generate.py`.",
     ]
     for title, section, cls in SECTIONS:

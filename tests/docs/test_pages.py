@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+TEXT = {".cfg", ".html", ".j2", ".jsonl", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 FILE = re.compile(r"(?<![\w/.-])(?:tests|benchmarks|recipes)/[\w/.-]+\.(?:py|yaml|sh|tsv|png)\b")
 
 
@@ -23,6 +24,12 @@ def test_the_readme_is_of_three_minutes() -> None:
     lines = text_of("README.md").splitlines()
     assert len(lines) <= 120
     assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_fit_120_columns(page: str) -> None:
+    """A row of a table is as long as it must be: Markdown can't break it."""
+    assert [line for line in text_of(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -53,7 +60,6 @@ def test_no_file_cites_notes_that_are_not_in_the_repository() -> None:
     notes = ["facts", "mechanics"]
     cited = re.compile("|".join([*(rf"\b{name}\.md" for name in notes), "shared" + "/reference"]))
     folders = ("lgd_timm", "tests", "benchmarks", "recipes", "docs")
-    files = [
-        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")
-    ]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in TEXT]
+    files += [path for path in ROOT.iterdir() if path.suffix in TEXT]
     assert [path.relative_to(ROOT).as_posix() for path in files if cited.search(path.read_text(encoding="utf-8"))] == []
