@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -47,6 +49,33 @@ def test_files_that_are_named_exist(page: str) -> None:
 def test_every_page_is_in_the_navigation() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", text_of("mkdocs.yml")))
     assert listed == {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "".join(text_of(page) for page in PAGES if page.startswith("docs/reference/"))
+    documented = set(re.findall(r"^::: ([\w.]+)$", text, flags=re.MULTILINE))
+    missing = []
+    for room in ("evaluate", "evaluate.report", "objectives", "publish", "students", "teachers", "training"):
+        package = importlib.import_module(f"lgd_timm.{room}")
+        for name in package.__all__:
+            module = getattr(getattr(package, name), "__module__", "")  # a constant has none
+            if module.startswith("lgd_timm.") and not documented & {module, f"{module}.{name}"}:
+                missing.append(f"lgd_timm.{room}.{name} of {module}")
+    assert missing == []
+
+
+def test_the_architecture_page_has_the_rooms_of_its_guard() -> None:
+    guard = ast.parse(text_of("tests/test_architecture.py"))
+    (rooms,) = [
+        ast.literal_eval(node.value)
+        for node in guard.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MAY_IMPORT"
+    ]
+    rows = re.findall(r"^\| `(\w+)/` \| .* \| (.*) \|$", text_of("docs/develop/architecture.md"), flags=re.MULTILINE)
+    page = {room: set(re.findall(r"\w+", allowed)) for room, allowed in rows if allowed != "everything"}
+    folders = {path.name for path in (ROOT / "lgd_timm").iterdir() if (path / "__init__.py").exists()}
+    assert {room for room, _ in rows} == folders
+    assert page == {room: set(rooms[room].split()) for room in folders - {"cli"}}
 
 
 def test_generated_pages_are_fresh() -> None:
