@@ -1,4 +1,4 @@
-"""LGDTask: one training step as timm's TrainingTask sees it, with student, projector, objective and teacher."""
+"""LGDTask: a distillation as timm's TrainingTask, with student, projector, objective and teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .teachers import ImageTeacher
 
 
 class LGDTask(TrainingTask):
-    """Student and teacher look at the same pixels; the objective compares what they see.
+    """Student and teacher embed the same images, and the objective compares their embeddings.
 
     Args:
         student: backbone and projector.
@@ -54,7 +54,7 @@ class LGDTask(TrainingTask):
 
     @property
     def ema_student(self) -> Student:
-        """The averaged copy; `setup_ema` must have been called."""
+        """The moving average of the student; `setup_ema` must have been called."""
         module: Any = self.get_trainable_module(ema=True)
         return module.module
 
@@ -65,7 +65,7 @@ class LGDTask(TrainingTask):
 
     @property
     def state_modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds."""
+        """The modules that a checkpoint saves, by file name."""
         average = {"ema": self.ema_student} if self.has_ema() else {}
         return {"student": self.student, **average, "objective": self.objective}
 
@@ -74,9 +74,19 @@ class LGDTask(TrainingTask):
         return self._teacher[0] if self._teacher else None
 
     def forward(self, input: Tensor, target: Tensor | None = None, *, labels: Tensor | None = None) -> dict[str, Any]:
-        """Loss of one batch. `output` is the student's embedding [B, D], `teacher` the teacher's.
+        """Compute the losses of a batch.
 
-        `labels`, int64 [B], are looked at by an objective that needs them, and by no other.
+        Args:
+            input: pixels, uint8 [B, 3, H, W] or float in 0..1.
+            target: the teacher's stored embeddings [B, D]; None: the online teacher computes them.
+            labels: int64 [B], for an objective that needs them.
+
+        Returns:
+            What the objective returns (`loss`, its parts, maybe `assigned`), `output`, the student's embeddings [B, D],
+            and `teacher`, the teacher's [B, D].
+
+        Raises:
+            LGDError: labels or embeddings are missing, or do not fit.
         """
         embeddings = self.teach(input) if target is None else target
         output = self.trainable_module(input)
@@ -91,7 +101,7 @@ class LGDTask(TrainingTask):
         }
 
     def teach(self, input: Tensor) -> Tensor:
-        """The online teacher's embeddings [B, D] of raw pixels."""
+        """Compute the online teacher's embeddings [B, D] of pixels. Raises: LGDError where there is none."""
         if self.teacher is None:
             raise LGDError(
                 "The task has no teacher and was given no stored embeddings. Pass `target`, or build it with a teacher."
@@ -116,7 +126,7 @@ class LGDTask(TrainingTask):
     def compile(  # type: ignore[override]  # timm's signature, which differs from Module's
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module | None:
-        """Compile student and objective, each in place: no wrapper, so the checkpoint's keys stay those of the plain modules."""
+        """Compile student and objective in place, without a wrapper: the keys of checkpoints stay the same."""
         for module in (self.trainable_module, self.objective):
             module.compile(backend=backend, mode=mode, **compile_kwargs)
         return self.trainable_module
@@ -129,7 +139,7 @@ class LGDTask(TrainingTask):
         return self
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The banks, for timm's checkpoints."""
+        """Return the objective's state, for timm's checkpoints."""
         return {"objective": self.objective.state_dict()}
 
     def load_task_state(

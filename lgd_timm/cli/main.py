@@ -56,11 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LGDError, MissingExtra, OSError) as error:  # OSError: a full disk, a folder that is a file
         print(f"lgd-timm: error: {_message(error)}", file=sys.stderr)
         return 1 if isinstance(error, WorkerError) else 2
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch raises it wherever the main thread is
-            raise
-        print(f"lgd-timm: error: {_worker_died(error)}", file=sys.stderr)
-        return 1
     return status or 0
 
 
@@ -92,13 +87,6 @@ def _set_up_logging() -> None:
     )
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _worker_died(error: RuntimeError) -> str:
-    said = " ".join(str(error).split()).rstrip(".")
-    return (
-        f"{said}. Memory may have run out: lower data.workers or data.batch_size. A distillation goes on with --resume."
-    )
 
 
 def _message(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""One distillation, built from its recipe: everything is checked against the world before anything is written."""
+"""Build a distillation from its recipe: everything is checked before anything is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ from .step import Skipped
 
 
 def build(recipe: Recipe, out: Path) -> Run:
-    """Check the recipe against the world and build everything, writing nothing."""
+    """Check the recipe against shards, names and teacher, and build everything, without writing.
+
+    Raises:
+        LGDError: the recipe can't be run.
+    """
     device, ranks = torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join()
     check_batch_size(recipe, ranks.world_size)
     shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
@@ -59,7 +63,8 @@ def build(recipe: Recipe, out: Path) -> Run:
     task = build_task(recipe, teaching, device)
     if recipe.machine.accumulate > 1 and not task.objective.per_image:
         raise RecipeError(
-            f"The loss of {type(task.objective).__name__} looks at a whole batch, or fills its bank before it, so run.accumulate = "
+            f"The loss of {type(task.objective).__name__} looks at a whole batch, or fills its bank before it, "
+            f"so run.accumulate = "
             f"{recipe.machine.accumulate} would change it. Set run.accumulate 1."
         )
     if task.objective.needs_labels:
@@ -99,7 +104,7 @@ def all_embeddings(teaching: PreparedTeacher, shards: ShardSet, ranks: Ranks) ->
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
-    """The global batch is shared out over ranks, and a rank's over passes, evenly. Raises: RecipeError."""
+    """Check that ranks share the batch evenly, and passes a rank's part. Raises: RecipeError."""
     size, passes = recipe.data.batch_size, recipe.machine.accumulate
     if size % world_size:
         raise RecipeError(f"data.batch_size = {size} is global and must divide by {world_size} ranks.")
@@ -175,9 +180,9 @@ def prepare_validation(
 
 
 def build_task(recipe: Recipe, teaching: PreparedTeacher, device: torch.device) -> LGDTask:
-    torch.manual_seed(
-        recipe.machine.seed
-    )  # here and not before: whatever was built till now has no say in the student's start
+    """Build student, objective and their task, with random numbers that depend on the recipe's seed alone."""
+    # Here and not before, so that what was built till now does not change the student's first weights.
+    torch.manual_seed(recipe.machine.seed)
     student = create_student(
         embed_dim=teaching.bank.shape[1],
         **{**asdict(recipe.student), "image_size": recipe.student.image_size or teaching.views.size},

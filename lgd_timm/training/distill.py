@@ -1,4 +1,4 @@
-"""From a recipe to a published folder: build, train or go on, evaluate, publish."""
+"""Distil from a recipe to a published folder: build, train or resume, evaluate, publish."""
 
 from __future__ import annotations
 
@@ -36,11 +36,22 @@ log = logging.getLogger(__name__)
 
 
 def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: str | Path | None = None) -> Path:
-    """Run a recipe. Leaves `out/{recipe.yaml,log.jsonl,checkpoints,published}`; returns the published folder.
+    """Run a recipe. It leaves `out/{recipe.yaml,log.jsonl,checkpoints,published}`.
 
-    `source` is what the recipe was read from. If that is a published folder, a line of the log says whether the run repeats it.
-    Raises: LGDError for any bad input, before anything is written; WeightsError when `out` holds another run; Stopped when SIGTERM
-    ended it, after it was saved.
+    Args:
+        recipe: what is distilled.
+        out: the run's folder, which is made.
+        resume: whether to go on from the last checkpoint in `out`, if there is one.
+        source: file or folder that the recipe was read from. If it is a published folder, the log says whether the run
+            repeats it.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        LGDError: bad input, before anything is written.
+        WeightsError: `out` holds another run.
+        Stopped: SIGTERM ended the run, which is saved.
     """
     out = Path(out)
     check_output(out, resume=resume)
@@ -63,7 +74,7 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
 
 
 def evaluate_teacher(run: Run) -> ZeroShot | None:
-    """The teacher's own score on the same images: online, or from stored embeddings of unaugmented views; None without either."""
+    """Measure the teacher on the evaluation split, online or by stored embeddings; None without either."""
     assert run.validation is not None
     if run.teaching.image is not None:
         return run.zero_shot(run.teaching.image, ranks=Ranks())
@@ -73,7 +84,16 @@ def evaluate_teacher(run: Run) -> ZeroShot | None:
 
 
 def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
-    """Evaluate what will be published, and publish it to folder `out`; with `open_clip`, the teacher's text tower goes along."""
+    """Evaluate what will be published, and publish it.
+
+    Args:
+        run: a distillation that was trained or loaded.
+        out: the published folder.
+        open_clip: whether the folder gets the teacher's text tower, so that open_clip loads it.
+
+    Returns:
+        The published folder.
+    """
     student = round_weights(run.task.best_student).eval()
     teacher = spec_from_dict(run.teaching.metadata["teacher"]) if open_clip else None
     if teacher is not None:
@@ -117,7 +137,7 @@ def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
 
 
 def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
-    """What `metrics.json` says of the training."""
+    """Describe the training, for `metrics.json`."""
     seconds = training_seconds(rows, images=run.step * run.recipe.data.batch_size)
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
     return {
@@ -134,7 +154,7 @@ def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[str, Any]:
-    """What `metrics.json` says of student and teacher on the evaluation split; with its names, where they are not the student's."""
+    """Evaluate student and teacher, for `metrics.json`; with the split's names, where they are not the student's."""
     own, teacher = run.zero_shot(student, ranks=Ranks()), evaluate_teacher(run)
     log.info("student: %s", own)
     log.info("teacher: %s", teacher or "not measured: no online teacher, no stored embeddings of the evaluation split")
@@ -153,8 +173,9 @@ def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[st
 def publishable_recipe(run: Run) -> Recipe:
     """The recipe as it travels: complete, and of nothing that is here only.
 
-    Names stand in place of their sources; run for other names, it is scored on the same ones. Stored embeddings are accompanied
-    by who taught and on which views, so that they can be made again. Paths into the working directory are relative.
+    Names stand in place of their sources; run for other names, it is scored on the same ones. Stored embeddings are
+    accompanied by who taught and on which views, so that they can be made again. Paths into the working directory are
+    relative.
     """
     vocabulary, teacher = run.teaching.vocabulary, run.recipe.teacher
     val_names = None if run.validation is None else list(run.validation.names)
@@ -177,16 +198,26 @@ def publishable_recipe(run: Run) -> Recipe:
 
 @torch.no_grad()
 def embedding_norm(student: torch.nn.Module, run: Run) -> float:
-    """Mean length of the student's embeddings over one training batch."""
+    """Compute the mean norm of the student's embeddings of one training batch."""
     plan = replace(run.plan, start=0, stop=1)
     batch = next(iter(loader(run.dataset, plan)))
     return float(student(batch.to(run.device).images).norm(dim=1).mean())
 
 
 def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False, best: bool = False) -> Path:
-    """Make a published folder from a run's last checkpoint, or from its best; with `open_clip`, one that open_clip loads too.
+    """Make a published folder from a checkpoint of a run.
 
-    Raises: WeightsError when there is no such checkpoint, or no open_clip text tower for it.
+    Args:
+        folder: of the run.
+        out: the published folder.
+        open_clip: whether the folder gets the teacher's text tower, so that open_clip loads it.
+        best: whether to take the checkpoint of the best score; else the last.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        WeightsError: there is no such checkpoint, or no open_clip text tower for it.
     """
     folder = Path(folder)
     checkpoints = all_checkpoints(folder / "checkpoints")
@@ -197,7 +228,8 @@ def save_run(folder: str | Path, *, out: str | Path, open_clip: bool = False, be
     checkpoint = best_checkpoint(folder / "checkpoints") if best else checkpoints[-1]
     if checkpoint is None:
         raise WeightsError(
-            f"{folder} holds no checkpoint that was scored, so there is no best. Give a run with data.val_split, or leave out best."
+            f"{folder} holds no checkpoint that was scored, so there is no best. "
+            "Give a run with data.val_split, or leave out best."
         )
     run = build(read_recipe(folder / "recipe.yaml"), folder)  # the user's own, which may name any path
     load(run, checkpoint)

@@ -1,7 +1,8 @@
 """The one training loop: for distillation, detection, segmentation, and whatever else is `Trainable`.
 
-Which samples a step sees, and what is drawn at random in it, depends on the seed and the step's number alone. So a run can be stopped after
-any step and resumed: on a CPU it ends with the same weights, bit for bit, as one that was not stopped.
+Which samples a step sees, and what is drawn at random in it, depends on the seed and the step's number alone. So a run
+can be stopped after any step and resumed: on a CPU it ends with the same weights, bit for bit, as one that was not
+stopped.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Machine(Protocol):
 
 
 class Trainable(Protocol):
-    """What `fit` trains. A class inherits from this, sets the attributes, and implements the methods that have no default.
+    """What `fit` trains. A class inherits from it, sets the attributes, and implements what has no default.
 
     Attributes:
         title: what the progress bar is called.
@@ -95,7 +96,7 @@ class Trainable(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What a resumed run must have in common with the one that wrote the checkpoint: all that decides the numbers (JSON)."""
+        """All that decides the numbers, and must not change when a run is resumed (JSON)."""
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -112,7 +113,10 @@ class Trainable(Protocol):
         return float(self.optimizer.param_groups[0]["lr"])
 
     def batches(self) -> Iterator[Any]:
-        """This rank's batches from step `step` to the last, on the device. Each has `keys`, the names of its samples."""
+        """This rank's batches from step `step` to the last, on the device.
+
+        Each has `keys`, the names of its samples.
+        """
 
     def bad_samples(self, batch: Any) -> Bad:
         """What could not be read while the batch was made."""
@@ -141,7 +145,10 @@ class Trainable(Protocol):
         """Losses of one pass by name, scalars; `loss` is minimised, the others are logged."""
 
     def after_step(self) -> None:
-        """Update banks and averages after the optimizer's step. It must not change anything that is not in `modules`."""
+        """Update banks and averages after the optimizer's step.
+
+        It must not change anything that is not in `modules`.
+        """
 
     def evaluates(self, epoch: int) -> bool:
         """Whether the model is evaluated after so many epochs."""
@@ -196,7 +203,7 @@ def start(run: Trainable, *, recipe: str, resume: bool) -> None:
 
 
 def fit(run: Trainable) -> dict[str, float]:
-    """Train from step `run.step` to the last one. Saves every so many minutes and at the ends of epochs, and evaluates there.
+    """Train from step `run.step` to the last one, save every so many minutes and epochs, and evaluate.
 
     Returns:
         The scores of the last evaluation; none if there was none.
@@ -278,7 +285,7 @@ class _Saver:
 
 
 def _lacks_scores(run: Trainable) -> bool:
-    """Whether the run was killed at the end of an epoch, after it was saved and before it was evaluated; or at its very end."""
+    """Whether the run was killed between the checkpoint of an epoch and its evaluation, or at its end."""
     epoch, rest = divmod(run.step, run.steps_per_epoch)
     if rest or not run.evaluates(epoch):
         return False

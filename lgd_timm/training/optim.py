@@ -44,9 +44,7 @@ def build_optimizer(
     if groups is not None:
         options["param_group_fn"] = lambda _: list(groups)
     try:
-        return create_optimizer_v2(
-            model, opt=name, lr=lr, weight_decay=weight_decay, momentum=momentum, **options
-        )
+        return create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay, momentum=momentum, **options)
     except BUILD_ERRORS as error:
         raise RecipeError(
             f"optimizer {name!r} can't be built of lr = {lr:g} and the recipe's other values ({error})."
@@ -54,7 +52,7 @@ def build_optimizer(
 
 
 def rate_groups(model: nn.Module, part: nn.Module, *, lr: float, part_lr: float) -> list[dict[str, Any]]:
-    """Group the trained parameters of a model: those of a part of it at a learning rate of their own, then the others."""
+    """Group the trained parameters of a model: those of a part of it at a rate of their own, then the others."""
     inside = {id(parameter) for parameter in part.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [

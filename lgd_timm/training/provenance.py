@@ -1,4 +1,4 @@
-"""Is a run the one that a published folder came from? Its metrics say which images and which teacher it saw."""
+"""Compare a run with the published folder that its recipe came from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PARTS = ("vocabulary", "views", "student", "objective", "optimizer", "schedule"
 def compare(
     folder: Path, *, metrics: Mapping[str, Any], recipe: Mapping[str, Any], published: Mapping[str, Any]
 ) -> None:
-    """Log one line: that a run repeats the folder that its recipe came from, or what differs. Both recipes as plain data.
+    """Log one line: the run repeats the folder that its recipe came from, or what differs.
 
     Raises: RecipeError when the folder's metrics.json can't be read.
     """

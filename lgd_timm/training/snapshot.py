@@ -51,8 +51,8 @@ class Snapshot:
 class Rollback:
     """Take an update of modules and optimizer back on the device, if a flag there says so.
 
-    Tensors on the device are restored there, without waiting for it. What an optimizer keeps on the host, such as a count of steps, is
-    restored by `undo`, once the flag was read, which must happen before the next update.
+    Tensors on the device are restored there, without waiting for it. What an optimizer keeps on the host, such as a
+    count of steps, is restored by `undo`, once the flag was read, which must happen before the next update.
 
     Args:
         modules: all of their parameters and buffers may be changed by a step.
@@ -89,7 +89,8 @@ class Rollback:
     def restore_unless(self, keep: Tensor) -> None:
         """Restore what is on the device if `keep` (bool []) is False; to be called after the update.
 
-        Where the optimizer made new tensors, as in its first step, `keep` is read: the host has to know whether they stay.
+        Where the optimizer made new tensors, as in its first step, `keep` is read: the host has to know whether they
+        stay.
         """
         if self._made_tensors() and not bool(keep):
             self._drop_new_tensors()
@@ -105,7 +106,7 @@ class Rollback:
         self._host.restore()
 
     def _containers(self) -> list[Container]:
-        """Where an optimizer keeps numbers and tensors: its groups of parameters, and what belongs to each parameter."""
+        """Return the dictionaries in which an optimizer keeps numbers and tensors: its groups and its state."""
         return [*self._optimizer.param_groups, *self._optimizer.state.values()]
 
     def _tensors(self, *, on_device: bool) -> list[Tensor]:

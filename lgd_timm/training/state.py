@@ -155,7 +155,12 @@ class Run(Trainable):
         return {"zero_shot_top1": result.top1, "zero_shot_top5": result.top5}
 
     def zero_shot(self, encoder: nn.Module, *, ranks: Ranks) -> ZeroShot:
-        """Measure an encoder's zero-shot accuracy on the recipe's evaluation split, which there must be, shared out over `ranks`."""
+        """Measure an encoder's zero-shot accuracy on the recipe's evaluation split, which there must be.
+
+        Args:
+            encoder: maps images [B, 3, H, W] to embeddings [B, D]; is left in eval mode.
+            ranks: which share the images out.
+        """
         assert self.validation is not None
         if ranks.world_size > 1:
             for buffer in encoder.buffers():  # batch statistics, in which ranks differ by their last step

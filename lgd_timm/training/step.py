@@ -1,8 +1,9 @@
 """Take one training step, or leave it out completely where a gradient is not finite.
 
-On an accelerator the host does not wait for a step: it enqueues the update, lets the device take it back where a gradient was not finite,
-and reads whether that happened one step later. On a CPU, where there is nothing to wait for, and with float16, whose `GradScaler` reads
-such a flag itself, the host decides before the update. The results are equal bit for bit.
+On an accelerator the host does not wait for a step: it enqueues the update, lets the device take it back where a
+gradient was not finite, and reads whether that happened one step later. On a CPU, where there is nothing to wait for,
+and with float16, whose `GradScaler` reads such a flag itself, the host decides before the update. The results are equal
+bit for bit.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Skipped:
-    """Count the steps that were left out; more than `allowed` in a row are an error. With float16 a few are the scaler's search.
+    """Count the steps that were left out; more than `allowed` in a row are an error.
+
+    With float16 some are normal, while the scaler searches for its scale.
 
     Args:
         allowed: how many steps in a row may be left out.
@@ -60,8 +63,8 @@ class Skipped:
         text = f"step {step + 1}: a gradient is not finite"
         if self.in_row > self.allowed:
             raise LGDError(
-                f"{text}, like those of the {self.allowed} steps before. Lower optimizer.lr, set optimizer.clip_grad, or look at the "
-                f"images of this batch: {', '.join(keys)}."
+                f"{text}, like those of the {self.allowed} steps before. Lower optimizer.lr, set optimizer.clip_grad, "
+                f"or look at the images of this batch: {', '.join(keys)}."
             )
         return f"{text}, so it was left out (of images {', '.join(keys[:4])}, ...)"
 
@@ -108,8 +111,8 @@ class TrainStep:
     """Take a run's steps one after the other.
 
     Args:
-        run: what is trained.
-        on_device: whether the device takes back what should not have been done, so that the host never waits for it. Default: on an
+        run: what is trained. on_device: whether the device takes back what should not have been done, so that the host
+        never waits for it. Default: on an
             accelerator, unless the precision is float16.
     """
 
@@ -120,10 +123,10 @@ class TrainStep:
         self._decide: _DecideOnHost | _DecideOnDevice = _DecideOnDevice(run) if on_device else _DecideOnHost(run)
 
     def take(self, batch: Any) -> StepResult:
-        """Compute gradients and update weights, banks and averages; or leave all as it was, where a gradient is not finite.
+        """Compute gradients and update weights, banks and averages; leave all as it was if a gradient is not finite.
 
-        Every rank decides alike, as they share their gradients. A step that was left out is counted and logged, on an accelerator during
-        the next step.
+        Every rank decides alike, as they share their gradients. A step that was left out is counted and logged, on an
+        accelerator during the next step.
 
         Args:
             batch: what `run.losses` takes, with `keys`, the names of its images.

@@ -1,4 +1,4 @@
-"""Teach once: run a teacher over shards and store its embeddings of K fixed views beside them.
+"""Store a teacher's embeddings of K fixed views of each image beside the shards.
 
 Shards are the unit: each gets its sidecar in one step, a stopped run goes on at the first shard without one, and the
 processes of torchrun share the shards out.
@@ -40,14 +40,15 @@ log = logging.getLogger(__name__)
 
 
 def folder_name(teacher: ImageTeacher, views: Views, *, dtype: str = "float16") -> str:
-    """`<teacher>-<views>`: speaks to people, and its end differs whenever what is stored would."""
+    """Return `<teacher>-<views>-<fingerprints>`, which differs wherever the embeddings would."""
     form = "" if dtype == "float16" else f"-{dtype}"
-    return f"{teacher.name}-{views.augmentation}-s{views.seed}-k{views.count}-{teacher.fingerprint[:6]}{views.fingerprint[:6]}{form}"
+    fingerprints = f"{teacher.fingerprint[:6]}{views.fingerprint[:6]}"
+    return f"{teacher.name}-{views.augmentation}-s{views.seed}-k{views.count}-{fingerprints}{form}"
 
 
 @dataclass(frozen=True)
 class _TeachJob:
-    """Who teaches what, into which folder, and how."""
+    """What `teach` works on, and how."""
 
     teacher: ImageTeacher
     shards: ShardSet
@@ -83,13 +84,30 @@ def teach(
     compile: bool = False,
     max_bad: float = 0.001,
 ) -> StoredEmbeddings:
-    """Store the embeddings [K, D] of each sample in `<shards>/<teacher>-<views>/<shard>.tar`, as float16 or int8.
+    """Store the embeddings [K, D] of each sample in `<out>/<shard>.tar`.
 
-    Stopped and started again, it goes on at the first shard that is not whole. Where torch.distributed is initialised, ranks
-    share the shards out and return when all are done. `batch_size` counts images, each view being one. `spec` is the teacher's
-    part of a recipe and goes into `_teacher.json` with the fingerprints, so that later runs can rebuild the text tower alone.
-    Raises: TeacherError when the folder holds embeddings of another teacher, of other views or of other shards, or another
-    run is writing there, and for shards at an address without `out`; ShardError for too many bad samples.
+    A run that was stopped is resumed at the first shard that is not complete. Where torch.distributed is initialised,
+    ranks share the shards out and return when all are done.
+
+    Args:
+        teacher: embeds the images.
+        shards: the images.
+        spec: the teacher's part of a recipe, for `_teacher.json`, so that later runs can rebuild the text tower alone.
+        text_fingerprint: of the text tower, for `_teacher.json`.
+        views: which views of each image.
+        out: folder of the embeddings; None: `<shards>/<teacher>-<views>-<fingerprints>`.
+        dtype: float16 or int8, as which embeddings are stored.
+        batch_size: views that the teacher embeds at a time.
+        workers: processes that read and decode.
+        device: where the teacher works.
+        compile: whether the teacher is compiled.
+        max_bad: share of the samples that may be unreadable.
+
+    Raises:
+        TeacherError: the folder holds embeddings of another teacher, other views or other shards, another run is
+        writing
+            there, or the shards are remote and `out` is not given.
+        ShardError: too many bad samples.
     """
     assert dtype in DTYPES, dtype
     facts = {
@@ -105,26 +123,26 @@ def teach(
     }
     out = require_local(out or _folder_beside(shards) / folder_name(teacher, views, dtype=dtype), what="out")
     ranks = Ranks.join()
-    lesson = _TeachJob(
+    job = _TeachJob(
         teacher, shards, views, out, dtype, batch_size, workers, torch.device(device), compile, max_bad, ranks
     )
     _claim(out, facts, shards, write=ranks.first)
     with _sole_writer(out, shards) if ranks.first else nullcontext():
         numbers = range(len(shards.filenames))
-        there = ranks.gather({shard: record for shard in ranks.share(numbers) if (record := lesson.finished(shard))})
-        todo = [shard for shard in numbers if shard not in there]
+        done = ranks.gather({shard: record for shard in ranks.share(numbers) if (record := job.finished(shard))})
+        todo = [shard for shard in numbers if shard not in done]
         start = time.perf_counter()
-        _teach_shards(lesson, ranks.share(todo), there)
+        _teach_shards(job, ranks.share(todo), done)
         ranks.wait()
         seconds = time.perf_counter() - start
-        records = _check(lesson, [*ranks.share(todo), *ranks.share(list(there))])
+        records = _check(job, [*ranks.share(todo), *ranks.share(list(done))])
         if ranks.first:
-            _say(lesson, sum(records[shard].samples for shard in todo), seconds)
+            _report(job, sum(records[shard].samples for shard in todo), seconds)
     return open_stored(out)
 
 
 def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> StoredEmbeddings:
-    """Run a teach recipe, into folder `out`, else the recipe's own; torchrun runs it in several processes.
+    """Run a teach recipe, into the folder `out` or else the recipe's own. torchrun can run it in several processes.
 
     Raises: as `teach`, and for bad teachers and shards before anything is written.
     """
@@ -155,7 +173,7 @@ def teach_recipe(recipe: TeachRecipe, *, out: str | Path | None = None) -> Store
 
 
 def _folder_beside(shards: ShardSet) -> Path:
-    """In which the folder of embeddings is made by default. Raises: TeacherError where that is an address."""
+    """Return the folder beside the shards. Raises: TeacherError where the shards are remote."""
     if isinstance(shards.root, Path):
         return shards.root
     raise TeacherError(
@@ -181,16 +199,17 @@ def _claim(out: Path, facts: dict[str, Any], shards: ShardSet, *, write: bool) -
         compared["fingerprint"] = there["fingerprint"]
     if other := changed_keys(there, compared):
         raise TeacherError(
-            f"{out} holds embeddings of another origin ({', '.join(other)} differ). Choose another --out, or remove the folder."
+            f"{out} holds embeddings of another origin ({', '.join(other)} differ). "
+            "Choose another --out, or remove the folder."
         )
 
 
 @contextmanager
 def _sole_writer(out: Path, shards: ShardSet) -> Iterator[None]:
-    """Keep other runs out of the folder, and clear it of what a killed one was writing: with the lock held, that is nobody's.
+    """Lock the folder against other runs, and remove what a killed run was writing.
 
-    The lock is the system's and ends with the process, however it ends. Where there is none (Windows, some network disks),
-    nothing is cleared.
+    The lock is the system's and ends with the process. Where there are none (Windows, some network disks), nothing is
+    removed.
     """
     with (out / TEACHER).open("r+b") as file:
         try:
@@ -204,91 +223,91 @@ def _sole_writer(out: Path, shards: ShardSet) -> Iterator[None]:
         except (ImportError, OSError):
             pass
         else:
-            ours = tuple(f".{name}." for name in (*shards.filenames, INFO, TEACHER))  # as `replacing` names them
+            ours = tuple(f".{name}." for name in (*shards.filenames, INFO, TEACHER))  # as `atomic_file` names them
             for path in [path for path in out.iterdir() if path.name.startswith(ours)]:
                 path.unlink(missing_ok=True)
         yield
 
 
-def _teach_shards(lesson: _TeachJob, todo: Sequence[int], there: Mapping[int, Record]) -> None:
-    """Write the sidecars of this rank's shards. One loader walks them all, so that its workers start once."""
-    shards, views, shape = lesson.shards, lesson.views, (lesson.views.count, lesson.teacher.embed_dim)
-    bad = BadSamples(lesson.max_bad, size=len(shards))
-    for shard, record in there.items():
+def _teach_shards(job: _TeachJob, todo: Sequence[int], done: Mapping[int, Record]) -> None:
+    """Write the sidecars of this rank's shards. One loader reads them all, so that its workers start once."""
+    shards, views, shape = job.shards, job.views, (job.views.count, job.teacher.embed_dim)
+    bad = BadSamples(job.max_bad, size=len(shards))
+    for shard, record in done.items():
         for line in bad.add(tuple(record.left_out.items())):
-            if lesson.ranks.first:
-                log.warning("%s (as before; to try it again, remove %s)", line, lesson.sidecar(shard))
-    samples = max(1, lesson.batch_size // views.count)  # all views of a sample travel together
+            if job.ranks.first:
+                log.warning("%s (as before; to try it again, remove %s)", line, job.sidecar(shard))
+    samples = max(1, job.batch_size // views.count)  # all views of a sample travel together
     starts = np.concatenate([[0], np.cumsum(shards.lengths)]).tolist()
-    walks = [SequentialSampler(range(starts[shard], starts[shard + 1]), samples, views=views.count) for shard in todo]
-    dataset = ShardDataset(shards, views=views, allow_empty=True, photometry=color_device("auto", lesson.device))
-    batches = loader(dataset, _Chain(walks), workers=lesson.workers)
-    size = min(lesson.batch_size, samples * views.count)
-    embeddings = embedded(lesson.teacher, batches, size=size, device=lesson.device, compile=lesson.compile)
-    with _progress(lesson, todo, there) as progress:
-        for shard, walk in zip(todo, walks, strict=True):
-            with write_sidecar(
-                lesson.sidecar(shard), shards=shards, shard=shard, shape=shape, dtype=lesson.dtype
-            ) as sidecar:
-                for batch, rows in islice(embeddings, len(walk)):
+    samplers = [
+        SequentialSampler(range(starts[shard], starts[shard + 1]), samples, views=views.count) for shard in todo
+    ]
+    dataset = ShardDataset(shards, views=views, allow_empty=True, photometry=color_device("auto", job.device))
+    batches = loader(dataset, _Chain(samplers), workers=job.workers)
+    size = min(job.batch_size, samples * views.count)
+    embeddings = embedded(job.teacher, batches, size=size, device=job.device, compile=job.compile)
+    with _progress(job, todo, done) as progress:
+        for shard, sampler in zip(todo, samplers, strict=True):
+            with write_sidecar(job.sidecar(shard), shards=shards, shard=shard, shape=shape, dtype=job.dtype) as sidecar:
+                for batch, rows in islice(embeddings, len(sampler)):
                     for line in bad.add(batch.bad):
                         log.warning(line)
                     sidecar.add(batch.keys, rows, bad=batch.bad)
                     progress.update(len(batch.keys))
 
 
-def _progress(lesson: _TeachJob, todo: Sequence[int], there: Mapping[int, Record]) -> tqdm:
-    """The bar, in views; it begins with what is there. One rank speaks, of its own part: rank 0, whose part is the largest."""
-    split, views, lengths = lesson.shards.split, lesson.views.count, lesson.shards.lengths
+def _progress(job: _TeachJob, todo: Sequence[int], done: Mapping[int, Record]) -> tqdm:
+    """Make the progress bar, in views. Rank 0 shows it, of its own part, which is the largest."""
+    split, views, lengths = job.shards.split, job.views.count, job.shards.lengths
     return tqdm(
-        total=views * sum(lengths[shard] for shard in [*there, *todo]),
-        initial=views * sum(record.samples for record in there.values()),
+        total=views * sum(lengths[shard] for shard in [*done, *todo]),
+        initial=views * sum(record.samples for record in done.values()),
         unit="img",
-        desc=f"teach {split}" + (f", 1 of {lesson.ranks.world_size} ranks" if lesson.ranks.world_size > 1 else ""),
-        disable=None if lesson.ranks.first else True,
+        desc=f"teach {split}" + (f", 1 of {job.ranks.world_size} ranks" if job.ranks.world_size > 1 else ""),
+        disable=None if job.ranks.first else True,
     )
 
 
 class _Chain(Sampler[list[Item]]):
-    """The batches of one walk after the other."""
+    """The batches of several samplers one after the other."""
 
-    def __init__(self, walks: Sequence[SequentialSampler]) -> None:
-        self._walks = walks
+    def __init__(self, samplers: Sequence[SequentialSampler]) -> None:
+        self._walks = samplers
 
     def __len__(self) -> int:
-        return sum(len(walk) for walk in self._walks)
+        return sum(len(sampler) for sampler in self._walks)
 
     def __iter__(self) -> Iterator[list[Item]]:
         return chain.from_iterable(self._walks)
 
 
-def _check(lesson: _TeachJob, mine: Sequence[int]) -> dict[int, Record]:
-    """Read back this rank's part of all sidecars and, when all are whole, write `_info.json`. Returns every shard's record.
+def _check(job: _TeachJob, mine: Sequence[int]) -> dict[int, Record]:
+    """Check this rank's part of all sidecars and, if all are complete, write `_info.json`.
 
     Raises: ShardError on every rank alike, for a sidecar that does not hold its shard, or too many bad samples in all.
     """
-    shards, ranks = lesson.shards, lesson.ranks
-    checked = ranks.gather({shard: (lesson.finished(shard), sha256_of(lesson.sidecar(shard))) for shard in mine})
+    shards, ranks = job.shards, job.ranks
+    checked = ranks.gather({shard: (job.finished(shard), sha256_of(job.sidecar(shard))) for shard in mine})
     records = {}
-    bad = BadSamples(lesson.max_bad, size=len(shards))
+    bad = BadSamples(job.max_bad, size=len(shards))
     for shard, (record, _) in checked.items():
         if record is None:
             raise ShardError(
-                f"{lesson.sidecar(shard)} was written and does not hold the {shards.lengths[shard]} samples of "
-                f"{shards.root / shards.filenames[shard]}, less those left out. Check the disk and the shard, remove the sidecar and "
-                "start again."
+                f"{job.sidecar(shard)} was written and does not hold the {shards.lengths[shard]} samples of "
+                f"{shards.root / shards.filenames[shard]}, less those left out. "
+                "Check the disk and the shard, remove the sidecar and start again."
             )
         bad.add(tuple(record.left_out.items()))
         records[shard] = record
     if ranks.first:
-        _index(lesson, records, [total for _, total in checked.values()])
+        _index(job, records, [total for _, total in checked.values()])
     ranks.wait()
     return records
 
 
-def _index(lesson: _TeachJob, records: Mapping[int, Record], sums: Sequence[str]) -> None:
+def _index(job: _TeachJob, records: Mapping[int, Record], sums: Sequence[str]) -> None:
     """Write `_info.json` last: a folder that has it is complete. `taught` are the sums of the shards that were seen."""
-    out, shards = lesson.out, lesson.shards
+    out, shards = job.out, job.shards
     info = read_info(out) if (out / INFO).exists() else {"splits": {}}
     info["splits"][shards.split] = {
         "name": shards.split,
@@ -303,15 +322,15 @@ def _index(lesson: _TeachJob, records: Mapping[int, Record], sums: Sequence[str]
     write_json(out / INFO, info)
 
 
-def _say(lesson: _TeachJob, samples: int, seconds: float) -> None:
-    """What was done now, and how well what is stored says what the teacher said."""
-    split, views = lesson.shards.split, samples * lesson.views.count
+def _report(job: _TeachJob, samples: int, seconds: float) -> None:
+    """Log how much was embedded, and how close the stored embeddings are to the teacher's."""
+    split, views = job.shards.split, samples * job.views.count
     rate = f", {views / seconds:.1f} images/s through the teacher" if samples else ""
     log.info("teach %s: %d views of %d images in %.1f s%s", split, views, samples, seconds, rate)
-    fidelity = read_info(lesson.out)["splits"][split]["fidelity"]
+    fidelity = read_info(job.out)["splits"][split]["fidelity"]
     if fidelity is None:
-        log.info("fidelity of %s: not known, as there are no samples or an earlier version wrote some", lesson.dtype)
+        log.info("fidelity of %s: not known, as there are no samples or an earlier version wrote some", job.dtype)
         return
     log.info(
-        "fidelity of %s: mean cosine %.6f, least %.6f", lesson.dtype, fidelity["mean_cosine"], fidelity["least_cosine"]
+        "fidelity of %s: mean cosine %.6f, least %.6f", job.dtype, fidelity["mean_cosine"], fidelity["least_cosine"]
     )

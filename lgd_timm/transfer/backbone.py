@@ -1,4 +1,4 @@
-"""The model that looks at the pictures, and its feature maps at several strides: what necks and decoders are put on."""
+"""Backbones, and their feature maps at several strides, which necks and decoders take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Statistics = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class PyramidBackbone:
-    """A timm model without classifier, timm's name of its stock architecture, and the pixel statistics it was trained with."""
+    """A timm model without classifier, the name of its stock architecture, and its pixel statistics."""
 
     architecture: str
     model: Any
@@ -29,9 +29,14 @@ class PyramidBackbone:
 
 
 def find_backbone(recipe: BackboneRecipe, *, seed: int = 0) -> PyramidBackbone:
-    """What `recipe.model` names, with its weights or, if not pretrained, random ones drawn with `seed`.
+    """Build the model that `recipe.model` names.
 
-    Raises: LGDError for what is no model, or whose weights can't be had.
+    Args:
+        recipe: which model, and whether it has its weights or random ones.
+        seed: of random weights.
+
+    Raises:
+        LGDError: it names no model, or the weights can't be had.
     """
     network = find_model(recipe.model, pretrained=recipe.pretrained, seed=seed).network
     mean, std = (tuple(buffer.flatten().tolist()) for buffer in (network.preprocess.mean, network.preprocess.std))
@@ -40,15 +45,24 @@ def find_backbone(recipe: BackboneRecipe, *, seed: int = 0) -> PyramidBackbone:
 
 
 def blank_backbone(architecture: str, *, mean: Statistics, std: Statistics) -> PyramidBackbone:
-    """The same before its weights are read from a file."""
+    """Build a backbone whose weights are yet to be loaded."""
     return PyramidBackbone(architecture, timm.create_model(architecture, num_classes=0), mean, std)
 
 
 class Pyramid(nn.Module):
-    """A backbone's feature maps of chosen levels; what comes after the last of them is removed.
+    """Give a backbone's feature maps of some levels. The layers after the last of them are removed.
 
-    `channels` and `strides` are the maps', from fine to coarse. With `frozen_norms`, batch normalisation keeps its statistics in
-    training too. Raises: LGDError for a model without feature maps, or levels that it does not have.
+    Args:
+        backbone: is changed.
+        levels: indices of timm's feature maps, rising.
+        frozen_norms: whether batch normalisation keeps its statistics in training.
+
+    Attributes:
+        channels: of each map, from fine to coarse.
+        strides: of each map, in pixels of the image.
+
+    Raises:
+        LGDError: the model has no feature maps, or not these levels.
     """
 
     def __init__(self, backbone: PyramidBackbone, *, levels: Sequence[int], frozen_norms: bool = True) -> None:
@@ -59,7 +73,8 @@ class Pyramid(nn.Module):
             raise LGDError(f"{name} gives no feature maps (timm's features_only). Take another model.")
         if not levels or list(levels) != sorted(set(levels)) or not 0 <= levels[0] <= levels[-1] < len(info):
             raise LGDError(
-                f"backbone.levels = {list(levels)} of {name}, which has 0 to {len(info) - 1}. Give some of these, rising."
+                f"backbone.levels = {list(levels)} of {name}, which has 0 to {len(info) - 1}. "
+                "Give some of these, rising."
             )
         self.levels = list(levels)
         self.channels: list[int] = [info[level]["num_chs"] for level in levels]
@@ -69,7 +84,7 @@ class Pyramid(nn.Module):
         self.body = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> maps [B, C_i, H / s_i, W / s_i], one a level."""
+        """Compute maps [B, C_i, H / s_i, W / s_i], one a level, of normalised images [B, 3, H, W]."""
         maps: list[Tensor] = self.body.forward_intermediates(
             images, indices=self.levels, norm=False, output_fmt="NCHW", intermediates_only=True
         )
@@ -83,7 +98,7 @@ class Pyramid(nn.Module):
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """Batch normalisation keeps its statistics, until `.train()` is called again."""
+    """Let batch normalisation keep its statistics, until `.train()` is called again."""
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.eval()

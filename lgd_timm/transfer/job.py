@@ -20,19 +20,18 @@ from ..training.engine import Trainable
 from ..training.optim import build_optimizer, build_scheduler, rate_groups
 from ..training.step import Skipped
 from ..utils.distributed import Ranks
+from ..utils.schema import MACHINE, marked
 from .backbone import PyramidBackbone
-from .recipe import TransferRecipe
+from .recipe import TransferMachine, TransferRecipe
 
 Item = tuple[int, int]  # (index, epoch)
 
-MACHINE = (
-    *("device", "workers", "max_skipped", "log_every"),
-    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "evaluate_every"),
-)  # fields of `run` that decide no number but for rounding
-
 
 class Pictures(Protocol):
-    """A training set. What is drawn at random for an image depends on (seed, index, epoch) alone, so that a run can be resumed."""
+    """A training set.
+
+    What is drawn at random for an image depends on (seed, index, epoch) alone: a run can be resumed.
+    """
 
     def __len__(self) -> int: ...
 
@@ -45,18 +44,20 @@ class Job(Trainable):
 
     Args:
         recipe: of the task.
-        model: called in training mode with a batch, it returns scalar losses by name; their sum is minimised.
+        model: in training mode it takes a batch and returns scalar losses by name; their sum is minimised.
         backbone: the part of `model` that learns at the rate `optimizer.lr * optimizer.backbone_lr`.
         source: where the backbone came from.
         classes: names of the classes.
         pictures: the training set.
-        collate: makes a batch of samples. A batch has `to(device)`, which moves it, and `keys`, the names of its images.
+        collate: makes a batch of samples. A batch has `to(device)` and `keys`, the names of its images.
         batch_size: of all ranks together.
-        scores: evaluates the model on all ranks, in percent; the first score says which checkpoint is best. None: no evaluation.
+        scores: evaluates the model on all ranks, in percent; the first score says which checkpoint is best.
+            None: nothing is evaluated.
         data_identity: what a resumed run must have in common with the one before, beside the recipe's (JSON).
 
     Raises:
-        RecipeError: too few images for a batch, a batch that the ranks can't share, an optimizer or schedule that can't be built.
+        RecipeError: too few images for a batch, a batch that the ranks can't share, an optimizer or schedule that can't
+        be built.
     """
 
     recipe: TransferRecipe
@@ -95,7 +96,8 @@ class Job(Trainable):
     @property
     def identity(self) -> dict[str, Any]:
         recipe = self.recipe.to_dict()
-        run = {key: value for key, value in recipe["run"].items() if key not in MACHINE}
+        local = marked(TransferMachine, MACHINE)
+        run = {key: value for key, value in recipe["run"].items() if key not in local}
         parts = {key: recipe[key] for key in ("backbone", "optimizer", "schedule", "head")}
         return {**parts, "run": run, **self.data_identity}
 
@@ -126,7 +128,7 @@ class Job(Trainable):
         )
 
     def set_rates(self) -> None:
-        """By timm's schedule; in warm-up a share of it. timm's own warm-up begins with one rate for all parameters."""
+        """Set timm's rates; in warm-up a share of them. timm's own warm-up begins with one rate for all parameters."""
         schedule = self.recipe.schedule
         self.scheduler.step_update(self.step)
         if self.step < schedule.warmup_steps:
@@ -163,7 +165,10 @@ class Job(Trainable):
 
 
 class PictureSampler(Sampler[list[Item]]):
-    """One rank's share of each batch of steps [start, stop). Every epoch has its own order; what fills no batch is left out."""
+    """Sample one rank's share of each batch of steps [start, stop).
+
+    Every epoch has an order of its own, of which what fills no batch is left out.
+    """
 
     def __init__(self, count: int, *, batch_size: int, seed: int, start: int, stop: int, ranks: Ranks) -> None:
         self._count, self._batch_size, self._seed = count, batch_size, seed
@@ -199,8 +204,8 @@ def _scheduler(recipe: TransferRecipe, optimizer: torch.optim.Optimizer, steps_p
     total = schedule.epochs * steps_per_epoch
     if schedule.warmup_steps >= total:
         raise RecipeError(
-            f"schedule.warmup_steps = {schedule.warmup_steps} must be below the run's {total} steps ({schedule.epochs} epochs of "
-            f"{steps_per_epoch}). Lower it."
+            f"schedule.warmup_steps = {schedule.warmup_steps} must be below the run's {total} steps "
+            f"({schedule.epochs} epochs of {steps_per_epoch}). Lower it."
         )
     return build_scheduler(
         optimizer,

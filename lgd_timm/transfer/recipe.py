@@ -1,6 +1,6 @@
-"""What every transfer is told: which backbone, how it learns, how the machine does it.
+"""Settings that all transfers share: which backbone, how it is trained, and how the machine does it.
 
-A task (`detect/`, `segment/`) has a recipe of its own, whose fields `data` and `head` it adds to these.
+The recipe of a task (`detect/`, `segment/`) adds the fields `data` and `head`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from ..config.reader import read_mapping
 from ..errors import RecipeError
 from ..hub.safe_weights import refuse_pickle
-from ..utils.schema import Count, Key, Name, Rate, Seed, Share, Size, build, to_plain
+from ..utils.schema import MACHINE, Count, Key, Name, Rate, Seed, Share, Size, build, to_plain
 
 RecipeT = TypeVar("RecipeT", bound="TransferRecipe")
 
@@ -37,14 +37,17 @@ class BackboneRecipe:
         refuse_pickle(self.model, field="backbone.model")
         if not self.pretrained and self.norms == "frozen":
             raise RecipeError(
-                "backbone.norms frozen keeps the batch statistics of a training that there was not, as backbone.pretrained is false. "
-                "Set backbone.norms trained."
+                "backbone.norms frozen keeps the batch statistics of a training that there was not, "
+                "as backbone.pretrained is false. Set backbone.norms trained."
             )
 
 
 @dataclass(frozen=True)
 class TransferOptimizer:
-    """timm's optimizer factory; the default is the paper's for detection (facts of its released configs: AdamW, backbone at a tenth)."""
+    """timm's optimizer factory.
+
+    The defaults are those of the released detection configs: AdamW, the backbone at a tenth.
+    """
 
     name: str = "adamw"
     lr: Rate = 2e-4
@@ -73,15 +76,15 @@ class TransferMachine:
     """How the machine does it; none of these should change what is learned, but for rounding. `run` in YAML."""
 
     seed: Seed = 0
-    device: str = "auto"
+    device: Annotated[str, MACHINE] = "auto"
     amp: Literal["none", "float16", "bfloat16"] = "none"
-    workers: Size = 2
-    max_skipped: Size = 10  # steps in a row that may be left out because a gradient is not finite
-    checkpoint_every: Count = 1  # epochs
-    checkpoint_minutes: Rate = 15.0
-    keep_checkpoints: Count = 1  # the last so many; the best is kept, too
-    evaluate_every: Count = 1  # epochs
-    log_every: Count = 20  # steps
+    workers: Annotated[Size, MACHINE] = 2
+    max_skipped: Annotated[Size, MACHINE] = 10  # steps in a row that may be left out because a gradient is not finite
+    checkpoint_every: Annotated[Count, MACHINE] = 1  # epochs
+    checkpoint_minutes: Annotated[Rate, MACHINE] = 15.0
+    keep_checkpoints: Annotated[Count, MACHINE] = 1  # the last so many; the best is kept, too
+    evaluate_every: Annotated[Count, MACHINE] = 1  # epochs
+    log_every: Annotated[Count, MACHINE] = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,16 @@ class TransferRecipe:
 
 
 def read_transfer(kind: type[RecipeT], source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> RecipeT:
-    """Read a YAML recipe of a task, with dotted overrides. Raises: RecipeError, as `lgd_timm.config.reader.read_recipe`."""
+    """Read a YAML recipe of a task.
+
+    Args:
+        kind: the task's recipe.
+        source: a file, or a published folder.
+        overrides: values by dotted field, such as `optimizer.lr`.
+
+    Raises:
+        RecipeError: as `lgd_timm.config.reader.read_recipe`.
+    """
     data = read_mapping(source, overrides=overrides)
     recipe: RecipeT = build(kind, data, where="")
     return recipe

@@ -1,4 +1,4 @@
-"""From a recipe to a run's folder, and from the folder back to its model; several runs side by side.
+"""Train a transfer from its recipe, open its model again, predict with it, and compare backbones.
 
 OUT/   recipe.yaml  log.jsonl  checkpoints/  model.safetensors  metrics.json
 """
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 WEIGHTS, METRICS = "model.safetensors", "metrics.json"
 
 
-class Run(NamedTuple):
-    """A finished run: its task, and the model, in eval mode."""
+class TransferRun(NamedTuple):
+    """A finished run: its task, recipe, classes, and the model in eval mode."""
 
     task: Task
     recipe: TransferRecipe
@@ -46,31 +46,43 @@ class Run(NamedTuple):
     model: nn.Module
 
 
-class Place(NamedTuple):
-    """Where this process works, and beside whom."""
+class Process(NamedTuple):
+    """This process's device, and the ranks that it trains with."""
 
     device: torch.device
     ranks: Ranks
 
 
-def meet_ranks(recipe: TransferRecipe) -> Place:
-    """This process's device, after all that torchrun started have met; once a process. Raises: LGDError."""
-    return Place(torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join())
+def join_ranks(recipe: TransferRecipe) -> Process:
+    """Initialise torch.distributed, if torchrun started several processes; once a process. Raises: LGDError."""
+    return Process(torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join())
 
 
 def transfer(
-    task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool = False, place: Place | None = None
+    task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool = False, process: Process | None = None
 ) -> dict[str, Any]:
-    """Train one model on the recipe's data. Returns what `out/metrics.json` says. `place`: of ranks that have met already.
+    """Train one model on the recipe's data, and save it with its scores.
 
-    Raises: LGDError for any bad input, before anything is written; Stopped when SIGTERM ended it, after it was saved.
+    Args:
+        task: one of `tasks.TASKS`.
+        recipe: the task's.
+        out: the run's folder, which is made.
+        resume: whether to go on from the last checkpoint in `out`, if there is one.
+        process: device and ranks, if torch.distributed is initialised already.
+
+    Returns:
+        The content of `out/metrics.json`.
+
+    Raises:
+        LGDError: bad input, before anything is written.
+        Stopped: SIGTERM ended the run, which is saved.
     """
     out = Path(out)
     if resume and (out / METRICS).is_file():
         log.info("%s is finished already", out)
         metrics: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
         return metrics
-    device, ranks = place or meet_ranks(recipe)
+    device, ranks = process or join_ranks(recipe)
     job = find_task(task).prepare(recipe, out=out, device=device, ranks=ranks)
     check_output(out, resume=resume)
     start(job, recipe=recipe.to_yaml(), resume=resume)
@@ -99,8 +111,8 @@ def _metrics(task: str, job: Job, scores: Mapping[str, float]) -> dict[str, Any]
     }
 
 
-def open_run(folder: str | Path, *, device: torch.device | str = "cpu") -> Run:
-    """The model of a finished run. Raises: WeightsError for a folder that is none."""
+def open_run(folder: str | Path, *, device: torch.device | str = "cpu") -> TransferRun:
+    """Open the model of a finished run. Raises: WeightsError for a folder that is none."""
     folder = Path(folder)
     if missing := [name for name in (METRICS, WEIGHTS, "recipe.yaml") if not (folder / name).is_file()]:
         raise WeightsError(f"{folder} lacks {', '.join(missing)}. Give the folder of a finished lgd-timm transfer.")
@@ -122,15 +134,26 @@ def open_run(folder: str | Path, *, device: torch.device | str = "cpu") -> Run:
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{folder}/{WEIGHTS} does not fit the run's recipe ({reason}). Run it again.") from error
-    return Run(found, recipe, classes, model.to(device).eval())
+    return TransferRun(found, recipe, classes, model.to(device).eval())
 
 
 def predict(folder: str | Path, pictures: str | Path, *, out: str | Path, device: str = "auto") -> list[Path]:
-    """Draw what a run's model sees into copies of the pictures, a file or a folder of them. Returns the new files, PNG.
+    """Draw a model's predictions into copies of images.
 
-    Raises: WeightsError for a folder that is no run; LGDError for pictures that are not there or can't be read.
+    Args:
+        folder: of a finished run.
+        pictures: an image file, or a folder of them.
+        out: folder of the new images, which must be empty.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The new files, PNG.
+
+    Raises:
+        WeightsError: `folder` is no finished run.
+        LGDError: images are missing or can't be read.
     """
-    place, pictures, out = pick_device(device), Path(pictures), Path(out)
+    picked, pictures, out = pick_device(device), Path(pictures), Path(out)
     files = [pictures] if pictures.is_file() else sorted(path for path in pictures.glob("*") if is_image(path.name))
     if not files:
         raise LGDError(f"{pictures} holds no pictures ({', '.join(IMAGE_SUFFIXES)}). Give a file or a folder of them.")
@@ -140,7 +163,7 @@ def predict(folder: str | Path, pictures: str | Path, *, out: str | Path, device
         )
     if out.exists() and any(out.iterdir()):
         raise LGDError(f"{out} is not empty. Choose another folder.")
-    run = open_run(folder, device=place)
+    run = open_run(folder, device=picked)
     with atomic_folder(out) as temporary, torch.inference_mode():
         for file in files:
             try:
@@ -148,16 +171,20 @@ def predict(folder: str | Path, pictures: str | Path, *, out: str | Path, device
             except ShardError as error:
                 raise LGDError(f"{file} can't be read as a picture ({error}). Remove it.") from error
             drawn = run.task.draw(
-                run.model, picture, classes=run.classes, recipe=run.recipe, device=torch.device(place)
+                run.model, picture, classes=run.classes, recipe=run.recipe, device=torch.device(picked)
             )
             drawn.save(temporary / f"{file.stem}.png")
     return [out / f"{file.stem}.png" for file in files]
 
 
 def compare(task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool = False) -> dict[str, dict[str, Any]]:
-    """The recipe's backbone beside its stock architecture with timm's weights, and from scratch: one run each, in `out/<name>`.
+    """Train the recipe's backbone, its stock architecture with timm's weights, and from scratch, in `out/<name>`.
 
-    Returns scores by name; where timm's weights can't be had, the reason. Raises: as `transfer`.
+    Returns:
+        The scores of each run by its name; where timm's weights can't be had, the reason.
+
+    Raises:
+        LGDError: as `transfer`.
     """
     out = Path(out)
     stock = find_backbone(recipe.backbone).architecture
@@ -175,9 +202,11 @@ def compare(task: str, recipe: TransferRecipe, *, out: str | Path, resume: bool 
         del variants["stock"]
     else:
         unreachable = {}
-    place = meet_ranks(recipe)
+    process = join_ranks(recipe)
     results = {
-        name: transfer(task, replace(recipe, backbone=backbone), out=out / name, resume=resume, place=place)["scores"]
+        name: transfer(task, replace(recipe, backbone=backbone), out=out / name, resume=resume, process=process)[
+            "scores"
+        ]
         for name, backbone in variants.items()
     }
     return {**results, **unreachable}

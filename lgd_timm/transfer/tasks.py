@@ -1,4 +1,4 @@
-"""The tasks, and what each has to give: a recipe, a model, a job, a picture of what it predicts."""
+"""Find a task by its name, and say what each has to implement."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ TASKS = ("detect", "segment")
 
 
 class Task(Protocol):
-    """What `lgd_timm.transfer.<task>` has."""
+    """What the module `lgd_timm.transfer.<task>` has."""
 
     RECIPE: type[TransferRecipe]
 
     def create(self, recipe: Any, *, backbone: PyramidBackbone, classes: Sequence[str]) -> nn.Module:
-        """The whole model, on the given backbone."""
+        """Build the whole model on a backbone."""
 
     def prepare(self, recipe: Any, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
-        """Read data and backbone, and make a job of them, writing nothing. Raises: LGDError."""
+        """Read data and backbone and make a job of them, without writing. Raises: LGDError."""
 
     def draw(
         self, model: nn.Module, picture: Image.Image, *, classes: Sequence[str], recipe: Any, device: torch.device
     ) -> Image.Image:
-        """The picture with what the model, in eval mode, sees in it."""
+        """Draw what the model, in eval mode, predicts into a copy of the image."""
 
 
 def find_task(name: str) -> Task:
+    """Import a task, one of TASKS."""
     assert name in TASKS
     task: Any = importlib.import_module(f"{__package__}.{name}")
     return task

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, no pickle, whole or not there.
+"""Write and read checkpoints: safetensors and JSON, without pickle, complete or absent.
 
 checkpoints/step-00001234/   a file for each module, optimizer.safetensors state.json [score.json]
 
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from .files import changed_keys, explain_full_disk, write_json
 
-UNFINISHED = ".step-"  # how the names of folders begin that are being written
+UNFINISHED = ".step-"  # prefix of folders that are being written
 SCORE = "score.json"
-GROUP = "group"  # how keys of tensors begin that belong to a group of parameters
+GROUP = "group"  # prefix of the keys of tensors that belong to a group of parameters
 
 
 class Progress(NamedTuple):
-    """Where a run stands: steps taken, and what it has counted."""
+    """How many steps a run has taken, and what it has counted."""
 
     step: int
     counts: Mapping[str, Any]
@@ -46,10 +46,23 @@ def save_checkpoint(
     counts: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write `folder/step-<step>` and drop all but the last `keep` and the best.
+    """Write the checkpoint `folder/step-<step>`, and remove all others but the last `keep` and the best.
 
-    `facts` must hold what a resumed run has to agree on, `counts` what it goes on counting (JSON). There is no random state: what
-    a step draws depends on its seed and number alone. On the disk before it has its name, so that a machine that goes down keeps it.
+    It is synced to the disk before it gets its name, so that it survives a crash of the machine. It holds no random
+    state: what a step draws depends on the seed and the step's number alone.
+
+    Args:
+        folder: of all checkpoints of the run.
+        step: how many steps the run has taken.
+        modules: what is saved, by file name.
+        optimizer: whose state is saved.
+        scaler: whose state is saved.
+        identity: what a resumed run must have in common with this one (JSON).
+        counts: what a resumed run goes on counting (JSON).
+        keep: how many of the last checkpoints stay.
+
+    Returns:
+        The checkpoint's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
@@ -79,22 +92,22 @@ def save_checkpoint(
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, if there is one."""
+    """Return the path of a step's checkpoint, which need not exist."""
     return folder / f"step-{step:08d}"
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """List the complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
 
 
 def note_score(checkpoint: Path, score: float, *, name: str = "zero_shot_top1") -> None:
-    """Remember what the checkpoint's model scored, the more the better: the best is not dropped."""
+    """Save the score of a checkpoint's model, the greater the better: the best checkpoint is not removed."""
     write_json(checkpoint / SCORE, {name: score})
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest score, the earlier of equal ones; None where none was scored."""
+    """Return the checkpoint of the highest score, the earlier of equal ones; None where none has a score."""
     scored = {path: score for path in all_checkpoints(folder) if (score := read_score(path)) is not None}
     return max(scored, key=scored.__getitem__, default=None)
 
@@ -108,13 +121,13 @@ def drop_old(folder: Path, *, keep: int) -> None:
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Remove what was being written when a process was killed. Nobody else may be writing here."""
+    """Remove what was being written when a process was killed. No other process may be writing here."""
     for path in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path)
 
 
 def read_score(checkpoint: Path) -> float | None:
-    """The score that was noted in a checkpoint; None where there is none."""
+    """Return the score that `note_score` saved; None where there is none."""
     if not (checkpoint / SCORE).is_file():
         return None
     (score,) = json.loads((checkpoint / SCORE).read_text(encoding="utf-8")).values()
@@ -139,7 +152,14 @@ def load_checkpoint(
     scaler: torch.amp.GradScaler,
     identity: Mapping[str, Any],
 ) -> Progress:
-    """Restore everything; returns where to go on. Raises: WeightsError when the run is another one, or damaged."""
+    """Restore modules, optimizer and scaler in place. Arguments as of `save_checkpoint`.
+
+    Returns:
+        How many steps the run had taken, and what it had counted.
+
+    Raises:
+        WeightsError: the checkpoint is damaged, or of a run with another identity.
+    """
     try:
         return _load(path, modules=modules, optimizer=optimizer, scaler=scaler, identity=identity)
     except (OSError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
@@ -160,12 +180,12 @@ def _load(
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if other := changed_keys(state["facts"], identity):
         raise WeightsError(
-            f"{path} was written by another run: {', '.join(other)} differ. Use the same recipe and data, or another output folder."
+            f"{path} was written by another run: {', '.join(other)} differ. "
+            "Use the same recipe and data, or another output folder."
         )
     for name, module in modules.items():
         module.load_state_dict(load_file(path / f"{name}.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
-    tensors.pop("rng", None)  # of checkpoints before steps had seeds of their own
     optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
     scaler.load_state_dict(state["scaler"])
     return Progress(int(state["step"]), state.get("counts", {}))
@@ -177,7 +197,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimizer's state into tensors by `<parameter>/<name>` or `group<number>/<name>`, and what JSON can hold."""
+    """Split an optimizer's state into tensors, by `<parameter>/<name>` or `group<number>/<name>`, and JSON."""
     tensors, values, groups = {}, {}, []
     for index, entries in state["state"].items():
         for name, value in entries.items():

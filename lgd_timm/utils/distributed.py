@@ -1,8 +1,4 @@
-"""What ranks tell each other at every step, without waiting: whether one of them has to stop, and which samples were bad.
-
-The sums of a step are on their way while it is taken, and heard at the next one. So every rank hears the same at the same step:
-they stop together, and name and count the bad samples of all.
-"""
+"""Everything about ranks: start them, share work out, gather results, and exchange short messages at every step."""
 
 from __future__ import annotations
 
@@ -23,18 +19,67 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from ..errors import LGDError
 
-Bad = Sequence[tuple[str, str]]  # (key, reason)
+SCHEME = "lgd"  # of the rendezvous's URL
+POLL_SECONDS = 0.02
+
+Bad = Sequence[tuple[str, str]]  # samples that could not be read: (key, reason)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's rank, how many ranks there are, and their process group for short messages."""
+
+    rank: int = 0
+    world_size: int = 1
+    group: Any = None
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """Make the ranks of torch.distributed, or one rank where it was not initialised.
+
+        Every rank has to call this.
+        """
+        if not dist.is_initialized():
+            return cls()
+        # gloo on any device, as messages are small; and a rank may wait longer for others than NCCL's ten minutes.
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        return cls(dist.get_rank(), dist.get_world_size(), group)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes files and reports."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[int]) -> Sequence[int]:
+        """Return this rank's share: every `world_size`-th item.
+
+        Shares differ by one at most; rank 0 has the largest.
+        """
+        return items[self.rank :: self.world_size]
+
+    def gather(self, mine: Mapping[int, T]) -> dict[int, T]:
+        """Merge the dictionaries of all ranks, sorted by key, equal on each rank. Waits for all ranks."""
+        parts: list[Any] = [mine]
+        if self.group is not None:
+            parts = [None] * self.world_size
+            dist.all_gather_object(parts, mine, group=self.group)
+        return dict(sorted(entry for part in parts for entry in part.items()))
+
+    def wait(self) -> None:
+        """Wait until all ranks have called this."""
+        self.gather({})
 
 
 class StepMessages(NamedTuple):
-    """Of all ranks: whether to stop, and samples that could not be read."""
+    """The messages of all ranks: whether one has to stop, and samples that could not be read."""
 
     stop: bool = False
     bad: Bad = ()
 
 
 class _Sent(NamedTuple):
-    """What is on its way."""
+    """An all-reduce that is on its way: sums int64 [2] of the stop flags and the counts of bad samples."""
 
     sums: Tensor
     work: Any
@@ -42,23 +87,31 @@ class _Sent(NamedTuple):
 
 
 class StepSync:
-    """One process hears itself at once, several hear each other one step later."""
+    """Exchange messages between ranks at every step, without waiting for them.
 
-    def __init__(self, rank_and_world_size: Ranks) -> None:
-        self._ranks = rank_and_world_size
+    The all-reduce of a step runs while the step is taken, and its result is read at the next step. So all ranks get the
+    same messages at the same step: they stop together, and each names and counts the bad samples of all. One process
+    gets its own messages at once.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._sent: _Sent | None = None
 
     def exchange(self, *, stop: bool = False, bad: Bad = ()) -> StepMessages:
-        """Say what is new, and hear what all said a step before. Every rank has to call this equally often."""
+        """Send this rank's messages, and return what all ranks sent a step before.
+
+        Every rank has to call this equally often.
+        """
         if self._ranks.world_size == 1:
             return StepMessages(stop, tuple(bad))
-        heard = self.flush()
+        received = self.flush()
         sums = torch.tensor([stop, len(bad)], dtype=torch.int64)
         self._sent = _Sent(sums, dist.all_reduce(sums, group=self._ranks.group, async_op=True), tuple(bad))
-        return heard
+        return received
 
     def flush(self) -> StepMessages:
-        """What is still to be heard, for the end of a walk."""
+        """Return what all ranks sent last, if it was not returned yet. Every rank has to call this."""
         sent, self._sent = self._sent, None
         if sent is None:
             return StepMessages()
@@ -70,77 +123,40 @@ class StepSync:
         return StepMessages(bool(stop), tuple(entry for bad in everyone.values() for entry in bad))
 
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Who this process is among how many."""
-
-    rank: int = 0
-    world_size: int = 1
-    group: Any = None
-
-    @classmethod
-    def join(cls) -> Ranks:
-        """The ranks of torch.distributed, where it was initialised; every rank has to call this."""
-        if not torch.distributed.is_initialized():
-            return cls()
-        # gloo on any device: messages are small, but who is done first waits for others' work, for longer than NCCL's ten minutes
-        group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
-        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), group)
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def share(self, items: Sequence[int]) -> Sequence[int]:
-        """Every world-th item, so that shares differ by one at most and rank 0 has the largest."""
-        return items[self.rank :: self.world_size]
-
-    def gather(self, mine: Mapping[int, T]) -> dict[int, T]:
-        """Everyone's entries by rising number, the same on each rank. Waits until all have come here."""
-        parts: list[Any] = [mine]
-        if self.group is not None:
-            parts = [None] * self.world_size
-            torch.distributed.all_gather_object(parts, mine, group=self.group)
-        return dict(sorted(entry for part in parts for entry in part.items()))
-
-    def wait(self) -> None:
-        """Until all have come here."""
-        self.gather({})
-
-
-SCHEME = "lgd"
-
-
-PAUSE = 0.02  # seconds
-
-
 def init_distributed(device: str) -> str:
-    """Join the other ranks, if torchrun or Slurm started several. Returns this rank's device. Raises: LGDError where some stay away."""
-    place: dict[str, Any] = init_distributed_device_so(device, dist_url=f"{SCHEME}://")
-    return str(place["device"])
+    """Initialise torch.distributed, if torchrun or Slurm started several processes.
+
+    Returns:
+        This rank's device.
+
+    Raises:
+        LGDError: some ranks did not start.
+    """
+    found: dict[str, Any] = init_distributed_device_so(device, dist_url=f"{SCHEME}://")
+    return str(found["device"])
 
 
 def agree_on_session(store: Store, *, rank: int, world_size: int, timeout: timedelta) -> str:
-    """A name that these ranks share and that no earlier ones had, whatever those left in the store.
+    """Agree on a name that these ranks share and no earlier ones had, whatever those left in the store.
 
-    Each of the others signs in under a name that is new, and waits for an answer to just this name. The first rank answers
-    whoever signs in, those who are gone too, until all have taken its answer. Raises: LGDError when that takes too long.
+    Each rank but the first writes a new name of its own and waits for an answer to exactly this name. Rank 0 answers
+    every name that it finds, those of processes that have ended too, until all ranks have taken its answer.
+
+    Raises:
+        LGDError: it took longer than `timeout`.
     """
     mine, start = uuid.uuid4().hex, time.monotonic()
     if rank:
         store.set(f"signed/{rank}", mine)
         try:
             store.wait([f"answer/{mine}"], timeout)
-        except RuntimeError as error:  # torch's for a wait that ended and for a store that is gone
+        except RuntimeError as error:  # torch's for a wait that timed out and for a store that is gone
             raise LGDError(
                 f"rank {rank} of {world_size} was not met by rank 0 ({error}). Look for the error of rank 0."
             ) from error
-        name = store.get(f"answer/{mine}").decode()
-        store.set(f"taken/{name}/{rank}", "")
-        return name
+        session = store.get(f"answer/{mine}").decode()
+        store.set(f"taken/{session}/{rank}", "")
+        return session
     answered: set[str] = set()
     others = range(1, world_size)
     while not store.check([f"taken/{mine}/{other}" for other in others]):
@@ -149,36 +165,33 @@ def agree_on_session(store: Store, *, rank: int, world_size: int, timeout: timed
                 store.set(f"answer/{name}", mine)
                 answered.add(name)
         if time.monotonic() - start > timeout.total_seconds():
-            away = [str(other) for other in others if not store.check([f"taken/{mine}/{other}"])]
+            missing = [str(other) for other in others if not store.check([f"taken/{mine}/{other}"])]
             raise LGDError(
-                f"ranks {', '.join(away)} of {world_size} did not come within {timeout}. Look for their errors."
+                f"ranks {', '.join(missing)} of {world_size} did not come within {timeout}. Look for their errors."
             )
-        time.sleep(PAUSE)
+        time.sleep(POLL_SECONDS)
     return mine
 
 
-def _handler(url: str, timeout: timedelta = default_pg_timeout, **options: Any) -> Iterator[tuple[Store, int, int]]:
-    """torch's own meeting by environment variables, under a name of this start."""
+def _rendezvous(url: str, timeout: timedelta = default_pg_timeout, **options: Any) -> Iterator[tuple[Store, int, int]]:
+    """torch's rendezvous by environment variables, its keys prefixed with this start's session."""
     store, rank, world_size = next(rendezvous("env" + url.removeprefix(SCHEME), timeout=timeout, **options))
-    yield (
-        PrefixStore(agree_on_session(store, rank=rank, world_size=world_size, timeout=timeout), store),
-        rank,
-        world_size,
-    )
+    session = agree_on_session(store, rank=rank, world_size=world_size, timeout=timeout)
+    yield PrefixStore(session, store), rank, world_size
 
 
-register_rendezvous_handler(SCHEME, _handler)
+register_rendezvous_handler(SCHEME, _rendezvous)
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and how many there are; one without torch.distributed."""
+    """Return this process's rank and the number of ranks: (0, 1) without torch.distributed."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def concat_all_gather(rows: Tensor) -> Tensor:
-    """Rows [B, D] of every rank, in the ranks' order: [ranks * B, D], equal on every rank. Without a gradient."""
+    """Concatenate the rows [B, D] of all ranks to [ranks * B, D], equal on each rank, without a gradient."""
     count = rank_and_world_size()[1]
     if count == 1:
         return rows

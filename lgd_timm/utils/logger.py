@@ -1,4 +1,4 @@
-"""What a long run tells: a bar with images/s and time left, a JSON line a log, TensorBoard when it is installed."""
+"""Log a long run: a progress bar with images/s and time left, JSON lines, and TensorBoard when it is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Follows a training run. `out` None: a rank that keeps silent."""
+    """Log the losses and rates of a training run.
+
+    Args:
+        out: folder of `log.jsonl` and `tensorboard/`; None: nothing is shown or written, as on all ranks but the first.
+        total: steps of the whole run.
+        start: the step at which it starts or is resumed.
+        batch_size: images of a step, all ranks together.
+        title: text before the progress bar.
+    """
 
     def __init__(self, out: Path | None, *, total: int, start: int, batch_size: int, title: str = "distill") -> None:
         self._out, self._batch_size, self._step = out, batch_size, start
@@ -45,7 +53,13 @@ class Progress:
                 self._board.close()
 
     def step(self, losses: dict[str, Tensor], lr: float, *, every: int) -> None:
-        """Count a step. Losses are read one log later, so that the device is never waited for in its step."""
+        """Count a step, and log it if its number divides by `every`.
+
+        Args:
+            losses: scalars by name, on any device. They are read one log later, so that nothing waits for the device.
+            lr: the learning rate.
+            every: how many steps lie between two logs.
+        """
         self._step += 1
         self._bar.update(self._batch_size)
         if self._step % every == 0:
@@ -53,21 +67,24 @@ class Progress:
             self._pending = (self._step, self._rate(), lr, losses)
 
     def note(self, values: dict[str, Any]) -> None:
-        """Write values of this step, such as an evaluation, to the log."""
+        """Log values of the current step, such as the scores of an evaluation."""
         self.flush()
         self._write({"step": self._step, **values})
         self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if isinstance(v, float)})
         self._clock, self._clock_step = time.perf_counter(), self._step  # evaluation is not training time
 
     def _rate(self) -> float:
-        """Images per second since the last log."""
+        """Return the images per second since the last log."""
         now = time.perf_counter()
         rate = (self._step - self._clock_step) * self._batch_size / max(now - self._clock, 1e-9)
         self._clock, self._clock_step = now, self._step
         return rate
 
     def flush(self) -> None:
-        """Read and write what is pending. A loss that is not finite is of a step that was left out, and has no line."""
+        """Log what `step` was given last.
+
+        A loss that is not finite belongs to a step that was left out, and is not logged.
+        """
         if self._pending is None:
             return
         step, rate, lr, losses = self._pending
@@ -90,7 +107,7 @@ class Progress:
 
 
 def _end_line(out: Path | None) -> None:
-    """A run that was killed in the middle of a line may have left it open."""
+    """End the last line of the log: a run that was killed may have left it incomplete."""
     if out is None or not (log := out / "log.jsonl").is_file():
         return
     with log.open("rb+") as file:
@@ -99,11 +116,11 @@ def _end_line(out: Path | None) -> None:
 
 
 def _tensorboard(out: Path | None, start: int) -> Any:
-    """A writer, or None where TensorBoard is not installed: it is an extra, not a need."""
+    """Return a TensorBoard writer; None where it is not installed, as it is optional."""
     if out is None:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)  # later ones are of a run that was killed
+    return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)  # later values are of a run that was killed

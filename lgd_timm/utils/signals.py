@@ -1,4 +1,4 @@
-"""SIGTERM, the notice that a machine will be taken away: a run saves what it has and ends with a status that says so."""
+"""Handle SIGTERM, which announces that a machine will be taken away: a run saves its state and stops."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-STATUS = 128 + signal.SIGTERM  # what shells say of a process that SIGTERM ended; torchrun restarts on any but 0
+STATUS = 128 + signal.SIGTERM  # shells report it of a process that SIGTERM ended; torchrun restarts on any but 0
 
 
 class Stopped(Exception):
-    """A run was asked to stop and has saved what it had. The message says how to go on."""
+    """A run got SIGTERM and has saved its state. The message says how to resume it."""
 
 
 class StopRequest:
-    """While it is entered, the first SIGTERM only sets `asked`. A second one does what it did before."""
+    """A context in which the first SIGTERM only sets `asked`; a second one is handled as it was before.
+
+    Attributes:
+        asked: whether SIGTERM arrived.
+    """
 
     def __init__(self) -> None:
         self.asked = False
         self._before: Any = None
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # no other may say what signals do
+        if threading.current_thread() is threading.main_thread():  # signal handlers can be set in no other
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
@@ -42,7 +46,7 @@ class StopRequest:
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """SIGTERM ends the process as Ctrl-C does, so that what is half-written is removed on the way."""
+    """Let SIGTERM end the process by an exception, as Ctrl-C does, so that half-written files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""A step on an accelerator must not wait for the device: it reads no tensor's value, and asks for no sizes that depend on values.
+"""A step on an accelerator must not wait for the device: no tensor is read, no size depends on values.
 
 There is no accelerator here, so the step is told to decide on the device, and what it would read is counted on a CPU.
 """
@@ -140,7 +140,7 @@ def test_a_segmentation_step_waits_for_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "backward"), [("mask_rcnn", {}), ("retinanet", {"index_put": 2})])
 def test_a_detection_step_waits_in_torchvisions_code_alone(tmp_path: Path, kind: str, backward: Dict) -> None:
-    """torchvision picks proposals and anchors by masks, whose sizes depend on values; `backward` is autograd's side of that."""
+    """torchvision picks proposals and anchors by masks; `backward` is autograd's side of that."""
     write_coco(tmp_path / "data")
     recipe = tiny_recipe(tmp_path / "data")
     recipe |= {"head": {**recipe.get("head", {}), "kind": kind}, "optimizer": {"name": "sgd", "lr": 1e-3}}

@@ -1,11 +1,11 @@
-"""Boxes, or boxes and masks: torchvision's detectors on a timm backbone.
+"""Detection of boxes and masks: torchvision's detectors on a timm backbone.
 
-recipe.py       what a detector is told
-annotations.py  COCO and LVIS v1 files, read and checked
-pictures.py     what a training step sees: sizes, flips, how often a picture comes
+recipe.py       settings of data and head
+annotations.py  read and check COCO and LVIS v1 files
+dataset.py      samples and batches: sizes, flips, how often an image is repeated
 model.py        Mask R-CNN, Faster R-CNN, RetinaNet
-scores.py       AP of boxes and masks
-drawing.py      what a model sees, drawn into the picture
+metrics.py      AP of boxes and masks
+visualize.py    draw predictions into their image
 task.py         all of these as one job
 """
 

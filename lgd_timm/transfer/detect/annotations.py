@@ -43,7 +43,10 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a file says, and where the pictures are. A class's label is its place in `classes`, by rising category id."""
+    """What a file says, and where the pictures are.
+
+    A class's label is its place in `classes`, by rising category id.
+    """
 
     path: Path
     folder: Path
@@ -64,7 +67,11 @@ class Annotations:
         return self.folder / _name(self.images[index], self.format)
 
     def mask(self, annotation: Entry, index: int) -> np.ndarray:
-        """An object's pixels, uint8 [H, W] of the picture at `index`. Raises: LGDError for what can't be decoded, or is of another size."""
+        """An object's pixels, uint8 [H, W] of the picture at `index`.
+
+        Raises:
+            LGDError for what can't be decoded, or is of another size.
+        """
         image, segmentation = self.images[index], annotation["segmentation"]
         api = require("pycocotools.coco", extra="detect").COCO()
         api.imgs = {image["id"]: image}
@@ -114,7 +121,8 @@ def _name(image: Entry, format: str) -> str:
 def _wrong(path: Path, reason: str, format: str) -> LGDError:
     lists = ", ".join(f"{name}: [{{{', '.join(keys)}, ...}}, ...]" for name, keys in LAYOUTS[format].items())
     return LGDError(
-        f"{path} {reason}. Expected with data.format {format}: JSON {{{lists}}}, boxes as [x, y, width, height] in pixels."
+        f"{path} {reason}. Expected with data.format {format}: "
+        f"JSON {{{lists}}}, boxes as [x, y, width, height] in pixels."
     )
 
 

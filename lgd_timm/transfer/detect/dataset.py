@@ -1,4 +1,4 @@
-"""What a training step sees: pictures at a drawn size, mirrored or not, with boxes, labels and masks; rare classes more often."""
+"""Training images at random sizes, flipped or not, with boxes, labels and masks; those with rare classes more often."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from .recipe import DetectData
 
 log = logging.getLogger(__name__)
 
-Target = dict[
-    str, Tensor
-]  # boxes [N, 4], left, top, right, bottom in pixels; labels [N], from 0; maybe masks [N, H, W], uint8
+# boxes float32 [N, 4]: left, top, right, bottom in pixels; labels int64 [N] from 0; masks uint8 [N, H, W], if any
+Target = dict[str, Tensor]
 
 
-class Sample(NamedTuple):
-    """A picture, uint8 [3, H, W], by name."""
+class DetectionSample(NamedTuple):
+    """An image, uint8 [3, H, W], its name, and its objects."""
 
     key: str
     image: Tensor
@@ -37,33 +36,43 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Samples, whose sizes differ, so that they stay lists."""
+class DetectionBatch:
+    """Samples as lists, because their sizes differ."""
 
     keys: list[str]
     images: list[Tensor]
     targets: list[Target]
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Batch:
+    def of(cls, samples: Sequence[DetectionSample]) -> DetectionBatch:
+        """Make a batch of samples."""
         return cls(
             [sample.key for sample in samples],
             [sample.image for sample in samples],
             [sample.target for sample in samples],
         )
 
-    def to(self, device: torch.device) -> Batch:
-        """There, with pixels as float in 0..1."""
+    def to(self, device: torch.device) -> DetectionBatch:
+        """Move the batch to a device, pixels as float32 in 0..1."""
         images = [image.to(device).float() / 255 for image in self.images]
-        return Batch(
+        return DetectionBatch(
             self.keys, images, [{name: tensor.to(device) for name, tensor in target.items()} for target in self.targets]
         )
 
 
 class Pictures:
-    """A training set of the pictures with objects. What is drawn depends on (seed, epoch, index) alone.
+    """A training set of the images that have objects. What is drawn at random depends on (seed, epoch, index) alone.
 
-    Crowds, and objects of less than a pixel, are left out. Raises: LGDError where nothing is left.
+    Crowds, and objects of less than a pixel, are left out.
+
+    Args:
+        annotations: of all images.
+        data: sizes, how often an image is flipped, how often one with a rare class is repeated.
+        masks: whether targets have masks.
+        seed: of what is drawn at random.
+
+    Raises:
+        LGDError: no object is left.
     """
 
     def __init__(self, annotations: Annotations, data: DetectData, *, masks: bool, seed: int) -> None:
@@ -90,18 +99,18 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, item: Item) -> Sample:
+    def __getitem__(self, item: Item) -> DetectionSample:
         index, epoch = item
         draw = np.random.default_rng((self._seed, epoch, index))
         size = self._data.train_sizes[draw.integers(len(self._data.train_sizes))]
         mirrored = bool(draw.random() < self._data.flip)
         key, image, target = self.plain(self.order[index])
         parts = {"image": tv_tensors.Image(image), **target}
-        parts = {name: self._shown(part, size=size, mirrored=mirrored) for name, part in parts.items()}
-        return Sample(key, parts.pop("image"), parts)
+        parts = {name: self._augment(part, size=size, mirrored=mirrored) for name, part in parts.items()}
+        return DetectionSample(key, parts.pop("image"), parts)
 
-    def plain(self, index: int) -> Sample:
-        """A picture of the file as it is, with its usable objects."""
+    def plain(self, index: int) -> DetectionSample:
+        """Read an image as it is, with its usable objects."""
         annotations, found = self._annotations, self._objects[index]
         image = read_picture(annotations, index)
         boxes = torch.tensor([entry["bbox"] for entry in found], dtype=torch.float32)
@@ -115,9 +124,9 @@ class Pictures:
         }
         if self._masks:
             target["masks"] = tv_tensors.Mask(np.stack([annotations.mask(entry, index) for entry in found]))
-        return Sample(annotations.file(index).name, image, target)
+        return DetectionSample(annotations.file(index).name, image, target)
 
-    def _shown(self, part: Tensor, *, size: int, mirrored: bool) -> Tensor:
+    def _augment(self, part: Tensor, *, size: int, mirrored: bool) -> Tensor:
         if not isinstance(part, tv_tensors.TVTensor):
             return part
         # without antialiasing, as the detector resizes the pictures that it is evaluated on
@@ -126,7 +135,11 @@ class Pictures:
 
 
 def read_picture(annotations: Annotations, index: int) -> Tensor:
-    """uint8 [3, H, W]. Raises: LGDError for a file that is no picture, or of another size than its entry says."""
+    """Read an image, uint8 [3, H, W].
+
+    Raises:
+        LGDError: the file is no image, or has another size than its entry says.
+    """
     file, entry = annotations.file(index), annotations.images[index]
     try:
         picture = read_image(file)
@@ -144,10 +157,14 @@ def read_picture(annotations: Annotations, index: int) -> Tensor:
 
 
 def repeated(indices: Sequence[int], categories: Sequence[set[int]], *, share: float | None) -> list[int]:
-    """Each index as often as its rarest category asks for: sqrt(share / frequency) times, at least once, rounded up.
+    """Repeat each index ceil(max(1, sqrt(share / frequency))) times, with the frequency of its rarest category.
 
-    `categories` are those that each picture holds; a frequency is the share of pictures that hold a category (LVIS, Gupta et al. 2019,
-    appendix B; in whole numbers, as mmdet's ClassBalancedDataset). `share` None: once each.
+    It is LVIS's repeat factor sampling (Gupta et al. 2019, appendix B), rounded up as by mmdet's ClassBalancedDataset.
+
+    Args:
+        indices: of images.
+        categories: those that occur in each image. A category's frequency is the share of images in which it occurs.
+        share: categories of a lower frequency are repeated; None: each index once.
     """
     if share is None:
         return list(indices)
@@ -161,7 +178,10 @@ def repeated(indices: Sequence[int], categories: Sequence[set[int]], *, share: f
 
 
 def _usable(annotations: Annotations, index: int, left_out: Counter[str], *, masks: bool) -> list[Entry]:
-    """A picture's objects that can be learned from. Polygons need three corners; pycocotools would take two for a box."""
+    """Return an image's objects that can be learned from.
+
+    Polygons need three corners; pycocotools takes two for a box.
+    """
     image, found = annotations.images[index], []
     for entry in annotations.objects[index]:
         x, y, w, h = entry["bbox"]

@@ -1,7 +1,7 @@
-"""Average precision of boxes and masks, in percent, as COCO and LVIS define it.
+"""Measure the average precision of boxes and masks, in percent, as COCO and LVIS define it.
 
-COCO's own pycocotools count it for COCO. LVIS's own package fails with numpy 2 (0.5.3 uses np.float), so faster-coco-eval counts it there;
-with np.float put back, both agree to 1e-15 on random boxes and masks.
+pycocotools measure it for COCO. LVIS's own package fails with numpy 2 (0.5.3 uses np.float), so faster-coco-eval
+measures it for LVIS; with np.float put back, both agree to 1e-15 on random boxes and masks.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
+from ...data.loader import WorkerDataLoader
 from ...errors import require
 from ...utils.distributed import Ranks
 from .annotations import Annotations, Entry
-from .dataset import Batch, Sample, read_picture
+from .dataset import DetectionBatch, DetectionSample, read_picture
 from .recipe import LVIS_DETECTIONS
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ FREQUENCIES = ("r", "c", "f")  # of LVIS: classes in up to 10, up to 100 and mor
 def evaluate(
     model: nn.Module, annotations: Annotations, *, masks: bool, device: torch.device, ranks: Ranks, workers: int
 ) -> dict[str, float]:
-    """AP of a detector in eval mode, the same on all ranks, which share the pictures out among them."""
+    """Measure the AP of a detector in eval mode. Ranks share the images out, and all get the result."""
     mine = ranks.share(range(len(annotations.images)))
     pictures: Any = _Plain(annotations)
-    loader: DataLoader[Any] = DataLoader(pictures, batch_size=None, sampler=mine, num_workers=workers)
+    loader: WorkerDataLoader[Any] = WorkerDataLoader(pictures, batch_size=None, sampler=mine, num_workers=workers)
     found: dict[int, list[Entry]] = {}
     for index, sample in loader:
-        (seen,) = model(Batch.of([sample]).to(device))
+        (seen,) = model(DetectionBatch.of([sample]).to(device))
         found[index] = detections(seen, image_id=annotations.images[index]["id"], categories=annotations.categories)
     results = [entry for part in ranks.gather(found).values() for entry in part]
     scores = average_precision(annotations, results, masks=masks) if ranks.first else {}
@@ -48,7 +48,7 @@ def evaluate(
 
 
 class _Plain:
-    """Pictures without their objects, by index."""
+    """Images without their objects, by index."""
 
     def __init__(self, annotations: Annotations) -> None:
         self._annotations = annotations
@@ -56,12 +56,12 @@ class _Plain:
     def __len__(self) -> int:
         return len(self._annotations.images)
 
-    def __getitem__(self, index: int) -> tuple[int, Sample]:
-        return index, Sample(self._annotations.file(index).name, read_picture(self._annotations, index), {})
+    def __getitem__(self, index: int) -> tuple[int, DetectionSample]:
+        return index, DetectionSample(self._annotations.file(index).name, read_picture(self._annotations, index), {})
 
 
 def detections(seen: Mapping[str, Tensor], *, image_id: int, categories: Sequence[Entry]) -> list[Entry]:
-    """What a detector saw in one picture, as entries of COCO's results format."""
+    """Convert a detector's output for one image to entries of COCO's results format."""
     boxes = box_convert(seen["boxes"], "xyxy", "xywh").tolist()
     labels, scores = seen["labels"].tolist(), seen["scores"].tolist()
     entries: list[Entry] = [
@@ -77,7 +77,12 @@ def detections(seen: Mapping[str, Tensor], *, image_id: int, categories: Sequenc
 
 
 def average_precision(annotations: Annotations, results: Sequence[Entry], *, masks: bool) -> dict[str, float]:
-    """`box_ap`, `box_ap50`, `box_ap75`, of LVIS also `box_apr`, `box_apc`, `box_apf`; with `masks` the same of `mask_...`. Percent."""
+    """Compute AP in percent, by name.
+
+    Returns:
+        `box_ap`, `box_ap50`, `box_ap75`, for LVIS also `box_apr`, `box_apc`, `box_apf`; with `masks` the same as
+        `mask_*`.
+    """
     scores: dict[str, float] = {}
     for iou, name in KINDS.items():
         if iou == "bbox" or masks:
@@ -94,13 +99,13 @@ def average_precision(annotations: Annotations, results: Sequence[Entry], *, mas
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Of those that are defined: a class without objects has none, and neither has a set of such classes."""
+    """Return the mean in percent of what is defined: a class without objects has no precision."""
     defined = precision[precision > -1]
     return 100 * float(defined.mean()) if defined.size else 0.0
 
 
 def _precision(annotations: Annotations, results: Sequence[Entry], iou: str) -> np.ndarray:
-    """[overlaps from 0.5 to 0.95, recalls, categories], -1 where it is not defined."""
+    """Compute precision [overlaps from 0.5 to 0.95, recalls, categories], -1 where it is not defined."""
     options: dict[str, Any] = {}
     if annotations.format == "lvis":
         library = require("faster_coco_eval", extra="detect")
@@ -123,7 +128,7 @@ def _precision(annotations: Annotations, results: Sequence[Entry], iou: str) -> 
 
 
 def _truth(annotations: Annotations) -> dict[str, Any]:
-    """The file's content again, in copies, as an evaluation writes into them."""
+    """Return the annotations as a COCO file has them, copied because an evaluation writes into them."""
     objects = [entry for found in annotations.objects for entry in found]
     return {
         "images": list(annotations.images),

@@ -17,14 +17,14 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from ...errors import LGDError
 from ..backbone import Pyramid, PyramidBackbone
-from .dataset import Batch
+from .dataset import DetectionBatch
 from .recipe import DetectRecipe
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 
 
 class Neck(nn.Module):
-    """A pyramid of maps, mixed from coarse to fine (Lin et al. 2017), and coarser ones: what torchvision calls a backbone."""
+    """A backbone with a feature pyramid network (arXiv 1612.03144) and coarser maps: torchvision's backbone."""
 
     def __init__(self, pyramid: Pyramid, *, channels: int, coarser: ExtraFPNBlock) -> None:
         super().__init__()
@@ -34,13 +34,13 @@ class Neck(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps: dict[str, Tensor] = self.fpn(
-            OrderedDict((str(place), part) for place, part in enumerate(self.pyramid(images)))
+            OrderedDict((str(index), part) for index, part in enumerate(self.pyramid(images)))
         )
         return maps
 
 
 class Detector(nn.Module):
-    """One of torchvision's detectors, for a `Batch`, with labels that count classes from 0."""
+    """One of torchvision's detectors, for a `DetectionBatch`; its labels count classes from 0."""
 
     def __init__(self, network: nn.Module, *, background: bool) -> None:
         super().__init__()
@@ -53,8 +53,13 @@ class Detector(nn.Module):
         pyramid: Pyramid = neck.pyramid
         return pyramid
 
-    def forward(self, batch: Batch) -> Any:
-        """In training losses by name; else, for each picture, boxes [N, 4] in its pixels, labels and scores [N], masks [N, 1, H, W]."""
+    def forward(self, batch: DetectionBatch) -> Any:
+        """Compute losses, or predict.
+
+        Returns:
+            In training scalar losses by name; else, for each image, boxes [N, 4] in its pixels, labels [N], scores [N],
+            and with Mask R-CNN masks [N, 1, H, W] in 0..1.
+        """
         if self.training:
             return self.network(
                 batch.images, [{**target, "labels": target["labels"] + self._first} for target in batch.targets]
@@ -63,13 +68,17 @@ class Detector(nn.Module):
 
 
 def create(recipe: DetectRecipe, *, backbone: PyramidBackbone, classes: Sequence[str]) -> Detector:
-    """The whole detector on a backbone. Raises: LGDError for levels that it lacks, or that no feature pyramid can be made of."""
+    """Build the recipe's detector on a backbone.
+
+    Raises:
+        LGDError: the backbone lacks a level, or its levels' strides do not double.
+    """
     pyramid = Pyramid(backbone, levels=recipe.backbone.levels, frozen_norms=recipe.backbone.norms == "frozen")
     strides = pyramid.strides
     if any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
         raise LGDError(
-            f"backbone.levels = {pyramid.levels} of {backbone.architecture} have strides {strides}, which must double each time. "
-            "Choose other levels, or another model."
+            f"backbone.levels = {pyramid.levels} of {backbone.architecture} have strides {strides}, "
+            "which must double each time. Choose other levels, or another model."
         )
     shared = {  # of all three, and of their common transform
         "min_size": recipe.data.size,
@@ -84,9 +93,9 @@ def create(recipe: DetectRecipe, *, backbone: PyramidBackbone, classes: Sequence
 
 
 def _rcnn(recipe: DetectRecipe, pyramid: Pyramid, classes: int, shared: dict[str, Any]) -> Detector:
-    """With or without masks. With 256 channels all parts are as torchvision makes them by default."""
+    """Build Mask R-CNN or Faster R-CNN. With 256 channels all parts are torchvision's defaults."""
     head, strides = recipe.head, pyramid.strides
-    names = [str(place) for place in range(len(strides))]
+    names = [str(index) for index in range(len(strides))]
     anchors = tuple((8 * stride,) for stride in (*strides, 2 * strides[-1]))  # 32 to 512 pixels with strides 4 to 32
     options: dict[str, Any] = {
         "rpn_anchor_generator": AnchorGenerator(anchors, (RATIOS,) * len(anchors)),

@@ -1,4 +1,7 @@
-"""What a detector is told. The defaults are the paper's for COCO, mmdet's 1x schedule; LVIS differs, see recipes/transfer/."""
+"""Settings of a detector.
+
+The defaults are the paper's for COCO, mmdet's 1x schedule; LVIS differs, see recipes/transfer/.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ LVIS_DETECTIONS = 300  # a picture, of which LVIS counts no more
 
 @dataclass(frozen=True)
 class DetectData:
-    """Which pictures, and at which size. Sizes are pixels of the short side, as long as the long one stays within `max_size`."""
+    """Which pictures, and at which size.
+
+    Sizes are pixels of the short side, as long as the long one stays within `max_size`.
+    """
 
     train: str  # annotations, JSON
     train_images: Annotated[
@@ -34,13 +40,15 @@ class DetectData:
         sizes = [*self.train_sizes, self.size]
         if not self.train_sizes or min(sizes) < 1 or max(sizes) >= self.max_size:
             raise RecipeError(
-                f"data.train_sizes = {self.train_sizes} and data.size = {self.size} must lie between 1 and data.max_size = {self.max_size}."
+                f"data.train_sizes = {self.train_sizes} and data.size = {self.size} "
+                f"must lie between 1 and data.max_size = {self.max_size}."
             )
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"data.flip = {self.flip} is outside [0, 1].")
         if self.oversample is not None and not 0 < self.oversample <= 1:
             raise RecipeError(
-                f"data.oversample = {self.oversample} is outside (0, 1]. Leave it out to see all pictures equally often."
+                f"data.oversample = {self.oversample} is outside (0, 1]. "
+                "Leave it out to see all pictures equally often."
             )
         if (self.val is None) != (self.val_images is None):
             raise RecipeError("data.val and data.val_images belong together. Give both or none.")
@@ -59,8 +67,9 @@ class DetectHead:
     def __post_init__(self) -> None:
         if min(self.channels, self.regions, self.detections) < 1 or not 0 <= self.score_threshold < 1:
             raise RecipeError(
-                f"head.channels = {self.channels}, head.regions = {self.regions} and head.detections = {self.detections} must be 1 "
-                f"or more, and head.score_threshold = {self.score_threshold} within [0, 1)."
+                f"head.channels = {self.channels}, head.regions = {self.regions} "
+                f"and head.detections = {self.detections} must be 1 or more, "
+                f"and head.score_threshold = {self.score_threshold} within [0, 1)."
             )
 
 

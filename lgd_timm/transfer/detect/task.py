@@ -1,4 +1,4 @@
-"""Data, detector and scores as one job."""
+"""Make a detection job of data, detector and scores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from ...utils.schema import MACHINE, marked
 from ..backbone import find_backbone
 from ..job import Job
 from .annotations import Annotations, read_annotations
-from .dataset import Batch, Pictures
+from .dataset import DetectionBatch, Pictures
 from .metrics import evaluate
 from .model import create
 from .recipe import DetectData, DetectRecipe
 
 
 def prepare(recipe: DetectRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
-    """Read annotations and backbone; nothing is written. Raises: LGDError, MissingExtra."""
+    """Read annotations and backbone and make a job of them, without writing.
+
+    Raises:
+        LGDError: the annotations or the backbone can't be used.
+        MissingExtra: a library of `lgd_timm[detect]` is missing.
+    """
     data = recipe.data
     train = _read(recipe, data.train, data.train_images)
     val = _read(recipe, data.val, data.val_images) if data.val is not None and data.val_images is not None else None
@@ -46,7 +51,7 @@ def prepare(recipe: DetectRecipe, *, out: Path, device: torch.device, ranks: Ran
         source=backbone,
         classes=train.classes,
         pictures=pictures,
-        collate=Batch.of,
+        collate=DetectionBatch.of,
         batch_size=data.batch_size,
         scores=scores,
         data_identity={"data": {**facts, "train": sha256_of(train.path)[:16]}},

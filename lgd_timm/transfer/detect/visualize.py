@@ -1,4 +1,4 @@
-"""What a detector sees in a picture, drawn into it."""
+"""Draw a detector's predictions into an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from .dataset import Batch, Sample
+from .dataset import DetectionBatch, DetectionSample
 from .recipe import DetectRecipe
 
 SHOWN = 0.5  # least score
@@ -20,9 +20,9 @@ SHOWN = 0.5  # least score
 def draw(
     model: nn.Module, picture: Image.Image, *, classes: Sequence[str], recipe: DetectRecipe, device: torch.device
 ) -> Image.Image:
-    """A copy with boxes, names and scores in percent, and masks where the model gives them, of what it is at least half sure of."""
+    """Draw boxes, masks if there are any, names and scores in percent of objects whose score is at least a half."""
     image = pil_to_tensor(picture)
-    (found,) = model(Batch.of([Sample("", image, {})]).to(device))
+    (found,) = model(DetectionBatch.of([DetectionSample("", image, {})]).to(device))
     found = {name: values[found["scores"] >= SHOWN].cpu() for name, values in found.items()}
     if len(found["scores"]) == 0:
         return picture.copy()
@@ -40,6 +40,6 @@ def draw(
 
 
 def _colour(number: int) -> tuple[int, int, int]:
-    """Bright enough for black letters, and far from those before: hues a golden section apart."""
+    """Return a color bright enough for black letters; hues differ by the golden section, so that they are far apart."""
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.6, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

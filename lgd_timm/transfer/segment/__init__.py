@@ -1,12 +1,12 @@
-"""Semantic segmentation: a class for each pixel, by segmentation_models_pytorch's decoders on any timm model or student.
+"""Semantic segmentation: segmentation_models_pytorch's decoders on any timm model or student.
 
-recipe.py     what it is told: data and head, beside what all transfers are
-layouts.py    Cityscapes, ADE20K and plain folders as pairs of files, with the names of their classes
-pictures.py   what is read from them, and what is drawn at random in training
-model.py      backbone and decoder as one module, its loss, its answer for a whole picture
-scores.py     mIoU and accuracies
-task.py       all of this as one job
-drawing.py    a picture with what was seen in it
+recipe.py      settings of data and head
+folders.py     files and class names of Cityscapes, ADE20K and plain folders
+dataset.py     samples and batches, augmented for training
+model.py       backbone and decoder as one module: its loss, its prediction for a whole image
+metrics.py     mIoU and accuracies
+task.py        all of this as one job
+visualize.py   draw a prediction into its image
 """
 
 from .model import create

@@ -1,8 +1,8 @@
-"""Pictures and their label pictures as data sets lay them out, and the names of their classes from the data's own files.
+"""Find the images and label images of a segmentation data set, and the names of its classes in the data's own files.
 
-ADE20K's scene parsing release has a table of names, the plain layout a text file. Cityscapes' download has names in its polygon files
-only, and nothing that says which are evaluated: that is torchvision's table of the official scripts, against which the polygon files
-are checked.
+ADE20K's scene parsing release has a table of names, the plain layout a text file. Cityscapes' download has names in its
+polygon files only, and nothing that says which classes are evaluated: that is taken from torchvision's copy of the
+official table, and the polygon files are checked against it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ log = logging.getLogger(__name__)
 
 IGNORED = 255  # class index of pixels that are neither learned nor scored
 UNKNOWN = -1
-READ = 50  # label pictures, spread over the split, whose pixels are looked at before a run begins; those of all others when they are used
+# Label images, spread over the split, whose pixels are checked before a run begins; the others are checked when used.
+CHECKED = 50
 
-Numbers = npt.NDArray[
-    np.int16
-]  # [256]: the class index of each number that a label picture may have, IGNORED or UNKNOWN
+Numbers = npt.NDArray[np.int16]  # [256]: the class index of each value of a label image, or IGNORED, or UNKNOWN
 # Pillow raises these, and struct.error, for files that are damaged
 READ_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
 
 
 class Pair(NamedTuple):
+    """An image file and its label image."""
+
     picture: Path
     label: Path
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split's pictures with their labels, and what the numbers in these mean."""
+    """A split: image files with their label images, and the class index of each value in a label image."""
 
     layout: str
     classes: tuple[str, ...]
@@ -55,7 +56,7 @@ class Split:
 
 
 class Layout(NamedTuple):
-    """How a data set lies in its folder."""
+    """How a data set's files lie in its folder."""
 
     expected: str
     pictures: Callable[[Path, str], list[Path]]  # (root, split)
@@ -64,9 +65,10 @@ class Layout(NamedTuple):
 
 
 def open_split(data: SegmentData, split: str) -> Split:
-    """The pairs of a split, each looked at: sizes, kinds, and the numbers in some of the labels.
+    """Open a split and check it: the sizes and modes of all images, and the values in some of the label images.
 
-    Raises: LGDError that names the file and the layout that was expected.
+    Raises:
+        LGDError: names the file that is wrong, and the layout that was expected.
     """
     layout, root = LAYOUTS[data.layout], Path(data.root)
     with _expecting(data.layout):
@@ -80,21 +82,21 @@ def open_split(data: SegmentData, split: str) -> Split:
         for pair in pairs:
             _check_pair(pair)
         found = Split(data.layout, classes, numbers, pairs)
-        looked_at = range(0, len(pairs), max(1, len(pairs) // READ))
+        checked = range(0, len(pairs), max(1, len(pairs) // CHECKED))
         present = set[int]()
-        for index in looked_at:
+        for index in checked:
             present.update(np.unique(_read(found, index)).tolist())
             if data.layout == "cityscapes":
                 _check_polygons(pairs[index].label)
-    _say_what_is_missing(found, split, present, looked_at=len(looked_at))
+    _log_missing_classes(found, split, present, checked=len(checked))
     return found
 
 
-def _say_what_is_missing(found: Split, split: str, present: set[int], *, looked_at: int) -> None:
-    """Log the classes that no label picture has, if all were looked at, or only one class was seen at all."""
+def _log_missing_classes(found: Split, split: str, present: set[int], *, checked: int) -> None:
+    """Log the classes that no label picture has, if all were checked, or only one class occurs at all."""
     missing = [name for index, name in enumerate(found.classes) if index not in present]
     alone = len(present - {IGNORED}) < 2
-    if not missing or (looked_at < len(found.pairs) and not alone):
+    if not missing or (checked < len(found.pairs) and not alone):
         return
     some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
     means = (
@@ -104,7 +106,7 @@ def _say_what_is_missing(found: Split, split: str, present: set[int], *, looked_
         "%s: no pixel of %s in %d of %d label pictures.%s%s",
         split,
         some,
-        looked_at,
+        checked,
         len(found.pairs),
         means,
         " Write the class's index instead, 0, 1, ... as in classes.txt." if alone and found.layout == "folder" else "",
@@ -112,14 +114,14 @@ def _say_what_is_missing(found: Split, split: str, present: set[int], *, looked_
 
 
 def read_label(split: Split, index: int) -> npt.NDArray[np.uint8]:
-    """A label picture as class indices [H, W], 255 where ignored. Raises: LGDError, as `open_split`."""
+    """Read a label image as class indices, uint8 [H, W], 255 where ignored. Raises: LGDError, as `open_split`."""
     with _expecting(split.layout):
         return _read(split, index)
 
 
 @contextmanager
 def _expecting(layout: str) -> Iterator[None]:
-    """Errors within say what the layout is."""
+    """Add the expected layout to an LGDError."""
     try:
         yield
     except LGDError as error:
@@ -155,7 +157,8 @@ def _check_pair(pair: Pair) -> None:
         raise LGDError(f"{pair.label} can't be read as a picture ({error})") from error
     if mode not in ("L", "P"):
         raise LGDError(
-            f"{pair.label} holds pixels of kind {mode!r}, where a number a pixel of 8 bits is expected (kind 'L' or 'P')"
+            f"{pair.label} holds pixels of kind {mode!r}, "
+            "where a number a pixel of 8 bits is expected (kind 'L' or 'P')"
         )
     if size != label_size:
         (width, height), (label_width, label_height) = size, label_size
@@ -166,7 +169,7 @@ def _check_pair(pair: Pair) -> None:
 
 
 def _check_polygons(label: Path) -> None:
-    """The names in the polygon file beside a label picture, where there is one, are Cityscapes'."""
+    """Check that the names in the polygon file beside a label image, where there is one, are Cityscapes'."""
     file = label.with_name(label.name.replace("labelIds.png", "polygons.json"))
     if not file.is_file():
         return
@@ -208,7 +211,7 @@ def _cityscapes_classes(_: Path) -> tuple[tuple[str, ...], Numbers]:
 
 
 def _ade20k_classes(root: Path) -> tuple[tuple[str, ...], Numbers]:
-    """Lines of `Idx, Ratio, Train, Val, Name`, parted by tabs; number 0 in a label picture is what has no class."""
+    """Read lines of `Idx, Ratio, Train, Val, Name`, separated by tabs; value 0 of a label image means no class."""
     file = root / "objectInfo150.txt"
     header, *rows = ([cell.strip() for cell in line.split("\t")] for line in _lines(file))
     if header[0] != "Idx" or header[-1] != "Name" or [row[0] for row in rows] != [str(n + 1) for n in range(len(rows))]:
@@ -240,20 +243,22 @@ def _folder_pictures(root: Path, split: str) -> list[Path]:
 
 LAYOUTS: dict[str, Layout] = {
     "cityscapes": Layout(
-        "ROOT/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of splits train and val.",
+        "ROOT/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png, "
+        "of splits train and val.",
         pictures=lambda root, split: _files(root / "leftImg8bit" / split, "*/*_leftImg8bit.png"),
         label=_cityscapes_label,
         classes=_cityscapes_classes,
     ),
     "ade20k": Layout(
-        "ROOT/images/SPLIT/*.jpg, ROOT/annotations/SPLIT/*.png and ROOT/objectInfo150.txt, of splits training and validation: "
-        "what ADEChallengeData2016.zip holds.",
+        "ROOT/images/SPLIT/*.jpg, ROOT/annotations/SPLIT/*.png and ROOT/objectInfo150.txt, "
+        "of splits training and validation: what ADEChallengeData2016.zip holds.",
         pictures=lambda root, split: _files(root / "images" / split, "*.jpg"),
         label=lambda root, picture: root / "annotations" / picture.parent.name / f"{picture.stem}.png",
         classes=_ade20k_classes,
     ),
     "folder": Layout(
-        "ROOT/images/SPLIT/*.jpg (or other pictures), ROOT/labels/SPLIT/*.png with a class index each pixel and 255 where there is none, "
+        "ROOT/images/SPLIT/*.jpg (or other pictures), "
+        "ROOT/labels/SPLIT/*.png with a class index each pixel and 255 where there is none, "
         "and ROOT/classes.txt with a name a line; without split folders for split 'all'.",
         pictures=_folder_pictures,
         label=lambda root, picture: root / "labels" / picture.relative_to(root / "images").with_suffix(".png"),

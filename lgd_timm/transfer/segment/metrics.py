@@ -1,7 +1,7 @@
-"""mIoU and accuracies of whole pictures, from one confusion matrix of all of them, as Cityscapes and ADE20K define them.
+"""Measure mIoU and accuracies, from one confusion matrix of all images, as Cityscapes and ADE20K define them.
 
-A class that occurs neither in labels nor in predictions has no IoU and is left out of the mean; one that is only predicted has 0.
-Accuracies of classes are of those that labels have.
+A class that occurs neither in labels nor in predictions has no IoU and is left out of the mean; one that is only
+predicted has 0. The mean accuracy is over the classes that occur in the labels.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
+from ...data.loader import WorkerDataLoader
 from ...errors import LGDError, require
 from ...utils.distributed import Ranks
 from .dataset import WholePictures
@@ -21,7 +21,7 @@ from .model import Segmenter
 
 
 class Scores(NamedTuple):
-    """In percent; IoU by class, None where there is none."""
+    """Scores in percent: means by name, and the IoU of each class, None where it has none."""
 
     mean: Mapping[str, float]
     iou: Mapping[str, float | None]
@@ -30,9 +30,13 @@ class Scores(NamedTuple):
 def evaluate(
     model: Segmenter, split: Split, *, short_side: int | None, workers: int, device: torch.device, ranks: Ranks
 ) -> Scores:
-    """Each picture once, shared out over the ranks; the same on all of them. Raises: LGDError where no pixel has a label."""
+    """Evaluate each image once, shared out over the ranks, which all get the result.
+
+    Raises:
+        LGDError: no pixel has a label.
+    """
     mine = ranks.share(range(len(split.pairs)))
-    pictures: DataLoader[Any] = DataLoader(
+    pictures: WorkerDataLoader[Any] = WorkerDataLoader(
         WholePictures(split),  # type: ignore[arg-type]  # has a length and items, which is all that torch asks of a Dataset
         batch_size=None,
         sampler=mine,
@@ -40,18 +44,19 @@ def evaluate(
     )
     metric = new_metric(len(split.classes)).to(device)
     for image, label, _ in pictures:
-        metric.update(model.see(image.to(device), short_side=short_side), label.to(device).long())
+        metric.update(model.predict(image.to(device), short_side=short_side), label.to(device).long())
     confusions = ranks.gather({ranks.rank: metric.confmat.cpu()})
     metric.confmat = torch.stack(list(confusions.values())).sum(0).to(device)
     if not metric.confmat.sum():
         raise LGDError(
-            "No pixel of the pictures that are evaluated has a label. Set data.val_split to a split that has some, or to null."
+            "No pixel of the pictures that are evaluated has a label. "
+            "Set data.val_split to a split that has some, or to null."
         )
     return scores_of(metric, classes=split.classes)
 
 
 def new_metric(classes: int) -> Any:
-    """torchmetrics' IoU of each class, NaN for one that does not occur. It counts `confmat` [labelled, predicted]."""
+    """Build torchmetrics' IoU of each class, NaN for one that does not occur. `confmat` is [labelled, predicted]."""
     metrics = require("torchmetrics.classification", extra="segment")
     return metrics.MulticlassJaccardIndex(
         classes,
@@ -64,7 +69,7 @@ def new_metric(classes: int) -> Any:
 
 
 def scores_of(metric: Any, *, classes: Sequence[str]) -> Scores:
-    """What was counted, as scores."""
+    """Compute the scores of what was counted."""
     iou, right, labelled = 100 * metric.compute(), metric.confmat.diag(), metric.confmat.sum(1)
     mean = {
         "mIoU": float(iou.nanmean()),

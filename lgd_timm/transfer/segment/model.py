@@ -1,4 +1,4 @@
-"""A backbone with one of segmentation_models_pytorch's decoders: its loss on a batch, and its answer for a whole picture.
+"""A backbone with one of segmentation_models_pytorch's decoders: its loss, and its prediction for a whole image.
 
 The encoder is that library's own around timm (`tu-<architecture>`), filled with the backbone's weights.
 """
@@ -16,25 +16,25 @@ from torchvision.transforms.v2 import functional as transforms
 from ...errors import LGDError, require
 from ...hub.safe_weights import BUILD_ERRORS
 from ..backbone import PyramidBackbone, freeze_norms
-from .dataset import Batch
+from .dataset import SegmentationBatch
 from .folders import IGNORED
 from .recipe import DeepLabV3Plus, Head, SegmentRecipe, UNet
 
-STRIDES = [
-    4,
-    8,
-    16,
-    32,
-]  # of the features that these decoders are made for; a U-Net also takes finer ones where there are some
-ATROUS_RATES = {
-    16: (6, 12, 18),
-    8: (12, 24, 36),
-}  # by output stride, as arXiv 1706.05587 has them; the library's default is the latter
-AT_ONCE = 16  # classes that are resized together: all 150 of a large picture would not fit
+# Of the features that these decoders are made for; a U-Net also takes finer ones where there are some.
+STRIDES = [4, 8, 16, 32]
+# By output stride, as in arXiv 1706.05587; the library's default is that of 8.
+ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
+AT_ONCE = 16  # classes that are resized together: all 150 of a large image would not fit into memory
 
 
 class Segmenter(nn.Module):
-    """Gives each pixel one of several classes. `net` is segmentation_models_pytorch's model, `net.encoder` the backbone."""
+    """Give each pixel one of several classes.
+
+    Args:
+        net: segmentation_models_pytorch's model; `net.encoder` is the backbone.
+        backbone: whose pixel statistics normalise the images.
+        frozen_norms: whether the backbone's batch normalisation keeps its statistics in training.
+    """
 
     mean: Tensor
     std: Tensor
@@ -57,22 +57,31 @@ class Segmenter(nn.Module):
         return self
 
     def logits(self, images: Tensor) -> Tensor:
-        """Pixels 0 to 255 [B, 3, H, W] of any size -> [B, classes, H, W]."""
+        """Compute logits [B, classes, H, W] of images [B, 3, H, W] of any size, pixels in 0..255."""
         height, width = images.shape[-2:]
         normalised = (images.float() - self.mean) / self.std
         logits: Tensor = self.net(F.pad(normalised, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
         return logits[..., :height, :width]
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy: the mean over all pixels, of which the ignored ones count as zero.
+    def forward(self, batch: SegmentationBatch) -> dict[str, Tensor]:
+        """Compute the cross entropy: the mean over all pixels, where the loss of ignored pixels is zero.
 
-        So it is no 0 / 0 where all are, and the mean over ranks is that of their common batch; mmsegmentation has it like this, too.
+        So it is no 0 / 0 where all pixels are ignored, and the mean over ranks is the mean over their common batch.
+        mmsegmentation does the same.
         """
         losses = F.cross_entropy(self.logits(batch.images), batch.labels.long(), ignore_index=IGNORED, reduction="none")
         return {"cross_entropy": losses.mean()}
 
-    def see(self, image: Tensor, *, short_side: int | None) -> Tensor:
-        """A whole picture, uint8 [3, H, W] -> class indices [H, W], int64. It is looked at with `short_side` pixels, or as it is."""
+    def predict(self, image: Tensor, *, short_side: int | None) -> Tensor:
+        """Predict the classes of a whole image.
+
+        Args:
+            image: uint8 [3, H, W].
+            short_side: pixels to which its short side is resized before; None: it is not resized.
+
+        Returns:
+            Class indices, int64 [H, W].
+        """
         size = image.shape[-2:]
         if short_side is not None:
             image = transforms.resize(
@@ -82,7 +91,11 @@ class Segmenter(nn.Module):
 
 
 def create(recipe: SegmentRecipe, *, backbone: PyramidBackbone, classes: Sequence[str]) -> Segmenter:
-    """The head of the recipe on the backbone, whose weights it has. Raises: LGDError for a backbone that does not take it."""
+    """Build the recipe's head on a backbone, with the backbone's weights.
+
+    Raises:
+        LGDError: the head does not fit the backbone.
+    """
     _check_levels(recipe.backbone.levels, backbone)
     smp = require("segmentation_models_pytorch", extra="segment")
     kind, options = _smp_model(recipe.head)
@@ -111,21 +124,26 @@ def _smp_model(head: Head) -> tuple[str, dict[str, Any]]:
 
 
 def _check_levels(levels: Sequence[int], backbone: PyramidBackbone) -> None:
-    """These decoders choose their features themselves, so that other levels can't be had."""
+    """Check the recipe's levels: these decoders choose their features themselves."""
     strides = [level["reduction"] for level in getattr(backbone.model, "feature_info", None) or ()]
     if not set(STRIDES) <= set(strides):
         raise LGDError(
-            f"{backbone.architecture} has features of strides {strides}; segmenting needs {STRIDES}. Take another model."
+            f"{backbone.architecture} has features of strides {strides}; segmenting needs {STRIDES}. "
+            "Take another model."
         )
     if list(levels) != (needed := [strides.index(stride) for stride in STRIDES]):
         raise LGDError(
-            f"backbone.levels = {list(levels)}, but a segmenter takes strides {STRIDES}: of this model, {needed}. Set these."
+            f"backbone.levels = {list(levels)}, but a segmenter takes strides {STRIDES}: of this model, {needed}. "
+            "Set these."
         )
 
 
 def _fill(encoder: nn.Module, backbone: PyramidBackbone) -> None:
-    """The backbone's weights for timm's `features_only` model, which lacks what comes after the last features, and may call the parts
-    of a sequence `stages_0` where the whole has `stages.0`."""
+    """Copy the backbone's weights into timm's `features_only` model.
+
+    It lacks what comes after the last features, and may call a part of a sequence `stages_0` where the whole has
+    `stages.0`.
+    """
     parts = {key.partition(".")[0] for key in encoder.state_dict()}
     given = (
         (name, tensor)
@@ -142,7 +160,7 @@ def _fill(encoder: nn.Module, backbone: PyramidBackbone) -> None:
 
 
 def _classes(logits: Tensor, *, size: Sequence[int]) -> Tensor:
-    """[B, classes, h, w] -> the class of the greatest logit in each pixel of `size`, [B, H, W], some classes at a time."""
+    """Resize logits [B, classes, h, w] to `size`, some classes at a time; return each pixel's class [B, H, W]."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits.argmax(1)
     best = found = None

@@ -1,4 +1,4 @@
-"""What a segmentation is told beside what all transfers are: its data and its head."""
+"""Settings of a segmentation beside those of all transfers: its data and its head."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FPN:
 
 @dataclass(frozen=True)
 class DeepLabV3Plus:
-    """Atrous pyramid with one skip (arXiv 1802.02611), at stride 4; the backbone's last stages are dilated to `output_stride`."""
+    """Atrous pyramid with one skip (arXiv 1802.02611), at stride 4; the last stages are dilated to `output_stride`."""
 
     kind: ClassVar[str] = "deeplabv3plus"
     output_stride: Literal[8, 16] = 16

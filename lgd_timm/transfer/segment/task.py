@@ -1,4 +1,4 @@
-"""A segmentation as one job: its pictures, its model, its scores."""
+"""Make a segmentation job of data, model and scores."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ from .model import create
 from .recipe import DeepLabV3Plus, SegmentRecipe
 
 IOU = "iou.json"
-ELSEWHERE = ("root", "val_split")  # fields of `data` that decide nothing of what is learned, given the same pictures
+ELSEWHERE = ("root", "val_split")  # fields of `data` that change nothing that is learned from the same images
 
 
 def prepare(recipe: SegmentRecipe, *, out: Path, device: torch.device, ranks: Ranks) -> Job:
-    """Read data and backbone, and make a job of them, writing nothing. With scores, `out/iou.json` has those of each class.
+    """Read data and backbone and make a job of them, without writing.
 
-    Raises: LGDError for data that do not lie as the recipe says, a backbone that can't be had, or a head that does not fit it;
-    MissingExtra without the libraries of `lgd_timm[segment]`.
+    An evaluation writes the IoU of each class to `out/iou.json`.
+
+    Raises:
+        LGDError: the data do not lie as the recipe says, the backbone can't be had, or the head does not fit it.
+        MissingExtra: a library of `lgd_timm[segment]` is missing.
     """
     data = recipe.data
     if isinstance(recipe.head, DeepLabV3Plus) and data.batch_size < 2 * ranks.world_size:
         raise RecipeError(
-            f"data.batch_size = {data.batch_size} gives a rank one picture, and deeplabv3plus normalises over two or more."
+            f"data.batch_size = {data.batch_size} gives a rank one picture, "
+            "and deeplabv3plus normalises over two or more."
         )
     train = open_split(data, data.train_split)
     val = train if data.val_split == data.train_split else open_split(data, data.val_split) if data.val_split else None

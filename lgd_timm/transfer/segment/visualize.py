@@ -1,4 +1,4 @@
-"""A picture with the classes that were seen in it, and their names."""
+"""Draw predicted classes and their names into an image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ GOLDEN = 0.618034  # turns of the colour circle from class to class: neighbours 
 def draw(
     model: nn.Module, picture: Image.Image, *, classes: Sequence[str], recipe: SegmentRecipe, device: torch.device
 ) -> Image.Image:
-    """The picture under a colour for each class, with a legend of those that cover at least a 500th of it, the largest first."""
+    """Draw a color for each class over an image, with a legend of those that cover at least a 500th of it."""
     assert isinstance(model, Segmenter)
     image = transforms.pil_to_tensor(picture)
-    seen = model.see(image.to(device), short_side=recipe.data.short_side).cpu()
+    seen = model.predict(image.to(device), short_side=recipe.data.short_side).cpu()
     shares = torch.bincount(seen.flatten(), minlength=len(classes)) / seen.numel()
     there = [index for index in shares.argsort(descending=True).tolist() if shares[index] > 0]
     masks = seen == torch.tensor(there).view(-1, 1, 1)
@@ -33,14 +33,14 @@ def draw(
 
 
 def colour(index: int) -> tuple[int, int, int]:
-    """The colour of a class, red, green and blue of 0 to 255."""
+    """Return the color of a class: red, green and blue in 0..255."""
     brightness, saturation = (0.95, 0.7, 0.85)[index % 3], (0.9, 0.9, 0.55)[index % 3]
     red, green, blue = colorsys.hsv_to_rgb(index * GOLDEN % 1, saturation, brightness)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _legend(picture: Image.Image, colours: dict[str, tuple[int, int, int]]) -> Image.Image:
-    """Names on their colours, in columns from the upper left corner, as far as there is room."""
+    """Write names on their colors, in columns from the upper left corner, as far as there is room."""
     font, pen = ImageFont.load_default(max(10, min(picture.size) // 28)), ImageDraw.Draw(picture)
     x, y, widest = 2, 2, 0
     for name, fill in colours.items():

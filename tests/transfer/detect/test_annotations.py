@@ -14,7 +14,7 @@ from PIL import Image
 
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.transfer.detect.annotations import Annotations, read_annotations
-from lgd_timm.transfer.detect.dataset import Batch, Pictures, read_picture, repeated
+from lgd_timm.transfer.detect.dataset import DetectionBatch, Pictures, read_picture, repeated
 from lgd_timm.transfer.detect.recipe import DetectData
 from tests.helpers.detect_data import COLOURS, IDS, SIZE, Dict, segmentation, write, write_coco, write_lvis
 
@@ -127,7 +127,7 @@ def test_boxes_end_where_the_picture_ends(tmp_path: Path) -> None:
 def test_a_batch_moves_as_one(tmp_path: Path) -> None:
     write_coco(tmp_path)
     found = pictures(read(tmp_path))
-    batch = Batch.of([found[0, 0], found[1, 0]]).to(torch.device("cpu"))
+    batch = DetectionBatch.of([found[0, 0], found[1, 0]]).to(torch.device("cpu"))
     assert batch.keys == ["000000000001.png", "000000000002.png"]
     assert batch.images[0].dtype == torch.float32
     assert torch.equal((batch.images[0] * 255).round().byte(), found[0, 0].image)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lgd_timm.transfer.detect.annotations import Annotations, read_annotations
-from lgd_timm.transfer.detect.dataset import Batch
+from lgd_timm.transfer.detect.dataset import DetectionBatch
 from lgd_timm.transfer.detect.metrics import average_precision, detections, evaluate
 from lgd_timm.utils.distributed import Ranks
 from tests.helpers.detect_data import IDS, Dict, write, write_coco, write_lvis
@@ -159,7 +159,7 @@ class Knowing(nn.Module):
             for index in range(len(annotations.images))
         }
 
-    def forward(self, batch: Batch) -> list[dict[str, Tensor]]:
+    def forward(self, batch: DetectionBatch) -> list[dict[str, Tensor]]:
         assert all(image.dtype == torch.float32 for image in batch.images)
         return [self.told[key] for key in batch.keys]
 

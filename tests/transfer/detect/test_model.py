@@ -12,7 +12,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.transfer.backbone import blank_backbone
 from lgd_timm.transfer.detect import create, prepare
-from lgd_timm.transfer.detect.dataset import Batch, Sample
+from lgd_timm.transfer.detect.dataset import DetectionBatch, DetectionSample
 from lgd_timm.transfer.detect.model import Detector
 from lgd_timm.transfer.detect.recipe import DetectRecipe
 from lgd_timm.transfer.job import Job
@@ -45,7 +45,7 @@ def job(folder: Path, **changes: Any) -> Job:
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_finite_and_reach_all_parameters(tmp_path: Path, kind: str) -> None:
     made = job(tmp_path, head={"kind": kind})
-    losses = made.model(Batch.of([made.pictures[0, 0], made.pictures[1, 0]]).to(CPU))
+    losses = made.model(DetectionBatch.of([made.pictures[0, 0], made.pictures[1, 0]]).to(CPU))
     assert ("loss_mask" in losses) == (kind == "mask_rcnn")
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
@@ -64,7 +64,7 @@ def test_findings_are_within_the_picture_and_count_classes_from_0(tmp_path: Path
     made.model.eval()
     with torch.no_grad():
         (found,) = made.model(
-            Batch.of([Sample("x", torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8), {})]).to(CPU)
+            DetectionBatch.of([DetectionSample("x", torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8), {})]).to(CPU)
         )
     assert 0 < len(found["scores"]) <= 40
     assert (found["boxes"][:, 0::2] <= 90).all()
@@ -80,7 +80,7 @@ def test_labels_count_from_1_for_heads_with_a_background(tmp_path: Path) -> None
         made = detector(levels=[1, 2, 3, 4], head={"kind": kind, "channels": 8})
         taught: list[Any] = []
         made.network.forward = lambda images, targets, taught=taught: taught.append(targets) or {}  # type: ignore[method-assign, assignment]
-        made(Batch(["x"], [torch.zeros(3, 8, 8)], [{"labels": torch.tensor([0, 2])}]))
+        made(DetectionBatch(["x"], [torch.zeros(3, 8, 8)], [{"labels": torch.tensor([0, 2])}]))
         assert taught[0][0]["labels"].tolist() == [first, 2 + first]
 
 

@@ -21,7 +21,7 @@ from lgd_timm.cli.main import main
 from lgd_timm.errors import WeightsError
 from lgd_timm.transfer import run as runs
 from lgd_timm.transfer.detect import draw
-from lgd_timm.transfer.detect.dataset import Batch
+from lgd_timm.transfer.detect.dataset import DetectionBatch
 from lgd_timm.transfer.detect.recipe import DetectRecipe
 from lgd_timm.transfer.recipe import read_transfer
 from lgd_timm.utils.checkpoint import all_checkpoints
@@ -77,7 +77,7 @@ def test_lvis_is_trained_on_and_scored(tmp_path: Path) -> None:
 class Sees(torch.nn.Module):
     """One object for sure, one half so, and one that is not to be drawn."""
 
-    def forward(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
+    def forward(self, batch: DetectionBatch) -> list[dict[str, torch.Tensor]]:
         masks = torch.zeros(3, 1, *batch.images[0].shape[-2:])
         masks[0, 0, 20:40, 20:40] = 1
         boxes = torch.tensor([[20.0, 20, 40, 40], [50, 50, 70, 70], [5, 60, 15, 75]])

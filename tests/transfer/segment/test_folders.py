@@ -13,7 +13,7 @@ from PIL import Image
 
 from lgd_timm.errors import LGDError, RecipeError
 from lgd_timm.transfer.segment.dataset import WholePictures
-from lgd_timm.transfer.segment.folders import LAYOUTS, READ, open_split, read_label
+from lgd_timm.transfer.segment.folders import CHECKED, LAYOUTS, open_split, read_label
 from lgd_timm.transfer.segment.recipe import SegmentData
 from tests.helpers.segment_data import NAMES, make_ade20k, make_cityscapes, make_folder
 
@@ -199,7 +199,7 @@ def test_each_fault_has_one_error_that_names_the_file_and_the_layout(
 
 
 def test_a_label_that_only_training_looks_at_has_the_same_error(tmp_path: Path) -> None:
-    root = make_folder(tmp_path, count=2 * READ + 1, height=4, width=4)
+    root = make_folder(tmp_path, count=2 * CHECKED + 1, height=4, width=4)
     data = SegmentData(str(root))
     second = open_split(data, "all").pairs[1].label
     Image.fromarray(np.full((4, 4), 9, dtype=np.uint8)).save(second)

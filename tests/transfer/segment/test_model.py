@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lgd_timm  # noqa: F401 - registers the students
 from lgd_timm.errors import LGDError
 from lgd_timm.transfer.backbone import PyramidBackbone, find_backbone
-from lgd_timm.transfer.segment.dataset import Batch
+from lgd_timm.transfer.segment.dataset import SegmentationBatch
 from lgd_timm.transfer.segment.model import Segmenter, _classes, create
 from tests.helpers.segment_data import recipe_of
 
@@ -38,11 +38,12 @@ def segmenter(head: str = "fpn", **backbone: Any) -> tuple[Segmenter, PyramidBac
     return create(recipe, backbone=source, classes=CLASSES), source
 
 
-def batch(*, ignored: float = 0.0) -> Batch:
+def batch(*, ignored: float = 0.0) -> SegmentationBatch:
     draw = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (2, 64, 64), generator=draw, dtype=torch.uint8)
     labels[torch.rand(labels.shape, generator=draw) < ignored] = 255
-    return Batch(torch.randint(0, 256, (2, 3, 64, 64), generator=draw, dtype=torch.uint8), labels, ["a", "b"])
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=draw, dtype=torch.uint8)
+    return SegmentationBatch(images, labels, ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_pictures_of_any_size_have_an_answer_of_that_size(head: str) -> None:
     with torch.no_grad():
         assert model.logits(torch.zeros(2, 3, 45, 70, dtype=torch.uint8)).shape == (2, 3, 45, 70)
         for short_side in (None, 33, 90):
-            seen = model.see(torch.zeros(3, 45, 70, dtype=torch.uint8), short_side=short_side)
+            seen = model.predict(torch.zeros(3, 45, 70, dtype=torch.uint8), short_side=short_side)
             assert (seen.shape, seen.dtype) == ((45, 70), torch.int64)
 
 

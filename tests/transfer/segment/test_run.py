@@ -169,7 +169,7 @@ def test_what_is_seen_is_drawn(root: Path, tmp_path: Path) -> None:
     run = open_run(tmp_path / "run")
     assert isinstance(run.model, Segmenter)
     with torch.no_grad():
-        seen = run.model.see(torch.full((3, 50, 90), 128, dtype=torch.uint8), short_side=None)
+        seen = run.model.predict(torch.full((3, 50, 90), 128, dtype=torch.uint8), short_side=None)
     expected = 0.45 * 128 + 0.55 * np.array([colour(int(index)) for index in seen[40:, 60:].flatten()])
     assert np.abs(drawn[40:, 60:].reshape(-1, 3) - expected).max() < 4  # away from the legend
 
