@@ -72,12 +72,12 @@ class Views:
         RecipeError: a field is out of its range, or `crop` is given with an augmentation that crops at random.
     """
 
-    size: int = 224
-    augmentation: str = "mocov2"
-    seed: Seed = 0
-    count: int = 1
-    interpolation: str = "bicubic"
-    crop: float = 1.0
+    size: int = 224  # pixels, each side
+    augmentation: str = "mocov2"  # none, flip, light or mocov2: what is drawn at random
+    seed: Seed = 0  # of what is drawn
+    count: int = 1  # fixed views of each image; epoch e sees view e mod count
+    interpolation: str = "bicubic"  # or bilinear
+    crop: float = 1.0  # share of the short side that a centre crop keeps
 
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:

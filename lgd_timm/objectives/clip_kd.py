@@ -24,8 +24,8 @@ from .base import Objective, above_zero, between
 class CLIPKDConfig:
     """Switches of `CLIPKD`."""
 
-    contrastive_weight: float = 1.0
-    feature_weight: float = 2000.0
+    contrastive_weight: float = 1.0  # of the image-to-teacher contrast
+    feature_weight: float = 2000.0  # of the squared distance of the embeddings
     student_temperature: float = 0.07  # of the contrast; CLIP learns its own, beginning here
 
     def __post_init__(self) -> None:

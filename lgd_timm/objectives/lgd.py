@@ -30,10 +30,10 @@ class LGDConfig:
     """Every switch of the objective. Temperatures hold for both banks unless a `visual_*` one is given."""
 
     alpha: float = 0.5  # weight of the visual bank
-    student_temperature: float = 0.2
-    teacher_temperature: float = 0.01
-    visual_student_temperature: float | None = None
-    visual_teacher_temperature: float | None = None
+    student_temperature: float = 0.2  # divides the student's similarities
+    teacher_temperature: float = 0.01  # divides the teacher's
+    visual_student_temperature: float | None = None  # of the visual bank; None: as of the textual
+    visual_teacher_temperature: float | None = None  # of the visual bank; None: as of the textual
     momentum: Share = 0.999  # of the visual bank
     positive: bool = True  # the extra logit student.teacher in front of the visual bank
     renormalize: bool = False  # bring bank rows back to unit length after each update
@@ -53,7 +53,7 @@ class LGDConfig:
 PRESETS: dict[str, LGDConfig] = {
     # scripts/train.sh and clipdistiller.py of the released code
     "reference": LGDConfig(),
-    # the paper's equations: a distribution over C_1..C_K and nothing else
+    # what the paper's abstract and overview figure say: a distribution over C_1..C_K and nothing else
     "paper": LGDConfig(positive=False),
     # ours: at 0.2 the student can't tell names apart as sharply as the teacher (docs/results/reproduction.md, Rivals)
     "sharp": LGDConfig(positive=False, student_temperature=0.05),
@@ -119,7 +119,7 @@ class LGD(Objective):
 
     @torch.no_grad()
     def update(self, teacher: Tensor, *, assigned: Assigned | None = None) -> None:
-        """Move the visual bank towards the batch: Language-Guided Knowledge Aggregation (arXiv 2406.11689, section 3).
+        """Move the visual bank towards the batch: Language-Guided Knowledge Aggregation (LGKA).
 
         With `update: before` the loss has done it already and this does nothing. Across ranks one all-reduce carries
         sums and counts, so the bank stays equal on every rank. Rows with a value that is not finite are left out.

@@ -15,8 +15,8 @@ from .similarity import similarity_loss
 class LogitsConfig:
     """Switches of `Logits`."""
 
-    student_temperature: float = 0.2
-    teacher_temperature: float = 0.01
+    student_temperature: float = 0.2  # divides the student's similarities
+    teacher_temperature: float = 0.01  # divides the teacher's
 
     def __post_init__(self) -> None:
         above_zero(self, "student_temperature", "teacher_temperature")

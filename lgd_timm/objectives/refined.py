@@ -50,17 +50,17 @@ POTENTIAL_RATE = 0.05  # of the running balance, whose means take some tens of s
 class RefinedConfig:
     """Every switch of the objective. A weight of 0 leaves its term out."""
 
-    names_weight: float = 2.0
-    student_temperature: float = 0.05
+    names_weight: float = 2.0  # of the refined answers
+    student_temperature: float = 0.05  # divides the student's similarities to the names
     teacher_temperature: float = 0.1  # of the answers that are refined: soft ones, or there is little to regress
     refine: bool = True  # False: p = q
     ridge: float = 1.0  # in mean variances of the embeddings' dimensions, as `shrink`
     sharpen: float = 2.0
     floor: float = 0.1  # least refined probability, in parts of 1 / C
     balance: float = 0.0  # 1: the names are equally frequent among the images
-    feature_weight: float = 10.0
-    contrast_weight: float = 1.0
-    contrast_temperature: float = 0.07
+    feature_weight: float = 10.0  # of the cosine of half-whitened embeddings
+    contrast_weight: float = 1.0  # of the contrast in the same space
+    contrast_temperature: float = 0.07  # divides the cosines of the contrast
     whiten: float = 0.5  # 0: centred only, 1: equal variance in every direction
     shrink: float = 0.1
 

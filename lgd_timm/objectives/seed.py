@@ -26,8 +26,8 @@ class SEEDConfig:
     """Switches of `SEED`."""
 
     queue_size: int = 65536  # embeddings
-    student_temperature: float = 0.2
-    teacher_temperature: float = 1e-4
+    student_temperature: float = 0.2  # divides the student's similarities
+    teacher_temperature: float = 1e-4  # divides the teacher's
     positive: bool = True  # the extra logit student.teacher in front of the queue
     update: Literal["after", "before"] = "after"  # enqueue after the loss, or before it
 

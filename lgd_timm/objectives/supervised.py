@@ -16,7 +16,7 @@ from .base import Objective, above_zero, between
 class SupervisedConfig:
     """Switches of `Supervised`."""
 
-    student_temperature: float = 0.1
+    student_temperature: float = 0.1  # divides the student's similarities
     smoothing: float = 0.0  # label smoothing
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ def gradient(loss: Tensor, student: Tensor) -> Tensor:
     return torch.autograd.grad(loss, student, retain_graph=True)[0]
 
 
-# Plain statements of the paper's equations (arXiv 2406.11689, section 3; docs/concepts/method.md), in float64.
+# Plain statements of the equations in docs/concepts/method.md, in float64.
 
 
 def unit(x) -> np.ndarray:
