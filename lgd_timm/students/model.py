@@ -20,7 +20,7 @@ def make_projector(kind: str, features: int, embed_dim: int) -> nn.Module:
     """Build a projector from features [B, F] to embeddings [B, D].
 
     Args:
-        kind: `linear` folds into a stock classifier; `mlp` is the released code's Linear-ReLU-Linear, with F hidden units
+        kind: `linear` folds into a stock classifier; `mlp` is the released code's Linear-ReLU-Linear, F hidden units
             as in the released clipdistiller.py; `deep` is SimReg's four layers, batch-normalised between (arXiv
             2201.05131, section 3).
         features: F.

@@ -98,7 +98,7 @@ class _ConseImage(ImageTeacher):
         self.embed_dim = embeddings.shape[1]
         self.name = f"conse_{classifier.pretrained_cfg['architecture']}".replace("tf_", "")
         given = (spec.temperature, size, config["mean"], config["std"], config["interpolation"])
-        # Of what was given. The last digits of the class embeddings are the machine's, and so were earlier fingerprints.
+        # Of what was given: the last digits of the class embeddings are the machine's, and so were earlier fingerprints
         self.fingerprint = module_fingerprint(classifier, "conse", *given, encoder.fingerprint, list(descriptions))
         self.earlier_fingerprints = (module_fingerprint(self, *given),)
 
