@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from pathlib import Path
 
 from .errors import LGDError
@@ -40,7 +41,14 @@ def _shipped(name: str, *, checkout: str) -> Path:
 
 def cache_folder() -> Path:
     """Return the folder for what can be made or downloaded again, such as text banks."""
-    return Path(os.environ.get("LGD_TIMM_CACHE") or Path.home() / ".cache" / "lgd_timm")
+    if folder := os.environ.get("LGD_TIMM_CACHE"):
+        return Path(folder)
+    home = os.path.expanduser("~")
+    if home != "~":
+        return Path(home) / ".cache" / "lgd_timm"
+    # a container's user without HOME and passwd entry
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return Path(cache) / "lgd_timm" if cache else Path(tempfile.gettempdir()) / f"lgd_timm-{os.getuid()}"
 
 
 def hub_timeout() -> float:

@@ -6,6 +6,7 @@ own. Bad input ends with one line on standard error and status 2. A command may 
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: status 2 for words that the parser refuses, 0 after --help and --version.
     """
+    _escape_what_stdout_cant_spell()
     parser = build_parser()
     options, rest = parser.parse_known_args(argv)
     _set_up_logging()
@@ -78,6 +80,12 @@ def build_parser() -> Parser:
     add_report(commands)
     add_recipes(commands)
     return parser
+
+
+def _escape_what_stdout_cant_spell() -> None:
+    """Let names of any alphabet be printed in a C locale and on old consoles, as stderr does by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _set_up_logging() -> None:

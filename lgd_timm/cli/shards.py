@@ -21,6 +21,7 @@ def add_shards(commands: Commands) -> None:
         "(others: shards verify ADDRESS, shards subset SHARDS FILE --per-class N)."
     }
     _add_write(actions)
+    _add_index(actions)
     _add_verify(actions)
     _add_subset(actions)
 
@@ -38,6 +39,12 @@ def _add_write(actions: Commands) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that can't be used and list them (default: refuse)"
     )
+
+
+def _add_index(actions: Commands) -> None:
+    parser = add_command(actions, "index", _index, "index tars that lie in a folder already, such as img2dataset's")
+    parser.add_argument("folder", help="folder of WebDataset tars; gets an _info.json")
+    parser.add_argument("--split", default="train", help="name of the split that they become")
 
 
 def _add_verify(actions: Commands) -> None:
@@ -80,6 +87,13 @@ def _write(options: argparse.Namespace) -> None:
         skip_bad=options.skip_bad,
     )
     print(f"{options.out}: {len(written)} images in {len(written.filenames)} shards, split {written.split!r}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from ..data.writer import index_shards
+
+    found = index_shards(options.folder, split=options.split)
+    print(f"{options.folder}: {len(found)} samples in {len(found.filenames)} shards, split {found.split!r}")
 
 
 def _verify(options: argparse.Namespace) -> int:

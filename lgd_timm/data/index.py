@@ -51,6 +51,11 @@ def read_info(root: AnyPath) -> dict:
     """Read a folder's `_info.json`. Raises: ShardError where it is missing or can't be read."""
     path = root / INFO
     if isinstance(path, Path) and not path.is_file():
+        if tars := sorted(path.parent.glob("*.tar")):
+            raise ShardError(
+                f"{root} holds {len(tars)} tars, first {tars[0].name}, and no {INFO}. Index them where they lie: "
+                f"lgd-timm shards index {root}"
+            )
         raise ShardError(
             f"{root} holds no {INFO}, so it is not a finished shard folder. "
             f"Write one with: lgd-timm shards write IMAGES {root}"

@@ -41,6 +41,11 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "shared memory" in str(error):
+            raise WorkerError(
+                "Workers can't put a batch into shared memory: /dev/shm is too small. Make it larger (docker run "
+                "--shm-size 8g or --ipc=host; an emptyDir of medium Memory in Kubernetes), or lower the workers, to 0."
+            ) from error
         if not str(error).startswith("DataLoader worker"):
             raise
         said = " ".join(str(error).split()).rstrip(".")

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from ..errors import ShardError
 from ..utils.files import atomic_folder, sha256_of, write_json
 from .decode import image_size
-from .image_folder import FIELD_OF_SUFFIX, IMAGE_SUFFIXES, ImageFolder, describe, read_image_folder
+from .image_folder import FIELD_OF_SUFFIX, IMAGE_SUFFIXES, ImageFolder, describe, is_hidden, read_image_folder
 from .index import INFO, ShardSet, open_shards, read_info
 from .paths import require_local
+from .tar import IndexedTar
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,45 @@ def write_shards(
             info["class_names"] = class_names
         write_json(temporary / INFO, info)
     return open_shards(out, split=split)
+
+
+def index_shards(folder: str | Path, *, split: str = "train") -> ShardSet:
+    """Write `_info.json` for tars that lie in a folder already, such as img2dataset's: names, counts, sha256 sums.
+
+    Args:
+        folder: with tars in WebDataset's format. Those of its splits that are indexed already are left out.
+        split: name of the split that they become.
+
+    Returns:
+        The index of the split.
+
+    Raises:
+        ShardError: there are no such tars, one is damaged or empty, or the split exists already.
+    """
+    folder = require_local(folder, what="folder")
+    info = read_info(folder) if (folder / INFO).exists() else {"splits": {}}
+    if split in info["splits"]:
+        raise ShardError(f"{folder} already has a split {split!r}. Choose another --split.")
+    known = {name for entry in info["splits"].values() for name in entry["filenames"]}
+    paths = [path for path in sorted(folder.glob("*.tar")) if path.name not in known and not is_hidden(path.name)]
+    if not paths:
+        raise ShardError(f"{folder} holds no tars that are not indexed yet. Give the folder that holds them.")
+    lengths, sums = [], []
+    for path in tqdm(paths, unit="tar", desc=f"index {split}", disable=None):
+        tar = IndexedTar(path)
+        if tar.damage or not tar.keys:
+            raise ShardError(f"{path} can't be used ({tar.damage or 'it has no samples'}). Remove or replace it.")
+        lengths.append(len(tar.keys))
+        sums.append(sha256_of(path))
+    info["splits"][split] = {
+        "name": split,
+        "num_samples": sum(lengths),
+        "filenames": [path.name for path in paths],
+        "shard_lengths": lengths,
+        "sha256": sums,
+    }
+    write_json(folder / INFO, info)
+    return open_shards(folder, split=split)
 
 
 def _class_names(found: ImageFolder) -> list[str]:

@@ -7,6 +7,8 @@ architecture, preprocessing, images, views. The device does not count, though ro
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,8 @@ from ..teachers.base import module_fingerprint
 from ..utils.files import atomic_file, fingerprint
 from .models import Backbone
 from .zero_shot import progress
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the cache files; raise it when the same fingerprint would name another content
 
@@ -130,7 +134,7 @@ def extract(
     name = f"{dataset.shards.root} ({dataset.shards.split})"
     path = cache_folder() / "features" / f"{features_fingerprint(network, dataset)}.safetensors"
     cache = cache and bool(dataset.shards.sha256)
-    if cache and path.is_file():
+    if cache and os.path.isfile(path):
         found = replace(_read(path), name=name)
         BadSamples(max_bad, size=len(dataset)).add(found.bad)
         _check_finite(found.features, network)
@@ -146,7 +150,12 @@ def extract(
     )
     local = isinstance(dataset.shards.root, Path)
     if cache and (local or not features.bad):  # an image that a server failed to give may come the next time
-        _write(path, features)
+        try:
+            _write(path, features)
+        except (OSError, SafetensorError) as error:  # what is kept for the next time only is no reason to lose the work
+            log.warning(
+                "%s can't be written (%s), so features are extracted anew next time. Set LGD_TIMM_CACHE.", path, error
+            )
     return features
 
 

@@ -7,11 +7,13 @@ The visual bank (VSB) is state of the objective, since it changes with every ste
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,6 +24,8 @@ from ..errors import TeacherError
 from ..settings import cache_folder
 from ..utils.files import atomic_file, fingerprint
 from .base import TextTeacher
+
+log = logging.getLogger(__name__)
 
 
 def encode_vocabulary(text: TextTeacher, vocabulary: Vocabulary, *, prompts_per_call: int = 512) -> Tensor:
@@ -76,7 +80,7 @@ def text_bank(
     name = text_bank_name(text_fingerprint, vocabulary)
     cache = cache_folder() / "text"
     for folder in (*folders, cache):
-        if isinstance(folder, Path) and (folder / name).is_file():
+        if isinstance(folder, Path) and os.path.isfile(folder / name):
             return load_bank(folder / name)
     tower = text()
     if tower.fingerprint != text_fingerprint:
@@ -85,7 +89,10 @@ def text_bank(
             "Use the teacher that made them, or run lgd-timm teach again."
         )
     bank = encode_vocabulary(tower, vocabulary)
-    save_bank(cache / name, bank)
+    try:
+        save_bank(cache / name, bank)
+    except (OSError, SafetensorError) as error:  # kept for the next time only
+        log.warning("%s can't be written (%s), so names are read anew next time. Set LGD_TIMM_CACHE.", cache, error)
     return bank
 
 

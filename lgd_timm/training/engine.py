@@ -29,6 +29,7 @@ from ..utils.checkpoint import (
     save_checkpoint,
 )
 from ..utils.distributed import Bad, Ranks, StepSync
+from ..utils.files import check_renames
 from ..utils.logger import Progress
 from ..utils.signals import Stopped, StopRequest
 from .step import Skipped, TrainStep
@@ -198,6 +199,7 @@ def start(run: Trainable, *, recipe: str, resume: bool) -> None:
     run.ranks.wait()  # until all have read it: from here on the first rank writes
     if run.ranks.first:
         run.out.mkdir(parents=True, exist_ok=True)
+        check_renames(run.out)
         drop_unfinished(checkpoints)
         (run.out / "recipe.yaml").write_text(recipe, encoding="utf-8")
 

@@ -7,6 +7,7 @@ A distillation's modules are student.safetensors [ema.safetensors] objective.saf
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -140,6 +141,9 @@ def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # CIFS, VirtualBox and some FUSE disks have no fsync of folders; that of files is needed
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)):
+            raise
     finally:
         os.close(handle)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,8 +131,17 @@ def init_distributed(device: str) -> str:
         This rank's device.
 
     Raises:
-        LGDError: some ranks did not start.
+        LGDError: some ranks did not start, or Slurm does not say where they meet.
     """
+    if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_NTASKS") or 1) > 1:
+        # SLURM_NTASKS speaks of the allocation; a script that was started once within it is one process
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
+            return device
+        if "MASTER_ADDR" not in os.environ:
+            raise LGDError(
+                "Slurm started several tasks, and MASTER_ADDR does not say where they meet. Start one task a node with "
+                "torchrun (docs/guides/clusters.md), or one process: srun --ntasks 1."
+            )
     found: dict[str, Any] = init_distributed_device_so(device, dist_url=f"{SCHEME}://")
     return str(found["device"])
 

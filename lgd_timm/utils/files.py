@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..errors import WeightsError
+from ..errors import LGDError, WeightsError
 
 
 @contextmanager
@@ -64,6 +64,28 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_renames(folder: Path) -> None:
+    """Check that a disk can rename folders, which checkpoints and published folders need, before work is done for them.
+
+    Raises:
+        LGDError: it can't, as mounted object stores.
+    """
+    probe = Path(tempfile.mkdtemp(prefix=".probe-", dir=folder))
+    renamed = probe.with_name(f"{probe.name}.renamed")
+    try:
+        (probe / "file").write_bytes(b"")
+        os.replace(probe, renamed)
+    except OSError as error:
+        raise LGDError(
+            f"{folder} lies on a disk that can't rename folders ({error.strerror or error}), so no checkpoint could be "
+            "saved. Use a local or shared disk and copy what is published, or a mount that renames (gcsfuse "
+            "--rename-dir-limit, SkyPilot's MOUNT_CACHED)."
+        ) from error
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from timm.data import create_dataset
 from lgd_timm.data import Views, open_shards
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.vocabulary import load_vocabulary
-from lgd_timm.data.writer import write_shards
+from lgd_timm.data.writer import index_shards, write_shards
 from lgd_timm.errors import ShardError
 from lgd_timm.utils import files
 
@@ -401,3 +402,18 @@ def test_a_png_with_much_text_is_an_image_like_others(tmp_path: Path) -> None:
     shards = write_shards(images, tmp_path / "out")
     batch = ShardDataset(shards, views=Views(size=4, augmentation="none")).__getitems__([(0, 0)])
     assert batch.images[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_ready_tars_are_indexed_where_they_lie(tmp_path: Path, shard_folder: Path) -> None:
+    for path in shard_folder.glob("*train*.tar"):
+        shutil.copy(path, tmp_path)
+    with pytest.raises(ShardError, match=r"holds 3 tars, first .*shards index"):
+        open_shards(tmp_path, split="train")
+    assert index_shards(tmp_path) == replace(open_shards(shard_folder, split="train"), root=tmp_path, class_names=())
+    with pytest.raises(ShardError, match="already has a split"):
+        index_shards(tmp_path)
+    with pytest.raises(ShardError, match="no tars that are not indexed yet"):
+        index_shards(tmp_path, split="val")
+    (tmp_path / "cut.tar").write_bytes(b"x" * 700)
+    with pytest.raises(ShardError, match=r"cut\.tar can't be used"):
+        index_shards(tmp_path, split="val")

@@ -135,3 +135,18 @@ def test_fingerprint_tells_values_apart_but_not_spellings() -> None:
         )
         == 9
     )
+
+
+def test_a_disk_that_cant_rename_folders_is_refused_and_one_that_can_is_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_renames(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with pytest.raises(LGDError, match=r"can't rename folders \(Function not implemented\)"):
+        check_renames(tmp_path)
+    assert not list(tmp_path.iterdir())
