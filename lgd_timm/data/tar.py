@@ -37,7 +37,7 @@ class IndexedTar:
                 folder, slash, base = name.rpartition("/")
                 stem, dot, field = base.partition(".")
                 key = folder + slash + stem
-                if not (stem and dot):  # as webdataset: macOS's `data/._0.jpg` is no sample
+                if not (stem and dot):  # hidden files, such as macOS's `data/._0.jpg`, are no samples
                     continue
                 if not whole:
                     self.samples.pop(key, None)  # the fields before this one are not a complete sample

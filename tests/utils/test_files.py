@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lgd_timm.errors import LGDError
 from lgd_timm.utils import files
-from lgd_timm.utils.files import atomic_file, atomic_folder, fingerprint, sha256_of, write_json
+from lgd_timm.utils.files import atomic_file, atomic_folder, check_renames, fingerprint, sha256_of, write_json
 
 
 def stop_in(block: AbstractContextManager[Path], name: str = "") -> None:
