@@ -53,8 +53,8 @@ def read_info(root: AnyPath) -> dict:
     if isinstance(path, Path) and not path.is_file():
         if tars := sorted(path.parent.glob("*.tar")):
             raise ShardError(
-                f"{root} holds {len(tars)} tars, first {tars[0].name}, and no {INFO}, so it is not a finished shard folder. "
-                f"Write it again, or index tars of others where they lie: lgd-timm shards index {root}"
+                f"{root} holds {len(tars)} tars, first {tars[0].name}, and no {INFO}, so it is not a finished shard "
+                f"folder. Write it again, or index tars of others where they lie: lgd-timm shards index {root}"
             )
         raise ShardError(
             f"{root} holds no {INFO}, so it is not a finished shard folder. "
