@@ -314,7 +314,7 @@ def test_a_run_on_stored_embeddings_builds_no_teacher(
     monkeypatch.setattr(OpenCLIP, "text", forbidden)
     run(stored, tmp_path / "second", schedule={"epochs": 1})
     with pytest.raises(AssertionError, match="a teacher was built"):
-        run(stored, tmp_path / "third", vocabulary={"source": ["cat", "dog"]})
+        run(stored, tmp_path / "third", vocabulary={"source": ["cat", "dog", "bird"]})
 
 
 def test_stored_embeddings_of_other_views_or_shards_are_refused(
@@ -326,7 +326,7 @@ def test_stored_embeddings_of_other_views_or_shards_are_refused(
         run(stored, tmp_path / "run", data={"train_split": "val", "batch_size": 4})
     write_shards(shard_folder.parent / "val", tmp_path / "other", split="train")
     with pytest.raises(TeacherError, match="was made from other shards"):
-        run(stored, tmp_path / "run", data={"shards": str(tmp_path / "other"), "batch_size": 4})
+        run(stored, tmp_path / "run", data={"shards": str(tmp_path / "other"), "batch_size": 4, "val_split": None})
     assert not (tmp_path / "run").exists()
 
 
@@ -494,7 +494,9 @@ def test_evaluation_without_labels_says_so(recipe_dict: Dict, image_folder: Path
 
 def test_a_loss_that_is_not_finite_ends_the_run(recipe_dict: Dict, tmp_path: Path) -> None:
     with pytest.raises(LGDError, match=r"a gradient is not finite, like .*Lower optimizer.lr, set optimizer.clip_grad"):
-        run(recipe_dict, tmp_path / "run", optimizer={"lr": 1e30}, run={"max_skipped": 2})
+        run(recipe_dict, tmp_path / "run", optimizer={"lr": 1e30}, run={"max_skipped": 2}, data={"val_split": None})
+    with pytest.raises(LGDError, match="the model's answers are not finite"):  # where the evaluation comes first
+        run(recipe_dict, tmp_path / "evaluated", optimizer={"lr": 1e30}, run={"max_skipped": 2})
     assert not (tmp_path / "run" / "published").exists()
 
 
