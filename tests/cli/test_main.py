@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import lgd_timm
 from lgd_timm import cli
+from lgd_timm.cli.main import _escape_what_stdout_cant_spell
 from lgd_timm.errors import MissingExtra
 
 # The package's `__init__` registers the students with timm, and so imports it; the parser itself is to be light.
@@ -185,3 +187,11 @@ def test_what_is_no_bad_input_is_not_hidden(monkeypatch: pytest.MonkeyPatch, rec
     monkeypatch.setattr(importlib.import_module("lgd_timm.training.distill"), "distill", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["distill", str(recipe)])
+
+
+def test_names_that_stdout_cant_spell_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    _escape_what_stdout_cant_spell()
+    print("\u00e9lan \udce8", flush=True)
+    assert written.getvalue() == b"\\xe9lan \\udce8\n"

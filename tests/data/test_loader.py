@@ -47,3 +47,8 @@ def test_other_errors_are_left_as_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^mine$"), worker_errors():
         raise RuntimeError("mine")
     assert list(map(int, loader)) == [1, 2]
+
+
+def test_a_small_shared_memory_is_named() -> None:
+    with pytest.raises(WorkerError, match=r"/dev/shm is too small.*--shm-size"), worker_errors():
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")

@@ -175,3 +175,17 @@ def test_features_that_are_not_finite_are_refused_with_the_weights_that_are_not(
     _write(path, features)
     with pytest.raises(WeightsError, match=r"not finite .*they overflow"):
         extract(sound.network, dataset)
+
+
+def test_a_cache_that_cant_be_written_costs_no_features(
+    model: Model,
+    shard_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(extract(model.network, images_of(shard_folder))) == 12
+    assert "can't be written" in caplog.text
+    assert "Set LGD_TIMM_CACHE" in caplog.text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from lgd_timm.objectives import LGD
 from lgd_timm.students.model import Student
 from lgd_timm.task import LGDTask
 from lgd_timm.utils import checkpoint
-from lgd_timm.utils.checkpoint import all_checkpoints, load_checkpoint, save_checkpoint
+from lgd_timm.utils.checkpoint import _to_disk, all_checkpoints, load_checkpoint, save_checkpoint
 
 IDENTITY = {"seed": 0, "optimizer": {"name": "adamw", "betas": (0.9, 0.95)}}
 
@@ -176,3 +179,20 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     other["modules"]["student"].projector = torch.nn.Linear(3, 8)
     with pytest.raises(WeightsError, match="can't be restored"):
         load_checkpoint(path, **other, identity=IDENTITY)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_disk_without_fsync_of_folders_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) or (tmp_path / "all").exists():
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    (tmp_path / "file").touch()
+    _to_disk(tmp_path)
+    _to_disk(tmp_path / "file")
+    (tmp_path / "all").touch()
+    with pytest.raises(OSError, match=os.strerror(number)):  # that of a file is needed
+        _to_disk(tmp_path / "file")

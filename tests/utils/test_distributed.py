@@ -10,7 +10,7 @@ import pytest
 from torch.distributed import HashStore
 
 from lgd_timm.errors import LGDError
-from lgd_timm.utils.distributed import agree_on_session
+from lgd_timm.utils.distributed import agree_on_session, init_distributed
 
 SOON = timedelta(seconds=20)
 
@@ -54,3 +54,14 @@ def test_who_stays_away_is_named() -> None:
 def test_a_rank_that_nobody_meets_says_so() -> None:
     with pytest.raises(LGDError, match=r"rank 1 of 2 was not met by rank 0 \(.*\)\. Look for the error of rank 0\."):
         agree_on_session(HashStore(), rank=1, world_size=2, timeout=timedelta(seconds=1))
+
+
+def test_one_process_within_a_slurm_allocation_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert init_distributed("cpu") == "cpu"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(LGDError, match=r"MASTER_ADDR .*torchrun"):
+        init_distributed("cpu")
