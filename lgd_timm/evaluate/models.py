@@ -15,7 +15,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -28,10 +27,11 @@ from ..errors import LGDError, WeightsError
 from ..hub.repo_ids import timm_repository
 from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
 from ..hub.snapshot_download import locate
+from ..hub.timm_models import build_timm_model
 from ..publish.folder import Published, load
 from ..students.model import Student, create_student
 from ..teachers import Stored
-from ..utils.checkpoint import all_checkpoints
+from ..utils.checkpoint import DAMAGE, all_checkpoints, check_file
 from ..utils.schema import build
 from ..utils.state_keys import prefix_advice, without_prefix
 
@@ -213,7 +213,9 @@ def _from_checkpoint(checkpoint: Path, recipe: Recipe) -> Student:
     """Load a run's student as it would be published: the moving average of its weights, where it keeps one."""
     files = [checkpoint / name for name in ("ema.safetensors", "student.safetensors")]
     try:
-        state = load_file(next(file for file in files if file.is_file()))
+        file = next(file for file in files if file.is_file())
+        check_file(checkpoint, name=file.name)
+        state = load_file(file)
         embed_dim = [
             tensor.shape[0] for key, tensor in state.items() if key.startswith("projector.") and tensor.ndim == 2
         ][-1]
@@ -221,7 +223,9 @@ def _from_checkpoint(checkpoint: Path, recipe: Recipe) -> Student:
         options = {**asdict(recipe.student), "image_size": size, "pretrained": False}
         student = create_student(embed_dim=embed_dim, **options)
         student.load_state_dict(state)
-    except (OSError, StopIteration, IndexError, RuntimeError, SafetensorError) as error:
+    except (StopIteration, *DAMAGE) as error:
+        if isinstance(error, LGDError):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
             f"{checkpoint} can't be read as its run's student ({reason}). Remove it: the one before it is used then."
@@ -267,9 +271,8 @@ def timm_model(name: str, *, pretrained: bool = True, seed: int = 0, classifier:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            options: dict[str, Any] = {} if classifier else {"num_classes": 0}
-            return timm.create_model(
-                timm_source(source, field="model", pretrained=pretrained), pretrained=pretrained, **options
+            return build_timm_model(
+                timm_source(source, field="model", pretrained=pretrained), pretrained=pretrained, classifier=classifier
             )
     except WeightsError as error:
         raise WeightsError(

@@ -8,7 +8,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from ..config.reader import read_recipe, read_teacher
@@ -20,6 +19,7 @@ from ..data.index import ShardSet
 from ..data.paths import resolve_path
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError, VocabularyError
+from ..hub.timm_models import build_timm_model
 from ..objectives import objective_config
 from ..publish.folder import Published
 from ..teachers import Stored, TextTeacher, spec_from_dict
@@ -305,7 +305,7 @@ def _published_student(
 
 def _folded_classifier(folder: Path) -> nn.Module:
     """Load the stock model's classifier: projector, bank and temperature in one linear layer, rounded as published."""
-    stock: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    stock: Any = build_timm_model(f"local-dir:{folder}", pretrained=True)
     classifier: nn.Module = stock.get_classifier()
     return classifier.float().eval()
 

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
 from ..errors import LGDError, WeightsError
+from ..hub.timm_models import check_config
 from ..hub.verify import FileFacts, StrPath, facts_of
 from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
 from .metrics import read_metrics
@@ -94,6 +95,7 @@ def _check_model(folder: Path, shapes: Shapes) -> int:
             f"{path} names the architecture {architecture!r}, which plain timm does not have. "
             "Name the stock one, such as 'resnet18', so that the weights load where lgd_timm is not installed."
         )
+    check_config(folder)
     stock = timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()
     wanted = {key: tuple(tensor.shape) for key, tensor in stock.items()}
     keys = sorted(key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key))

@@ -19,12 +19,13 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..config.reader import read_recipe
 from ..config.recipe import Recipe
 from ..errors import WeightsError
+from ..hub.safe_weights import BUILD_ERRORS
+from ..hub.timm_models import build_timm_model, check_config
 from ..objectives import objective_config
 from ..students.entrypoints import stock_name
 from ..students.model import Student
@@ -189,23 +190,32 @@ def load(folder: str | Path) -> Published:
                 "`lgd-timm pull` or `lgd-timm save` makes one."
             )
     lgd = read_lgd(folder / "lgd.safetensors")
+    if lgd.misfit is not None:
+        raise WeightsError(f"{folder}/lgd.safetensors: {lgd.misfit}. Pull or save it again.")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = check_config(folder, published=True)
         size = config["pretrained_cfg"]["input_size"][-1]
-        backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        backbone = build_timm_model(f"local-dir:{folder}", pretrained=True, classifier=False)
+        student = Student(backbone, embed_dim=lgd.banks.text.shape[1], projector=lgd.projector_kind, image_size=size)
+        student.projector.load_state_dict(lgd.projector)
+    except BUILD_ERRORS as error:
+        if isinstance(error, WeightsError):
+            raise
         reason = " ".join(str(error).split())
         raise WeightsError(
             f"{folder}: timm can't load config.json and model.safetensors ({reason}). Pull or save it again."
         ) from error
-    student = Student(backbone, embed_dim=lgd.banks.text.shape[1], projector=lgd.projector_kind, image_size=size)
-    student.projector.load_state_dict(lgd.projector)
+    names = tuple(config.get("label_names", ()))
+    if names and names != lgd.banks.names:
+        raise WeightsError(
+            f"{folder}: config.json and lgd.safetensors have other names. Pull or save it again, all of one run."
+        )
     return Published(
         student=student.eval(),
         banks=lgd.banks,
         recipe=read_recipe(folder / "recipe.yaml"),
         metrics=read_metrics(folder),
-        label_names=tuple(config.get("label_names", ())),
+        label_names=names,
     )
 
 

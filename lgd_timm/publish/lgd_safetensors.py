@@ -15,6 +15,7 @@ from ..errors import WeightsError
 from ..students.model import Student
 
 FORMAT = "lgd_timm 1"
+BANKS = ("text_bank", "visual_bank", "seen")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,19 @@ class LGDFile:
     projector_kind: str
     projector: dict[str, Tensor]
     banks: Banks
+
+    @property
+    def misfit(self) -> str | None:
+        """Which bank does not fit names and projector; None where all do."""
+        rows, banks = len(self.banks.names), self.banks
+        for name, bank, shape in (
+            ("text_bank", banks.text, (rows, self.embed_dim)),
+            ("visual_bank", banks.visual, (rows, self.embed_dim)),
+            ("seen", banks.seen, (rows,)),
+        ):
+            if bank is not None and tuple(bank.shape) != shape:
+                return f"{name} is {tuple(bank.shape)}, where names and projector make it {shape}"
+        return None
 
     @property
     def features(self) -> int:
@@ -95,15 +109,15 @@ def read_lgd(path: Path) -> LGDFile:
         )
     try:
         banks = Banks(
-            names=tuple(json.loads(facts["names"])),
-            templates=tuple(json.loads(facts["templates"])),
+            names=_texts(facts["names"]),
+            templates=_texts(facts["templates"]),
             text=tensors["text_bank"].float(),
             visual=tensors["visual_bank"].float() if "visual_bank" in tensors else None,
             seen=tensors.get("seen"),
             text_fingerprint=facts["text_fingerprint"],
         )
         kind = facts["projector"]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} lacks what its format has ({error!r}). Pull or save it again.") from error
     projector = {
         key.removeprefix("projector."): tensor
@@ -112,7 +126,19 @@ def read_lgd(path: Path) -> LGDFile:
     }
     if not any(tensor.ndim == 2 for tensor in projector.values()):
         raise WeightsError(f"{path} holds no projector. Pull or save it again.")
+    if unknown := sorted(key for key in tensors if key not in BANKS and not key.startswith("projector.")):
+        raise WeightsError(f"{path} holds {ascii(unknown[0])[:100]}, which its format has not. Pull or save it again.")
+    if (banks.visual is None) != (banks.seen is None):
+        raise WeightsError(f"{path} holds one of visual_bank and seen, and lacks the other. Pull or save it again.")
     return LGDFile(kind, projector, banks)
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    """Read a JSON list of texts. Raises: ValueError."""
+    values = json.loads(text)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{text[:100]!a} is no list of texts")
+    return tuple(values)
 
 
 def safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

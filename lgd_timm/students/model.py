@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.preprocess import Preprocess
 from ..errors import LGDError
 from ..hub.safe_weights import BUILD_ERRORS, timm_source
+from ..hub.timm_models import build_timm_model
 
 Projector = Literal["linear", "mlp", "deep"]
 
@@ -120,8 +121,8 @@ def create_student(
     options: dict[str, Any] = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate or None}
     source = timm_source(model, field="student.model", pretrained=pretrained)
     try:
-        backbone = timm.create_model(
-            source, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=statistics, **options
+        backbone = build_timm_model(
+            source, pretrained=pretrained, classifier=False, pretrained_cfg_overlay=statistics, **options
         )
     except BUILD_ERRORS as error:  # an unknown tag, a folder that does not fit, the Hub out of reach
         raise LGDError(f"student.model {model!r} can't be built ({error}).") from error

@@ -22,6 +22,7 @@ from ..data.preprocess import Preprocess
 from ..data.vocabulary import TIMM_SUBSETS
 from ..errors import RecipeError, TeacherError
 from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
+from ..hub.timm_models import build_timm_model
 from ..utils.files import fingerprint
 from ..utils.schema import Count
 from .base import ImageTeacher, TextTeacher, module_fingerprint
@@ -126,7 +127,7 @@ def _create_classifier(name: str, *, pretrained: bool = True) -> Any:
         )
     source = timm_source(name, field="teacher.classifier", pretrained=pretrained)
     try:
-        return timm.create_model(source, pretrained=pretrained)
+        return build_timm_model(source, pretrained=pretrained)
     except BUILD_ERRORS as error:  # an unknown name or tag, a folder that does not fit, no connection to the Hub
         raise TeacherError(f"teacher.classifier {name!r} can't be built ({error}).") from error
 

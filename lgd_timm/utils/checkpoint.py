@@ -8,11 +8,13 @@ A distillation's modules are student.safetensors [ema.safetensors] objective.saf
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .files import changed_keys, explain_full_disk, write_json
+from .files import changed_keys, explain_full_disk, sha256_of, write_json
 
 UNFINISHED = ".step-"  # prefix of folders that are being written
 SCORE = "score.json"
+# What a damaged file raises, in reading or where its content is put to use.
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError, SafetensorError)
 GROUP = "group"  # prefix of the keys of tensors that belong to a group of parameters
 
 
@@ -79,6 +83,10 @@ def save_checkpoint(
             "scaler": scaler.state_dict(),
             "counts": dict(counts or {}),
         }
+        state["sha256"] = {
+            **{path.name: sha256_of(path) for path in sorted(temporary.iterdir())},
+            "state.json": _sum_of_state(state),
+        }
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _to_disk(path)
@@ -128,11 +136,13 @@ def drop_unfinished(folder: Path) -> None:
 
 
 def read_score(checkpoint: Path) -> float | None:
-    """Return the score that `note_score` saved; None where there is none."""
-    if not (checkpoint / SCORE).is_file():
+    """Return the score that `note_score` saved; None where there is none, or it is damaged."""
+    try:
+        (score,) = json.loads((checkpoint / SCORE).read_text(encoding="utf-8")).values()
+        score = float(score)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none, or damaged: it is scored anew
         return None
-    (score,) = json.loads((checkpoint / SCORE).read_text(encoding="utf-8")).values()
-    return float(score)
+    return score if math.isfinite(score) else None
 
 
 def _to_disk(path: Path) -> None:
@@ -166,10 +176,14 @@ def load_checkpoint(
     """
     try:
         return _load(path, modules=modules, optimizer=optimizer, scaler=scaler, identity=identity)
-    except (OSError, KeyError, json.JSONDecodeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+    except WeightsError:
+        raise
+    except DAMAGE as error:
+        reason = " ".join(f"{error or type(error).__name__}".split())
+        others = [other.name for other in all_checkpoints(path.parent) if other.name < path.name]
         raise WeightsError(
-            f"{path} can't be restored ({reason}). Remove it: the checkpoint before it is used then."
+            f"{path} can't be restored ({reason}). Remove it: the checkpoint before it is used then"
+            f"{f', {others[-1]}' if others else ''}."
         ) from error
 
 
@@ -181,18 +195,61 @@ def _load(
     scaler: torch.amp.GradScaler,
     identity: Mapping[str, Any],
 ) -> Progress:
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = _read_state(path)
     if other := changed_keys(state["facts"], identity):
         raise WeightsError(
             f"{path} was written by another run: {', '.join(other)} differ. "
             "Use the same recipe and data, or another output folder."
         )
+    _check_sums(path, state.get("sha256"), names=[f"{name}.safetensors" for name in (*modules, "optimizer")])
     for name, module in modules.items():
         module.load_state_dict(load_file(path / f"{name}.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
     optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
     scaler.load_state_dict(state["scaler"])
     return Progress(int(state["step"]), state.get("counts", {}))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read `state.json`, checking the types of its fields. Raises: ValueError, OSError."""
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    fields = {"step": int, "facts": dict, "optimizer": dict, "scaler": dict, "counts": dict, "sha256": dict}
+    for field, kind in fields.items() if isinstance(state, dict) else ():
+        if field in state and not isinstance(state[field], kind):
+            raise ValueError(f"state.json: {field} is {type(state[field]).__name__}")
+    if not isinstance(state, dict) or state.keys() - fields.keys() or not path.name.endswith(f"-{state['step']:08d}"):
+        raise ValueError("state.json is of another checkpoint")
+    if "sha256" in state and state["sha256"].get("state.json") != _sum_of_state(state):
+        raise ValueError("state.json is not what was written")
+    return state
+
+
+def _sum_of_state(state: Mapping[str, Any]) -> str:
+    """Hash what a `state.json` says beside its sums."""
+    plain = json.loads(json.dumps({key: value for key, value in state.items() if key != "sha256"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def check_file(path: Path, *, name: str) -> None:
+    """Check a file of a checkpoint against the sum that was written beside it, before its content is used.
+
+    Args:
+        path: the checkpoint.
+        name: the file's.
+
+    Raises:
+        ValueError, LookupError, TypeError, OSError: it differs, or `state.json` is damaged.
+    """
+    _check_sums(path, _read_state(path).get("sha256"), names=[name])
+
+
+def _check_sums(path: Path, sums: Any, *, names: Sequence[str]) -> None:
+    """Compare the files with the sums that were written beside them. Raises: ValueError, OSError."""
+    if sums is None:
+        return  # of a version that wrote none
+    for name in names:
+        if (found := sha256_of(path / name)) != sums.get(name):
+            raise ValueError(f"{name} has sha256 {found}, and should have {ascii(sums.get(name))[:80]}")
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

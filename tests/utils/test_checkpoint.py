@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,14 @@ from lgd_timm.objectives import LGD
 from lgd_timm.students.model import Student
 from lgd_timm.task import LGDTask
 from lgd_timm.utils import checkpoint
-from lgd_timm.utils.checkpoint import _to_disk, all_checkpoints, load_checkpoint, save_checkpoint
+from lgd_timm.utils.checkpoint import (
+    _to_disk,
+    all_checkpoints,
+    best_checkpoint,
+    load_checkpoint,
+    read_score,
+    save_checkpoint,
+)
 
 IDENTITY = {"seed": 0, "optimizer": {"name": "adamw", "betas": (0.9, 0.95)}}
 
@@ -196,3 +205,63 @@ def test_a_disk_without_fsync_of_folders_is_written_to_all_the_same(
     (tmp_path / "all").touch()
     with pytest.raises(OSError, match=os.strerror(number)):  # that of a file is needed
         _to_disk(tmp_path / "file")
+
+
+def flips(path: Path, *, count: int) -> Iterator[None]:
+    """Flip one bit after another, evenly spread over a file."""
+    whole = path.read_bytes()
+    for number in range(count):
+        data = bytearray(whole)
+        data[number * len(whole) // count] ^= 1 << number % 8
+        path.write_bytes(data)
+        yield
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["student.safetensors", "objective.safetensors", "optimizer.safetensors", "state.json"]
+)
+def test_a_flipped_bit_is_noticed_before_anything_is_used(tmp_path: Path, name: str) -> None:
+    path, restored = save_checkpoint(tmp_path, step=7, **make(seed=2), identity=IDENTITY), make(seed=1)
+    before = copy.deepcopy(state(restored))
+    harmless = 0
+    for _ in flips(path / name, count=40):
+        try:
+            load_checkpoint(path, **restored, identity=IDENTITY)
+        except WeightsError:
+            assert_same(state(restored), before)
+        else:
+            harmless += 1
+            assert name == "state.json"  # the name of the field that holds the sums: nothing else is other than it was
+            restored = make(seed=1)
+    assert harmless <= 1
+
+
+def test_the_last_but_one_is_named(tmp_path: Path) -> None:
+    made = make(seed=1)
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path, step=step, **made, identity=IDENTITY)
+    for _ in flips(path / "student.safetensors", count=1):
+        with pytest.raises(WeightsError, match="used then, step-00000001"):
+            load_checkpoint(path, **made, identity=IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", "null", '{"a": null}', '{"a": "x"}', '{"a": NaN}', '{"a": 1, "b": 2}']
+)
+def test_a_damaged_score_counts_as_none(tmp_path: Path, content: str) -> None:
+    path = save_checkpoint(tmp_path, step=1, **make(), identity=IDENTITY)
+    (path / "score.json").write_text(content)
+    assert read_score(path) is None
+    assert best_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("field", ["step", "facts", "optimizer", "scaler", "counts", "sha256"])
+@pytest.mark.parametrize("value", [None, [], "x", {"a": 1}, 3.5])
+def test_a_state_of_other_types_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    made = make(seed=1)
+    path = save_checkpoint(tmp_path, step=1, **made, identity=IDENTITY)
+    content = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**content, field: value}))
+    with pytest.raises(WeightsError):
+        load_checkpoint(path, **made, identity=IDENTITY)
