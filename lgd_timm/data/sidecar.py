@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +63,32 @@ def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     array, buffer = np.zeros(shape, dtype), io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()[: -array.nbytes]
+
+
+_NPY = re.compile(
+    rb"\x93NUMPY(?:\x01\x00..|[\x02\x03]\x00....)"
+    rb"\{'descr': '([<|][fiu][1248])', 'fortran_order': (False|True), "
+    rb"'shape': \(([0-9]{1,9}(?:, [0-9]{1,9})*),?\), \} *\n",
+    re.DOTALL,
+)
+
+
+def parse_npy(data: bytes) -> np.ndarray:
+    """Parse an `.npy` of numbers, as numpy writes its header. numpy's own parser evaluates text and raises anything.
+
+    Raises:
+        ValueError: it is none, or its header promises other bytes than there are.
+    """
+    found = _NPY.match(data)
+    if found is None:
+        raise ValueError("no header as numpy writes it for numbers, with allow_pickle=False")
+    width = 2 if data[6] == 1 else 4
+    shape, dtype = tuple(map(int, found[3].split(b","))), np.dtype(found[1].decode())
+    if int.from_bytes(data[8 : 8 + width], "little") != found.end() - 8 - width:
+        raise ValueError("a header of another length than it says")
+    if math.prod(shape) * dtype.itemsize != len(data) - found.end():
+        raise ValueError(f"a header of shape {shape} and type {dtype}, and {len(data) - found.end()} bytes")
+    return np.frombuffer(data, dtype, offset=found.end()).reshape(shape, order="F" if found[2] == b"True" else "C")
 
 
 class SidecarWriter:
@@ -165,5 +193,5 @@ def _last_member(tar: IndexedTar) -> Record | None:
                 member = rest.next()
                 data = rest.extractfile(member) if member is not None and member.name == RECORD else None
                 return None if data is None else Record(**json.loads(data.read()))
-    except (tarfile.TarError, ValueError, TypeError):  # cut off, or of another writer
+    except (tarfile.TarError, ValueError, TypeError, LookupError, OSError, RecursionError):  # cut off, or of others
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from ..errors import ShardError, TeacherError
 from .index import INFO, ShardSet, read_info
 from .paths import AnyPath, resolve_path
 from .shard_cache import check_sums, local_file, read_small
-from .sidecar import npy_header, unpack
+from .sidecar import npy_header, parse_npy, unpack
 from .tar import IndexedTar
 from .views import Views
 
@@ -123,8 +122,8 @@ class StoredEmbeddings:
     def _parse(self, data: bytes, key: str) -> np.ndarray:
         """Parse an array whose header is not the expected one: of another writer, or damaged."""
         try:
-            embeddings = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            embeddings = parse_npy(data)
+        except ValueError as error:
             raise ShardError(
                 f"stored embedding of {key!r} can't be read ({error}). Remove its tar and run lgd-timm teach again."
             ) from error

@@ -43,8 +43,9 @@ class IndexedTar:
                     self.samples.pop(key, None)  # the fields before this one are not a complete sample
                     raise tarfile.ReadError(f"{name} ends after the file's end")
                 self.samples.setdefault(key, {})[field.lower()] = (offset, size)
-        except (tarfile.TarError, OSError) as error:
-            self.damage = str(error)
+        except (tarfile.TarError, OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError) as error:
+            # tarfile lets most of these through from headers that it can't make sense of
+            self.damage = " ".join(f"{error or type(error).__name__}".split())[:200]
 
     def read(self, key: str, field: str) -> bytes:
         """Read a whole field. Raises: KeyError where there is none, OSError."""
@@ -61,6 +62,9 @@ class IndexedTar:
 # A split may have more tars than a process may open files, and opening one for each read is slow on a network's disk.
 OPEN_FILES = 64
 
+LARGEST_MEMBER = 1 << 40  # bytes
+MOST_MEMBERS = 100_000_000
+
 
 @lru_cache(maxsize=OPEN_FILES)
 def _handle(tar: IndexedTar, process: int) -> BinaryIO:
@@ -74,7 +78,14 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, bool]]:
         start = yield from _plain_members(data)
         file.seek(start)  # tarfile reads what is not a plain file: long names, links, damage
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
+            last = -1
+            for count, member in enumerate(tar):
+                # Negative sizes lead tarfile back to where it was (CVE-2025-8194).
+                if member.offset <= last or not 0 <= member.size < LARGEST_MEMBER or member.offset_data < member.offset:
+                    raise tarfile.ReadError(f"a member at byte {member.offset} of {member.size} bytes")
+                if member.issparse() or count >= MOST_MEMBERS:
+                    raise tarfile.ReadError(f"a sparse member, or the {MOST_MEMBERS + 1}th, at byte {member.offset}")
+                last = member.offset
                 if member.isfile():
                     yield member.name, member.offset_data, member.size, member.offset_data + member.size <= len(data)
             file.seek(tar.offset)

@@ -135,3 +135,37 @@ def test_int8_is_close_at_any_width(dim: int) -> None:
     cosines = (rows * again).sum(1) / np.linalg.norm(again, axis=1)
     assert cosines.min() > 0.9995
     np.testing.assert_allclose(np.linalg.norm(again, axis=1), 1, atol=2e-3)
+
+
+def test_a_flipped_bit_of_a_header_costs_the_sample(tmp_path: Path) -> None:
+    rows = unit(3, 5).astype(np.float16)
+    whole, stored = npy(rows), store(tmp_path, {"k.npy": npy(rows)})
+    length = len(whole) - rows.nbytes
+    for bit in range(8 * length):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            found = stored._parse(bytes(data), "k")
+        except ShardError:
+            continue
+        np.testing.assert_array_equal(found, rows)  # such as `|f2` for `<f2`
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"PK\x03\x04" + bytes(100),
+        npy_header((3, 5), "float16").replace(b"(3, 5), }  ", b"(99999999999, 5)}")[:128] + bytes(30),
+        npy_header((3, 5), "float16").replace(b"(3, 5)", b"(" * 6) + bytes(30),
+        npy_header((3, 5), "float16") + bytes(29),
+        npy_header((3, 5), "float16") + bytes(31),
+        npy(np.array(["text"])),
+        npy(np.zeros(3, dtype=[("a", "f2")])),
+        npy(np.array([{}]), allow_pickle=True),
+    ],
+)
+def test_no_other_header_is_parsed(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(ShardError, match="'k' can't be read"):
+        store(tmp_path, {"k.npy": data})._parse(data, "k")
