@@ -156,11 +156,13 @@ def _check_names(names: Sequence[str]) -> None:
         reason = "a distribution over fewer than two names is constant, nothing can be learned"
         raise VocabularyError(f"{list(names)}: {reason}. Give at least two names.")
     empty = [f"the name at index {index}" for index, name in enumerate(names) if not name.strip()]
+    odd = [ascii(name) for name in names if not name.isprintable()]
     ids = [repr(name) for name in names if re.fullmatch(r"n\d{8}", name)]
     joined = [f"{name!r} (write {_spelled(name)!r})" for name in names if "_" in name]
     twins = [f"{names[same[0]]!r} at index {' and '.join(map(str, same))}" for same in _duplicates(names)]
     for bad, reason, remedy in (
         (empty, "empty", "Write or remove it."),
+        (odd, "a control character or half of one, which no recipe or page can hold", "Write it as plain text."),
         (ids, "WordNet ids mean nothing to a text encoder", "Write words: 'timm:imagenet-1k' has those of ImageNet."),
         (joined, "an underscore is not part of a word", "Only 'folder:' and 'lvis:' sources read it as a space."),
         (twins, "duplicates, of which only the first could be the nearest", "Tell them apart or remove the others."),

@@ -348,3 +348,10 @@ def test_a_source_says_which_file_it_reads(source: str, path: str | None) -> Non
 )
 def test_templates_say_which_file_they_read(templates: str, path: str | None) -> None:
     assert templates_file(templates) == path
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\ud800", "a\x00b", "a\u202eb"])
+def test_names_with_control_characters_are_refused_at_once(name: str) -> None:
+    with pytest.raises(VocabularyError, match="a control character") as error:
+        Vocabulary((name, "blue"))
+    assert str(error.value).isprintable()

@@ -36,6 +36,8 @@ LAYOUTS: dict[str, dict[str, dict[str, type]]] = {  # what each entry of a file'
         "categories": {"id": int, "name": str, "frequency": str},
     },
 }
+LARGEST_SIDE = 1 << 16  # pixels of a picture
+SLACK = 10  # how many times the picture's longer side a coordinate may be: real files have some beyond the edge
 SEGMENTATION = "polygons [[x, y, ...], ...] or a run-length encoding {size, counts}"
 
 Entry = dict[str, Any]
@@ -157,6 +159,11 @@ def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) 
                     f"has an entry without {', '.join(missing)}, {name}[{place}]{_other_format(fields, format)}",
                     format,
                 )
+        for place, entry in enumerate(content[name]):
+            for key in ("id", "image_id", "category_id", "height", "width"):
+                low, high = (1, LARGEST_SIDE) if key in ("height", "width") else (-(2**63), 2**63 - 1)
+                if key in entry and key in keys and (isinstance(entry[key], bool) or not low <= entry[key] <= high):
+                    raise _wrong(path, f"has {key} {str(entry[key])[:40]} in {name}[{place}]", format)
         ids = {entry["id"] for entry in content[name]}
         if len(ids) != len(content[name]):
             raise _wrong(path, f"gives the same id to several {name}", format)
@@ -176,21 +183,72 @@ def _other_format(entry: Entry, format: str) -> str:
 
 
 def _check_objects(path: Path, content: Mapping[str, list[Entry]], format: str, *, masks: bool) -> None:
-    images, categories = ({entry["id"] for entry in content[name]} for name in ("images", "categories"))
+    images = {entry["id"]: entry for entry in content["images"]}
+    categories = {entry["id"] for entry in content["categories"]}
     for annotation in content["annotations"]:
         name, box = f"has an annotation, id {annotation['id']},", annotation["bbox"]
         if annotation["image_id"] not in images:
             raise _wrong(path, f"{name} of the unknown image {annotation['image_id']}", format)
         if annotation["category_id"] not in categories:
             raise _wrong(path, f"{name} of the unknown category {annotation['category_id']}", format)
-        if not (len(box) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)):
-            raise _wrong(path, f"{name} whose bbox is {box!r}", format)
+        image = images[annotation["image_id"]]
+        bound = SLACK * max(image["height"], image["width"])
+        if not (len(box) == 4 and _are_within(box, bound)):
+            raise _wrong(path, f"{name} whose bbox is {ascii(box)[:100]}", format)
         if masks and not _is_segmentation(annotation.get("segmentation")):
             raise _wrong(
                 path,
                 f"{name} without segmentation, which is {SEGMENTATION}; boxes alone do for head.kind faster_rcnn",
                 format,
             )
+        if masks and not _fits(annotation["segmentation"], image, bound):
+            raise LGDError(
+                f"{path}: annotation {annotation['id']} has no usable segmentation (it does not fit its picture of "
+                f"{image['width']} x {image['height']} pixels). Correct it."
+            )
+
+
+def _are_within(numbers: list[Any], bound: float) -> bool:
+    """Whether all are numbers of at most `bound`: pycocotools takes memory by them, or crashes."""
+    return all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) and -bound <= x <= bound for x in numbers
+    )  # a NaN is not
+
+
+def _fits(segmentation: Any, image: Entry, bound: float) -> bool:
+    """Whether a polygon's numbers or a run-length encoding are such as pycocotools can take for a picture of that size."""
+    if isinstance(segmentation, list):
+        return all(_are_within(polygon, bound) for polygon in segmentation)
+    size, counts, pixels = segmentation["size"], segmentation["counts"], image["height"] * image["width"]
+    if not isinstance(size, list) or len(size) != 2 or not _are_within(size, SLACK * LARGEST_SIDE):
+        return False
+    if math.prod(size) > LARGEST_SIDE**2 or any(not isinstance(side, int) or side < 0 for side in size):
+        return False
+    if isinstance(counts, str):
+        return len(counts) <= SLACK * (pixels + 10) and _is_whole(counts, math.prod(size))
+    return isinstance(counts, list) and all(
+        isinstance(run, int) and not isinstance(run, bool) and 0 <= run <= LARGEST_SIDE**2 for run in counts
+    )
+
+
+def _is_whole(counts: str, pixels: int) -> bool:
+    """Whether COCO's compressed run lengths are well formed and fill so many pixels; pycocotools does not check them."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in counts:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return False
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            if runs[-1] < 0:
+                return False
+            value = shift = 0
+    return shift == 0 and sum(runs) == pixels
 
 
 def _is_segmentation(value: Any) -> bool:

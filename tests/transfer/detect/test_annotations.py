@@ -357,3 +357,43 @@ def test_the_forms_of_a_mask_agree() -> None:
     assert all(np.array_equal(mask, masks[0]) for mask in masks)
     assert masks[0].sum() == 600
     assert sorted(IDS.values()) == [IDS[name] for name in CLASSES]
+
+
+WILD = (1e308, 10**12, 2**31, float("nan"), float("inf"), None, -1e308, True, "1")
+
+
+@pytest.mark.parametrize("value", WILD, ids=str)
+@pytest.mark.parametrize("where", ["polygon", "bbox", "size", "counts"])
+def test_no_wild_number_reaches_pycocotools(tmp_path: Path, where: str, value: object) -> None:
+    coco = write_coco(tmp_path)
+    entry = coco["annotations"][0]
+    if where == "bbox":
+        entry["bbox"][2] = value
+    else:
+        entry["segmentation"] = {
+            "polygon": [[1, value, 9, 1, 9, 9, 1, 9]],
+            "size": {"size": [64, value], "counts": [1]},
+            "counts": {"size": [64, 96], "counts": [value, 64 * 96]},
+        }[where]
+    write(tmp_path / "instances.json", coco)
+    with pytest.raises(LGDError, match="annotation"):
+        pictures(read(tmp_path))[0, 0]
+
+
+@pytest.mark.parametrize("counts", ["", "0", "z" * 100, "\ud800", "P" * 10_000_000, b"1", None, {}, [-1, 6145]])
+def test_no_strange_run_lengths_reach_pycocotools(tmp_path: Path, counts: object) -> None:
+    coco = write_coco(tmp_path)
+    counts = counts.decode() if isinstance(counts, bytes) else counts
+    coco["annotations"][0]["segmentation"] = {"size": [64, 96], "counts": counts}
+    write(tmp_path / "instances.json", coco)
+    with pytest.raises(LGDError, match="annotation 900 has no usable segmentation"):
+        pictures(read(tmp_path))[0, 0]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, True])
+def test_the_size_of_a_picture_is_bounded(tmp_path: Path, value: int) -> None:
+    coco = write_coco(tmp_path)
+    coco["images"][0]["height"] = value
+    write(tmp_path / "instances.json", coco)
+    with pytest.raises(LGDError, match="has height"):
+        read(tmp_path)
