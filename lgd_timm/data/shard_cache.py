@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER = 60.0  # seconds for which a failure is remembered
 LARGEST_INDEX = 1 << 26  # bytes
+LARGEST_SHARD = 1 << 34  # bytes
 
 
 def read_small(path: AnyPath) -> bytes:
@@ -120,10 +121,14 @@ def _download(address: RemotePath, path: Path, sha256: str) -> int:
     for fresh in (False, True):
         with suppress(_WrongContent), atomic_file(path) as temporary:
             with temporary.open("wb") as file:
-                download = Download(file, digest=hashlib.sha256)
+                download = Download(file, digest=hashlib.sha256, max_size=LARGEST_SHARD)
                 source = source_of(address, fresh=fresh)
                 with _as_shard_error(address):
                     download.run(source, retry=lambda: _retry(address))
+            if download.size > LARGEST_SHARD:
+                raise ShardError(
+                    f"{address} has more than {LARGEST_SHARD} bytes, the most of a shard. Write smaller ones."
+                )
             if download.hexdigest != sha256:
                 raise _WrongContent  # `atomic_file` removes the file
             return download.size

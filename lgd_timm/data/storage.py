@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from huggingface_hub import constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub.utils import get_session
 
 from .. import settings
 from ..errors import MissingExtra, ShardError, require
-from ..utils.http import Source, Truncated, over_http
+from ..utils.http import Source, Truncated, hub_headers, over_http
 from .paths import RemotePath
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def _from_hub(url: str, headers: dict[str, str], offset: int) -> Iterator[tuple[
     """Read from the Hub by plain HTTP, as `hub.file_download` does: the Hub's client gives up on a reset connection."""
     if settings.offline():
         raise Refused("HF_HUB_OFFLINE is set. Unset it, or give a folder on this disk.")
-    headers = {**build_hf_headers(library_name="lgd_timm"), **headers}
+    headers = {**hub_headers(), **headers}
     with over_http(get_session(), url, offset, headers=headers) as answer:
         yield answer
 

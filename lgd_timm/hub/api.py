@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import ModelInfo, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,14 +20,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from .. import settings
 from ..errors import WeightsError
-from ..utils.http import Retry, is_transient
-from .verify import FileFacts
+from ..utils.http import Retry, Truncated, hub_headers, is_transient, read_all
+from .verify import FileFacts, checked_facts
 
 T = TypeVar("T")
+
+COMMIT = re.compile("[0-9a-f]{40}")
+MOST_FILES = 100_000  # of one repository
+LARGEST_ANSWER = 1 << 26  # bytes
 
 
 @dataclass(frozen=True)
@@ -63,20 +70,58 @@ def resolve(repo_id: str, revision: str | None, token: str | None) -> Snapshot:
         Unreachable: if the Hub does not answer within `settings.hub_patience()` seconds.
         WeightsError: for a repository or revision that does not exist or may not be read.
     """
-    api = HfApi(token=token)
     with as_weights_error(repo_id, revision):
-        info = retrying(
-            lambda: api.model_info(repo_id, revision=revision, files_metadata=True, timeout=settings.hub_timeout())
+        validate_repo_id(repo_id)
+        content = retrying(lambda: _ask(repo_id, revision, token))
+    try:
+        info = ModelInfo(**json.loads(content))
+        files = {}
+        for file in info.siblings or []:
+            if file.lfs:
+                files[file.rfilename] = {"size": file.lfs.size, "sha256": file.lfs.sha256}
+            elif file.size is not None and file.blob_id:
+                files[file.rfilename] = {"size": file.size, "git_sha1": file.blob_id}
+        if info.sha is None or len(files) != len(info.siblings or []):
+            raise WeightsError(f"{constants.ENDPOINT} tells no commit or no hashes of {repo_id}. Is HF_ENDPOINT a Hub?")
+        found = checked_snapshot(repo_id, info.sha, files, private=bool(info.private))
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise WeightsError(
+            f"{constants.ENDPOINT} says of {repo_id} what no Hub says: {brief(error)}. Is HF_ENDPOINT a Hub, and the "
+            "connection to it your own?"
+        ) from error
+    if revision is not None and COMMIT.fullmatch(revision) and found.commit != revision:
+        raise WeightsError(
+            f"{repo_id}: commit {revision} was asked for, and {constants.ENDPOINT} answers {found.commit}. "
+            "Is HF_ENDPOINT a Hub?"
         )
-    files = {}
-    for file in info.siblings or []:
-        if file.lfs:
-            files[file.rfilename] = FileFacts(size=file.lfs.size, sha256=file.lfs.sha256)
-        elif file.size is not None and file.blob_id:
-            files[file.rfilename] = FileFacts(size=file.size, git_sha1=file.blob_id)
-    if info.sha is None or len(files) != len(info.siblings or []):
-        raise WeightsError(f"{constants.ENDPOINT} tells no commit or no hashes of {repo_id}. Is HF_ENDPOINT a Hub?")
-    return Snapshot(repo_id, info.sha, files, private=bool(info.private))
+    return found
+
+
+def _ask(repo_id: str, revision: str | None, token: str | None) -> bytes:
+    """Request what `HfApi.model_info` requests, within a deadline and no more than `LARGEST_ANSWER` bytes."""
+    at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
+    url = f"{constants.ENDPOINT}/api/models/{repo_id}{at}?blobs=true"
+    return read_all(get_session(), url, headers=hub_headers(token), limit=LARGEST_ANSWER)
+
+
+def brief(error: Exception) -> str:
+    """Return a foreign error's text for a message, in one line of plain characters."""
+    return ascii(" ".join(str(error).split()))[1:-1][:200]
+
+
+def checked_snapshot(repo_id: str, commit: Any, files: Mapping[str, Any], *, private: bool = False) -> Snapshot:
+    """Build a snapshot of what a server or a remembered file says; commit, hashes and names become parts of paths.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is not of the form that `Snapshot` has.
+    """
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise ValueError(f"{ascii(commit)[:80]} is no commit of 40 hexadecimal digits")
+    if len(files) > MOST_FILES:
+        raise ValueError(f"{len(files)} files, more than {MOST_FILES}")
+    return Snapshot(repo_id, commit, {name: checked_facts(**facts) for name, facts in files.items()}, private=private)
 
 
 def retrying(call: Callable[[], T]) -> T:
@@ -168,7 +213,7 @@ def _reason(error: BaseException) -> str:
         if status == kind or (isinstance(kind, type) and isinstance(error, kind)):
             return reason
     detail = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, HTTPError) and not status:
+    if isinstance(error, HTTPError | Truncated) and not status:
         return f"no answer from {constants.ENDPOINT} ({detail}). Check the network, a proxy, HF_ENDPOINT."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (

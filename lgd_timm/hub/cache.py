@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,12 +25,10 @@ from huggingface_hub.utils import WeakFileLock
 from .. import settings
 from ..errors import WeightsError
 from ..utils.files import fingerprint, write_json
-from .api import Snapshot
-from .verify import FileFacts, StrPath
+from .api import COMMIT, Snapshot, checked_snapshot
+from .verify import StrPath
 
 log = logging.getLogger(__name__)
-
-COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class RepoCache:
@@ -110,10 +107,11 @@ class RepoCache:
         """Return which files the Hub listed at a commit, or None if it was never asked or the list is damaged."""
         try:
             listing = json.loads(self._file_list(commit).read_text(encoding="utf-8"))
-            return Snapshot(
-                **{**listing, "files": {name: FileFacts(**facts) for name, facts in listing["files"].items()}}
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # the caller asks the Hub
+            if (listing["repo_id"], listing["commit"]) != (self.repo_id, commit):
+                return None  # of another repository or commit: the Hub is asked
+            private = bool(listing.get("private", False))
+            return checked_snapshot(self.repo_id, commit, listing["files"], private=private)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # the caller asks the Hub
             return None
 
     def commit_of(self, revision: str) -> str | None:

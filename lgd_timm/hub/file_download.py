@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub.utils import get_session
 
 from .. import settings
 from ..errors import WeightsError
-from ..utils.http import Download, Progress, Retry, over_http
+from ..utils.http import Download, Progress, Retry, hub_headers, over_http
 from .api import OTHER_WAY, Snapshot, as_weights_error
 from .verify import FileFacts, git_digest, hash_of
 
@@ -46,7 +46,7 @@ def download(name: str, snapshot: Snapshot, blobs: Path, *, token: str | None, p
     facts = snapshot.files[name]
     digest = hash_of(facts)[1]
     url = hf_hub_url(snapshot.repo_id, name, revision=snapshot.commit, endpoint=constants.ENDPOINT)
-    headers = build_hf_headers(token=token, library_name="lgd_timm")
+    headers = hub_headers(token)
     blobs.mkdir(parents=True, exist_ok=True)
     found = ""
     for more in ({}, {"Cache-Control": "no-cache"}):

@@ -15,7 +15,7 @@ from ..errors import WeightsError
 from .api import OTHER_WAY, Snapshot, Unreachable, as_weights_error, resolve
 from .cache import RepoCache
 from .file_download import download
-from .verify import FileFacts, StrPath, hash_of, stamp_verified, verify, wrong_files
+from .verify import FileFacts, StrPath, hash_of, is_path_below, stamp_verified, verify, wrong_files
 from .weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES, get_weight, local_folder, pinned_commit
 
 log = logging.getLogger(__name__)
@@ -166,15 +166,16 @@ def _select(listed: Snapshot, require: Sequence[str], allow: Sequence[str]) -> S
         reason = f"without {missing}" if safe else "no safetensors, and pickles can run code: they are never downloaded"
         raise WeightsError(
             f"{listed.repo_id} at {listed.commit} is no published folder: {reason}. "
-            f"It holds: {', '.join(listed.files)}. "
+            f"It holds: {', '.join(ascii(name)[1:-1] for name in list(listed.files)[:100])}. "
             f"Ask its owner to publish {', '.join(require)} (`lgd-timm push` does)."
         )
     files: dict[str, FileFacts] = {}
     for name, facts in listed.files.items():
         if any(fnmatch(name, pattern) for pattern in (*require, *allow)):
-            if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
+            if not is_path_below(name):
                 raise WeightsError(
-                    f"{listed.repo_id} at {listed.commit} holds {name!r}, which leads out of the folder. Don't use it."
+                    f"{listed.repo_id} at {listed.commit} holds {ascii(name)[:200]}, "
+                    "which leads out of the folder. Don't use it."
                 )
             files[name] = facts
     return Snapshot(listed.repo_id, listed.commit, files, private=listed.private)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ StrPath = str | os.PathLike[str]
 
 log = logging.getLogger(__name__)
 
+LARGEST_FILE = 1 << 50  # bytes: a petabyte
 MOMENT = 100_000_000  # nanoseconds: above any file system's tick
 
 
@@ -42,6 +44,41 @@ Hash = Literal["sha256", "git_sha1"]
 def hash_of(facts: FileFacts) -> tuple[Hash, str]:
     """Return which hash is known of a file, and its hexadecimal digits."""
     return ("git_sha1", facts["git_sha1"]) if "git_sha1" in facts else ("sha256", facts["sha256"])
+
+
+def checked_facts(size: Any, *, sha256: Any = None, git_sha1: Any = None) -> FileFacts:
+    """Build a file's facts of what a server or a remembered file says, which becomes part of paths.
+
+    Args:
+        size: bytes, an integer of at least 0.
+        sha256: 64 hexadecimal digits.
+        git_sha1: 40 hexadecimal digits; one of the two hashes is needed.
+
+    Raises:
+        ValueError: names the value that is none of these.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < LARGEST_FILE:
+        raise ValueError(f"{ascii(size)[:80]} is no size in bytes")
+    if sha256 is not None:
+        return FileFacts(size=size, sha256=_hexadecimal(sha256, digits=64))
+    return FileFacts(size=size, git_sha1=_hexadecimal(git_sha1, digits=40))
+
+
+def _hexadecimal(value: Any, *, digits: int) -> str:
+    if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+        raise ValueError(f"{ascii(value)[:80]} is no hash of {digits} hexadecimal digits")
+    return value
+
+
+def is_path_below(name: Any) -> bool:
+    """Whether a name from elsewhere is a plain relative path: no `..`, no drive, no control character."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 1000
+        and name.isprintable()
+        and not any(mark in name for mark in "\\:")
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in name.split("/"))
+    )
 
 
 def facts_of(path: Path) -> FileFacts:

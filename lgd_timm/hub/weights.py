@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import settings
 from ..errors import WeightsError
-from .verify import FileFacts, verify
+from .verify import FileFacts, checked_facts, verify
 
 # The files of a published folder, as on the Hub.
 REQUIRED_FILES = ("config.json", "model.safetensors", "README.md")
@@ -59,7 +59,7 @@ def manifest() -> dict[str, Weight]:
 def _weight(name: str, *, repo_id: str, commit: str | None, files: Any, metrics: Any, cfg: Any) -> Weight:
     if commit is not None and not re.fullmatch("[0-9a-f]{40}", commit):
         raise ValueError(f"{name}: commit {commit!r} is neither null nor 40 hexadecimal digits")
-    facts = {file: FileFacts(size=fact["size"], sha256=fact["sha256"]) for file, fact in files.items()}
+    facts = {file: checked_facts(fact["size"], sha256=fact["sha256"]) for file, fact in files.items()}
     return Weight(name, repo_id, commit, facts, metrics, cfg)
 
 

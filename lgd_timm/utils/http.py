@@ -5,14 +5,19 @@ Waits and retries are bounded. The caller compares size and hash with what they 
 
 from __future__ import annotations
 
+import queue
+import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any, BinaryIO, TypeVar, cast
 
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: httpx's in huggingface_hub 1, httpx2's in 2
-from huggingface_hub.utils import hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from .. import settings
 
@@ -21,7 +26,14 @@ TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 PAUSES = (0.25, 0.5, 1.0, 2.0)
 
 HASH_BATCH = 1 << 20  # bytes that are hashed at once: handing them to the thread costs time too
+LEAST_RATE = 4096  # bytes a second, below which a server is taken for one that stalls
+LONGEST_PREPARATION = 1.0  # seconds for what the Hub's client does before a request
+LARGEST_ERROR = 1 << 16  # bytes of the body of an error that are read
+ENCODINGS = ("", "identity", "gzip", "deflate")  # one of them unpacks a thousandfold at most
+OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
 MIN_PROGRESS = 1 << 17  # bytes that must arrive between two failures for the second to count as a first one
+
+T = TypeVar("T")
 
 Progress = Callable[
     [int], object
@@ -60,7 +72,7 @@ class Retry:
             return False
         if isinstance(error, HfHubHTTPError):
             asked = error.response.headers.get("retry-after", "")
-            pause = max(pause, float(asked) if asked.isdigit() else 0)
+            pause = max(pause, float(asked) if re.fullmatch("[0-9]{1,6}", asked) else 0)
         if time.monotonic() + pause > self._end:
             return False
         time.sleep(pause)
@@ -200,21 +212,163 @@ def over_http(
         "Accept-Encoding": "identity",  # uncompressed, so that an offset in the file is one in the response
         **({"Range": f"bytes={offset}-"} if offset else {}),
     }
-    with session.stream("GET", url, headers=wanted, timeout=settings.hub_timeout()) as response:
+    with _answer(session, url, headers=wanted) as response:
         if response.status_code == 416:  # nothing is left: the file is shorter than the one published
             yield offset, ()
             return
-        if response.status_code >= 400:
-            response.read()
-            hf_raise_for_status(response)
+        _raise_for_status(response)
         resumes = response.headers.get("content-range", "").startswith(f"bytes {offset}-")
         start = offset if resumes else 0
         yield start, _chunks(response, start, size)
 
 
+def read_all(session: Any, url: str, *, headers: Mapping[str, str], limit: int) -> bytes:
+    """Request a small file, such as an answer in JSON.
+
+    Args:
+        session: the Hub client's session, or another of httpx.
+        url: its address.
+        headers: of the request.
+        limit: most bytes that it may have.
+
+    Raises:
+        HfHubHTTPError: for a status that is an error.
+        HTTPError: the connection fails.
+        Truncated: the bytes come too slowly.
+        ValueError: there are more than `limit`.
+    """
+    with _answer(session, url, headers={**headers, "Accept-Encoding": "identity"}) as response:
+        _raise_for_status(response)
+        content = _read(response, limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"the answer has more than {limit} bytes")
+    return content
+
+
+def hub_headers(token: str | None = None) -> dict[str, str]:
+    """Build the headers of a request to the Hub: the token and a user agent.
+
+    For the latter the Hub's client asks the Hub which programs there are, and waits for the answer without a bound.
+    Where it takes longer than `LONGEST_PREPARATION`, the user agent says less.
+
+    Args:
+        token: access token; None: the stored one, where the client may use it.
+    """
+    try:
+        seconds = min(LONGEST_PREPARATION, settings.hub_timeout())
+        return within(partial(build_hf_headers, token=token, library_name="lgd_timm"), seconds=seconds)
+    except Truncated:
+        token = token or (None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
+        return {"user-agent": "lgd_timm", **({"authorization": f"Bearer {token}"} if token else {})}
+
+
+def within(call: Callable[[], T], *, seconds: float, late: Callable[[T], object] = lambda _: None) -> T:
+    """Call a function that may wait without end, and give up after so many seconds.
+
+    Args:
+        call: continues in a daemon thread when it is given up.
+        seconds: that it may take.
+        late: called with what it returns after it was given up.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        Truncated: it took longer.
+        BaseException: whatever it raises.
+    """
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    given_up, lock = threading.Event(), threading.Lock()
+
+    def run() -> None:
+        try:
+            answer = call()
+        except BaseException as error:  # whatever it is, the caller raises it
+            answers.put((None, error))
+            return
+        with lock:
+            answers.put((answer, None))
+            if given_up.is_set():
+                late(answer)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        with lock:
+            given_up.set()
+            if answers.empty():
+                raise Truncated(f"no whole answer within {seconds:g} s") from None
+            answer, error = answers.get()
+    if error is not None:
+        raise error
+    return cast(T, answer)
+
+
+@contextmanager
+def _answer(session: Any, url: str, *, headers: Mapping[str, str]) -> Iterator[Any]:
+    """Yield the response to a GET request, whose body is still to be read.
+
+    All headers, those of redirections too, have to arrive within `settings.hub_timeout()`: httpx bounds each read
+    alone, and a server that sends a byte now and then would be waited for without end. A request that takes longer is
+    left in a daemon thread, which closes what it gets.
+
+    Raises:
+        Truncated: they did not arrive in time, or the content is encoded in a way that was not asked for.
+        HTTPError: the connection fails.
+    """
+    seconds = settings.hub_timeout()
+    request = session.build_request("GET", url, headers=headers, timeout=seconds)
+    response = within(partial(session.send, request, stream=True), seconds=seconds, late=lambda late: late.close())
+    try:
+        if (encoding := response.headers.get("content-encoding", "identity").lower()) not in ENCODINGS:
+            raise Truncated(f"the content is encoded as {ascii(encoding)[:50]}, which was not asked for")
+        yield response
+    finally:
+        response.close()
+
+
+def _raise_for_status(response: Any) -> None:
+    """Raise HfHubHTTPError for a status that is an error, of whose body no more than `LARGEST_ERROR` bytes are read."""
+    if response.status_code < 400:
+        return
+    try:
+        body = _read(response, LARGEST_ERROR)
+    except (HTTPError, Truncated):  # the status says enough
+        body = b""
+    headers = {key: value for key, value in response.headers.items() if key.lower() not in OF_THE_BODY}
+    hf_raise_for_status(type(response)(response.status_code, headers=headers, content=body, request=response.request))
+
+
+def _read(response: Any, limit: int) -> bytes:
+    """Read at most about `limit` bytes of a body. Raises: as `_in_time`."""
+    content = bytearray()
+    for chunk in _in_time(response.iter_bytes()):
+        content += chunk
+        if len(content) >= limit:
+            break
+    return bytes(content[:limit])
+
+
+def _in_time(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield chunks while they come at `LEAST_RATE`, measured anew every `settings.hub_timeout()` seconds.
+
+    Raises:
+        Truncated: they come more slowly.
+    """
+    seconds, start, received = settings.hub_timeout(), time.monotonic(), 0
+    for chunk in chunks:
+        received += len(chunk)
+        yield chunk
+        if (elapsed := time.monotonic() - start) >= seconds:
+            if received < LEAST_RATE * elapsed:
+                raise Truncated(f"{received} bytes in {elapsed:.1f} s, which is too slow")
+            start, received = time.monotonic(), 0
+
+
 def _chunks(response: Any, start: int, size: int | None) -> Iterator[bytes]:
     received = start
-    for chunk in response.iter_bytes():
+    for chunk in _in_time(response.iter_bytes()):
         received += len(chunk)
         yield chunk
     if size is not None and received < size and "content-length" not in response.headers:
