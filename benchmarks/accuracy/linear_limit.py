@@ -1,7 +1,7 @@
 """`python -m benchmarks.accuracy.linear_limit`: where does an objective lead that is minimised to the end?
 
-A linear map of the teacher's own embedding takes the student's place, so that nothing but the objective limits it. It is
-trained on all shards but the last, and scored zero-shot on the last, whose labels no objective sees.
+A linear map of the teacher's own embedding takes the student's place, so that nothing but the objective limits it.
+It is trained on all shards but the last, and scored zero-shot on the last, whose labels no objective sees.
 """
 
 from __future__ import annotations
