@@ -1,4 +1,4 @@
-"""Headers of a tar that hang its reader, or that tarfile does not make sense of: damage is noted, what is whole is read."""
+"""Headers of a tar that hang its reader, or that tarfile can not read: damage is noted, what is whole is read."""
 
 import random
 import signal
@@ -74,7 +74,8 @@ def test_a_bad_header_is_damage_and_costs_no_other_sample(tmp_path, case):
     path = tmp_path / "t.tar"
     path.write_bytes(GOOD + CASES[case] + END)
     tar = IndexedTar(path)
-    assert tar.damage and tar.damage.isprintable()
+    assert tar.damage
+    assert tar.damage.isprintable()
     assert tar.read("good", "jpg") == b"abc"
 
 

@@ -216,7 +216,7 @@ def _are_within(numbers: list[Any], bound: float) -> bool:
 
 
 def _fits(segmentation: Any, image: Entry, bound: float) -> bool:
-    """Whether a polygon's numbers or a run-length encoding are such as pycocotools can take for a picture of that size."""
+    """Whether pycocotools can take a polygon's numbers or a run-length encoding for a picture of that size."""
     if isinstance(segmentation, list):
         return all(_are_within(polygon, bound) for polygon in segmentation)
     size, counts, pixels = segmentation["size"], segmentation["counts"], image["height"] * image["width"]
@@ -232,7 +232,7 @@ def _fits(segmentation: Any, image: Entry, bound: float) -> bool:
 
 
 def _is_whole(counts: str, pixels: int) -> bool:
-    """Whether COCO's compressed run lengths are well formed and fill so many pixels; pycocotools does not check them."""
+    """Whether COCO's compressed run lengths are well formed and fill so many pixels; pycocotools does not check."""
     runs: list[int] = []
     value = shift = 0
     for letter in counts:
