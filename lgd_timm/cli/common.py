@@ -124,6 +124,16 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def plain(text: object, *, lines: bool = False) -> str:
+    """Escape the control characters of foreign text, which could move the cursor or forge lines of a terminal.
+
+    Args:
+        text: what is printed.
+        lines: whether it may have several lines.
+    """
+    return "".join(c if c.isprintable() or (lines and c in "\n\t") else ascii(c)[1:-1] for c in str(text))
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON, one key a line."""
     print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import WIDTH, add_command, print_json, table
+from .common import WIDTH, add_command, plain, print_json, table
 
 if TYPE_CHECKING:
     from ..hub.status import Row
@@ -90,7 +90,7 @@ def list_lines(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         if row.verified is False:
             yield from textwrap.wrap(
-                f"{_cells(row)[0]}: {row.state}", WIDTH, subsequent_indent="  ", break_on_hyphens=False
+                f"{_cells(row)[0]}: {plain(row.state)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False
             )
 
 
@@ -98,9 +98,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     name, at, commit = row.name.partition("@")
     scores = (row.metrics.get(key) for key in MAIN_METRICS)
     return (
-        f"{name}{at}{commit[:7]}",
+        plain(f"{name}{at}{commit[:7]}"),
         f"{row.size / 1e6:.1f} MB",
         "+".join(row.places) or "nowhere yet",
         row.state.partition(":")[0],
-        *("" if score is None else f"{score}" for score in scores),
+        *("" if score is None else plain(score) for score in scores),
     )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import LGDError, MissingExtra, WorkerError
 from ..utils.signals import STATUS, Stopped, ending_in_order
-from .common import Parser, first_rank, parse_overrides
+from .common import Parser, first_rank, parse_overrides, plain
 from .completion import add_completion
 from .evaluate import add_evaluate
 from .export import add_export
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lgd-timm: {stopped}", file=sys.stderr)
         return STATUS
     except (LGDError, MissingExtra, OSError) as error:  # OSError: a full disk, a folder that is a file
-        print(f"lgd-timm: error: {_message(error)}", file=sys.stderr)
+        print(f"lgd-timm: error: {plain(_message(error), lines=True)}", file=sys.stderr)
         return 1 if isinstance(error, WorkerError) else 2
     return status or 0
 
@@ -90,11 +90,18 @@ def _escape_what_stdout_cant_spell() -> None:
 
 def _set_up_logging() -> None:
     """Log to standard error: what the first rank reports, and every rank's warnings."""
-    logging.basicConfig(
-        level=logging.INFO if first_rank() else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO if first_rank() else logging.WARNING, handlers=[handler])
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Plain(logging.Formatter):
+    """Escapes control characters of what is logged: keys and names of samples are foreign text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record), lines=True)
 
 
 def _message(error: Exception) -> str:

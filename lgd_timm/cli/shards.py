@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from .common import add_command, add_group
+from .common import add_command, add_group, plain
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -101,8 +101,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     found = check_shards(options.address, split=options.split, decode=options.decode, embeddings=options.embeddings)
     for line in found.problems:
-        print(line)
-    print(f"{options.address}: {found}")
+        print(plain(line))
+    print(plain(f"{options.address}: {found}"))
     return 1 if found.problems else 0
 
 

@@ -244,6 +244,7 @@ def _template() -> jinja2.Template:
         "code": _code,
         "duration": _duration,
         "listed": _listed,
+        "markup": _markup,
         "number": format,
         "percent": _percent,
         "plain": _plain,
@@ -283,6 +284,11 @@ def _fence(text: str, *, least: int) -> str:
     return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
+def _markup(text: Any) -> str:
+    """Text without raw HTML; Markdown stays."""
+    return str(text).replace("<", "&lt;")
+
+
 def _plain(text: str) -> str:
     """Text with its Markdown escaped; underscores within words are no markup."""
-    return re.sub(r"([\\`*<>\[\]|#])", r"\\\1", text)
+    return re.sub(r"([\\`*\[\]|#])", r"\\\1", _markup(text))

@@ -29,7 +29,7 @@ from ..utils.checkpoint import (
     save_checkpoint,
 )
 from ..utils.distributed import Bad, Ranks, StepSync
-from ..utils.files import check_renames
+from ..utils.files import check_renames, hold_folder
 from ..utils.logger import Progress
 from ..utils.signals import Stopped, StopRequest
 from .step import Skipped, TrainStep
@@ -190,15 +190,17 @@ def start(run: Trainable, *, recipe: str, resume: bool) -> None:
         resume: whether to load a checkpoint, if there is one.
 
     Raises:
-        WeightsError: the checkpoint is damaged, or another run's.
+        WeightsError: the checkpoint is damaged, or another run's; or another process trains in this folder.
     """
     checkpoints = run.out / "checkpoints"
+    if run.ranks.first:
+        run.out.mkdir(parents=True, exist_ok=True)
+        hold_folder(run.out)
     if resume and (found := all_checkpoints(checkpoints)):
         load(run, found[-1])
         log.info("resumed %s at step %d", found[-1], run.step)
     run.ranks.wait()  # until all have read it: from here on the first rank writes
     if run.ranks.first:
-        run.out.mkdir(parents=True, exist_ok=True)
         check_renames(run.out)
         drop_unfinished(checkpoints)
         (run.out / "recipe.yaml").write_text(recipe, encoding="utf-8")

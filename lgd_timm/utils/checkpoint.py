@@ -33,6 +33,9 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeEr
 GROUP = "group"  # prefix of the keys of tensors that belong to a group of parameters
 
 
+_writing: set[Path] = set()  # folders that this process is writing
+
+
 class Progress(NamedTuple):
     """How many steps a run has taken, and what it has counted."""
 
@@ -71,6 +74,7 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+    _writing.add(temporary)
     try:
         tensors, groups = _flatten(optimizer.state_dict())
         for name, module in modules.items():
@@ -96,6 +100,7 @@ def save_checkpoint(
         _to_disk(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _writing.discard(temporary)
     drop_old(folder, keep=keep)
     return final
 
@@ -132,7 +137,8 @@ def drop_old(folder: Path, *, keep: int) -> None:
 def drop_unfinished(folder: Path) -> None:
     """Remove what was being written when a process was killed. No other process may be writing here."""
     for path in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(path)
+        if path not in _writing:
+            shutil.rmtree(path)
 
 
 def read_score(checkpoint: Path) -> float | None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
 from ..errors import LGDError, WeightsError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -86,6 +93,39 @@ def check_renames(folder: Path) -> None:
     finally:
         shutil.rmtree(probe, ignore_errors=True)
         shutil.rmtree(renamed, ignore_errors=True)
+
+
+_held: dict[Path, BinaryIO] = {}  # lock files of folders that this process holds, until it ends
+
+
+def hold_folder(folder: Path) -> None:
+    """Keep other processes from holding a folder, until this process ends however it ends. Forked ones do not hold it.
+
+    Args:
+        folder: one that exists. It gets a file `.lock` that names the process. A process may hold a folder twice.
+
+    Raises:
+        WeightsError: another process holds it; the message names it.
+    """
+    path = folder.resolve() / ".lock"
+    if fcntl is None or (path in _held and path.exists()):
+        return
+    file = path.open("a+b")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = ascii(file.read(200).decode("utf-8", "replace").strip())[1:-1] or "another process"
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise WeightsError(
+                f"{folder} is in use: {holder} trains there. Wait for it, end it, or choose another --output."
+            ) from None
+        return  # a file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    file.flush()
+    _held[path] = file
 
 
 def write_json(path: Path, value: Any) -> None:

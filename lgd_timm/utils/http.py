@@ -27,6 +27,7 @@ PAUSES = (0.25, 0.5, 1.0, 2.0)
 
 HASH_BATCH = 1 << 20  # bytes that are hashed at once: handing them to the thread costs time too
 LEAST_RATE = 4096  # bytes a second, below which a server is taken for one that stalls
+SHORTEST_DEADLINE = 3.0  # seconds for all headers, redirections included
 LONGEST_PREPARATION = 1.0  # seconds for what the Hub's client does before a request
 LARGEST_ERROR = 1 << 16  # bytes of the body of an error that are read
 ENCODINGS = ("", "identity", "gzip", "deflate")  # one of them unpacks a thousandfold at most
@@ -309,7 +310,7 @@ def within(call: Callable[[], T], *, seconds: float, late: Callable[[T], object]
 def _answer(session: Any, url: str, *, headers: Mapping[str, str]) -> Iterator[Any]:
     """Yield the response to a GET request, whose body is still to be read.
 
-    All headers, those of redirections too, have to arrive within `settings.hub_timeout()`: httpx bounds each read
+    All headers, those of redirections too, have to arrive within 1.2 x `settings.hub_timeout()`: httpx bounds each read
     alone, and a server that sends a byte now and then would be waited for without end. A request that takes longer is
     left in a daemon thread, which closes what it gets.
 
@@ -319,7 +320,8 @@ def _answer(session: Any, url: str, *, headers: Mapping[str, str]) -> Iterator[A
     """
     seconds = settings.hub_timeout()
     request = session.build_request("GET", url, headers=headers, timeout=seconds)
-    response = within(partial(session.send, request, stream=True), seconds=seconds, late=lambda late: late.close())
+    whole = max(1.2 * seconds, SHORTEST_DEADLINE)  # longer than httpx waits for one read, whose error says more
+    response = within(partial(session.send, request, stream=True), seconds=whole, late=lambda late: late.close())
     try:
         if (encoding := response.headers.get("content-encoding", "identity").lower()) not in ENCODINGS:
             raise Truncated(f"the content is encoded as {ascii(encoding)[:50]}, which was not asked for")

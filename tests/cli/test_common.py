@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lgd_timm.cli.common import Parser, parse_overrides, table
+from lgd_timm.cli.common import Parser, parse_overrides, plain, table
 from lgd_timm.cli.main import build_parser
 from lgd_timm.errors import RecipeError
 
@@ -59,3 +59,10 @@ def test_a_table_fits_and_a_long_name_has_a_line_of_its_own() -> None:
         "       20 MB",
     ]
     assert table(["name"], []) == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a\x1b[2J", r"a\x1b[2J"), ("a\nb", r"a\nb"), ("é", "é"), ("\u202e", r"\u202e"), (99.5, "99.5")]
+)
+def test_foreign_text_moves_no_cursor_and_forges_no_line(text: object, shown: str) -> None:
+    assert plain(text) == shown

@@ -466,3 +466,11 @@ def test_a_card_does_not_say_without_labels_of_what_learned_from_them(published_
     assert "without labels" not in card
     assert "no label was used" not in card
     assert "Language-Guided" not in card.partition("## How good")[0].partition("# ")[2]
+
+
+def test_no_raw_html_of_metrics_reaches_the_card() -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    metrics = {**METRICS, "notes": evil, "training": {**TRAINING, "device": evil, "date": evil, "torch": evil}}
+    text = card(metrics=metrics)
+    assert "<img" not in text
+    assert text.count("&lt;img") == 4

@@ -265,3 +265,17 @@ def test_a_state_of_other_types_is_refused(tmp_path: Path, field: str, value: ob
     (path / "state.json").write_text(json.dumps({**content, field: value}))
     with pytest.raises(WeightsError):
         load_checkpoint(path, **made, identity=IDENTITY)
+
+
+def test_what_is_being_written_is_not_taken_for_what_a_killed_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint._save
+
+    def slow(path: Path, tensors: Any) -> None:
+        real(path, tensors)
+        checkpoint.drop_unfinished(tmp_path)
+
+    monkeypatch.setattr(checkpoint, "_save", slow)
+    path = save_checkpoint(tmp_path, step=1, **make(), identity=IDENTITY)
+    assert load_checkpoint(path, **make(), identity=IDENTITY).step == 1

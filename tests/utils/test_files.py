@@ -7,14 +7,24 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from lgd_timm.errors import LGDError
+from lgd_timm.errors import LGDError, WeightsError
 from lgd_timm.utils import files
-from lgd_timm.utils.files import atomic_file, atomic_folder, check_renames, fingerprint, sha256_of, write_json
+from lgd_timm.utils.files import (
+    atomic_file,
+    atomic_folder,
+    check_renames,
+    fingerprint,
+    hold_folder,
+    sha256_of,
+    write_json,
+)
 
 
 def stop_in(block: AbstractContextManager[Path], name: str = "") -> None:
@@ -152,3 +162,26 @@ def test_a_disk_that_cant_rename_folders_is_refused_and_one_that_can_is_left_emp
     with pytest.raises(LGDError, match=r"can't rename folders \(Function not implemented\)"):
         check_renames(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from lgd_timm.utils.files import hold_folder
+hold_folder(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_whose_death_frees_it(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(WeightsError, match=rf"in use: process {holder.pid} on .* trains there"):
+            hold_folder(tmp_path)
+        holder.kill()
+    hold_folder(tmp_path)
+    hold_folder(tmp_path)
