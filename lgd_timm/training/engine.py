@@ -194,13 +194,13 @@ def start(run: Trainable, *, recipe: str, resume: bool) -> None:
     """
     checkpoints = run.out / "checkpoints"
     if run.ranks.first:
-        run.out.mkdir(parents=True, exist_ok=True)
         hold_folder(run.out)
     if resume and (found := all_checkpoints(checkpoints)):
         load(run, found[-1])
         log.info("resumed %s at step %d", found[-1], run.step)
     run.ranks.wait()  # until all have read it: from here on the first rank writes
     if run.ranks.first:
+        run.out.mkdir(parents=True, exist_ok=True)
         check_renames(run.out)
         drop_unfinished(checkpoints)
         (run.out / "recipe.yaml").write_text(recipe, encoding="utf-8")

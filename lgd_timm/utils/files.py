@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
+from .. import settings
 from ..errors import LGDError, WeightsError
 
 try:
@@ -102,15 +103,20 @@ def hold_folder(folder: Path) -> None:
     """Keep other processes from holding a folder, until this process ends however it ends. Forked ones do not hold it.
 
     Args:
-        folder: one that exists. It gets a file `.lock` that names the process. A process may hold a folder twice.
+        folder: the folder, which need not exist. The lock is a file in `settings.cache_folder()`, and so it holds among
+            the processes of one machine. A process may hold a folder twice.
 
     Raises:
         WeightsError: another process holds it; the message names it.
     """
-    path = folder.resolve() / ".lock"
-    if fcntl is None or (path in _held and path.exists()):
+    path = settings.cache_folder() / "locks" / f"{fingerprint(str(folder.resolve()))}.lock"
+    if fcntl is None or path in _held:
         return
-    file = path.open("a+b")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError:  # a home that can't be written costs this check, and nothing else
+        return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

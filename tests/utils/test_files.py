@@ -174,7 +174,8 @@ sys.stdin.read()
 """
 
 
-def test_a_folder_is_held_by_one_process_whose_death_frees_it(tmp_path: Path) -> None:
+def test_a_folder_is_held_by_one_process_whose_death_frees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "cache"))
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
