@@ -33,9 +33,9 @@ def add_predict(commands: Commands) -> None:
         "--templates", default="none", help="prompt templates for --names: none, simple, openai, a file"
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--csv", metavar="FILE", help="write a row a picture to this file")
+    kind.add_argument("--csv", metavar="FILE", help="write a row a picture to this file (default: print lines)")
     kind.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--draw", metavar="FILE", help="write a contact sheet of the pictures with their names (.png)")
+    parser.add_argument("--draw", metavar="FILE", help="write a contact sheet, a PNG (default: none)")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures that are classified together")
     add_device(parser)
 

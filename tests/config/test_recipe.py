@@ -270,7 +270,9 @@ def test_the_name_is_the_files_unless_the_recipe_says_so(tmp_path: Path) -> None
 def test_a_missing_file_names_its_neighbours(path: Path) -> None:
     with pytest.raises(RecipeError, match=rf"No recipe at .*recipes\.yaml\. There are: {re.escape(str(path))}\.$"):
         read_recipe(path.with_name("recipes.yaml"))
-    with pytest.raises(RecipeError, match=r"No recipe at .*Give a YAML file, a published folder or hub://ORG/NAME\.$"):
+    with pytest.raises(
+        RecipeError, match=r"No recipe at .*Give a YAML file, builtin:NAME .*, a published folder or hub://ORG/NAME\.$"
+    ):
         read_recipe(path.parent / "nowhere" / "recipe.yaml")
 
 

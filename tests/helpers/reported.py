@@ -58,6 +58,8 @@ def nasty_run(run: Path, folder: Path) -> Path:
     published = load(out / "published")
     banks = replace(published.banks, names=NASTY, seen=torch.tensor([True, True, False]))
     write_lgd(out / "published" / "lgd.safetensors", student=published.student, banks=banks, dtype=torch.float32)
+    config = json.loads((out / "published" / "config.json").read_text(encoding="utf-8"))
+    (out / "published" / "config.json").write_text(json.dumps({**config, "label_names": NASTY}), encoding="utf-8")
     data = published.recipe.to_dict()
     data["vocabulary"]["source"] = data["data"]["val_vocabulary"] = list(NASTY)
     (out / "published" / "recipe.yaml").write_text(recipe_from_dict(data).to_yaml(), encoding="utf-8")
