@@ -19,6 +19,7 @@ from ..data.decode import EncodedImage
 from ..data.image_folder import read_image_folder
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError, ShardError
+from ..hub.timm_models import check_config
 from ..utils.device import pick_device
 from .models import StudentFolder, student_folder, timm_model
 from .zero_shot_model import zero_shot_student
@@ -186,8 +187,8 @@ def _pictures_of(source: str) -> list[str]:
 
 
 def _is_classifier(folder: StudentFolder) -> bool:
-    config = folder.path / "config.json"
-    return folder.checkpoint is None and config.is_file() and '"label_names"' in config.read_text(encoding="utf-8")
+    published = folder.checkpoint is None and (folder.path / "config.json").is_file()
+    return published and "label_names" in check_config(folder.path)
 
 
 def _stock_classifier(name: str, device: str) -> Classifier:
