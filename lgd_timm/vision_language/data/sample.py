@@ -1,0 +1,48 @@
+"""One example of a vision-language data set, and the interface of such data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+Loader = Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with its captions, or with a question and its answers.
+
+    Args:
+        key: unique in the data set.
+        image: the image, upright RGB, or a function that loads it.
+        boxes: regions as float32 [N, 4]: left, top, right, bottom in pixels; None where the data has none, and cells of
+            a grid serve instead.
+        tags: names of objects in the image.
+        captions: all captions of the image; empty for a question.
+        question: None for a caption's sample.
+        answers: each accepted answer with its soft score, 0 to 1; None where they are not known, as in test splits.
+    """
+
+    key: str
+    image: Image.Image | Loader = field(compare=False, repr=False)
+    boxes: Tensor | None = field(default=None, compare=False)
+    tags: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    question: str | None = None
+    answers: dict[str, float] | None = None
+
+    def load(self) -> Image.Image:
+        """Return the image, loaded if it was not. Raises: LGDError where it can't be read."""
+        return self.image if isinstance(self.image, Image.Image) else self.image()
+
+
+class Dataset(Protocol):
+    """Samples by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
