@@ -41,7 +41,14 @@ class Sample:
 
 
 class Dataset(Protocol):
-    """Samples by position."""
+    """Samples by position.
+
+    Attributes:
+        fingerprint: of all that decides the samples, pixels included: stored features are found by it.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
