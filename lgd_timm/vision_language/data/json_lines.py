@@ -75,6 +75,7 @@ class JsonLinesDataset:
             captions=tuple(line.captions or ()),
             question=line.question,
             answers=None if line.answers is None else {name: float(score) for name, score in line.answers.items()},
+            image_key=line.image,
         )
 
 

@@ -24,6 +24,7 @@ class Sample:
         tags: names of objects in the image.
         captions: all captions of the image; empty for a question.
         question: None for a caption's sample.
+        image_key: equal for samples of one image, whose features are stored once; None: no other sample has this image.
         answers: each accepted answer with its soft score, 0 to 1; None where they are not known, as in test splits.
     """
 
@@ -34,6 +35,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     question: str | None = None
     answers: dict[str, float] | None = None
+    image_key: str | None = None
 
     def load(self) -> Image.Image:
         """Return the image, loaded if it was not. Raises: LGDError where it can't be read."""
