@@ -1,20 +1,28 @@
 """Small timm backbones that know your category names: Language-Guided Distillation (arXiv 2406.11689).
 
 Importing this package registers its students with timm: `timm.create_model("lgd_mobilenetv2", pretrained=True)`.
-It stays light: no open_clip, webdataset, transformers or sentence_transformers.
+Where timm is not imported yet, they are registered when it is, so that this import takes no time.
 """
 
 from typing import TYPE_CHECKING
 
-from . import hub, students
+from . import hub
 from .errors import LGDError, MissingExtra
-from .utils.lazy import lazy_names
+from .utils.lazy import lazy_names, when_imported
 
 if TYPE_CHECKING:
+    from . import students
     from .evaluate.predict import load
 
 __version__ = "0.1.0"
 
 __all__ = ["LGDError", "MissingExtra", "__version__", "hub", "load", "students"]
 
-__getattr__ = lazy_names(__name__, {"load": "evaluate.predict"})
+__getattr__ = lazy_names(__name__, {"load": "evaluate.predict", "students": ""})
+
+
+def _register_students() -> None:
+    from . import students  # noqa: F401  # which registers them
+
+
+when_imported("timm", _register_students)

@@ -1,4 +1,4 @@
-"""`import lgd_timm` stays light: what it may not import, and a test that this test would notice."""
+"""`import lgd_timm` stays light and registers its students all the same, and a test that these tests would notice."""
 
 from __future__ import annotations
 
@@ -23,10 +23,44 @@ def imported_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_importing_the_package_and_its_command_line_stays_light() -> None:
-    names = imported_by("import lgd_timm, lgd_timm.cli")
+@pytest.mark.parametrize("words", [["--help"], ["distill", "--help"], ["shards", "write", "--help"]])
+def test_help_takes_no_time(words: list[str]) -> None:
+    script = f"import contextlib, lgd_timm.cli\nwith contextlib.suppress(SystemExit): lgd_timm.cli.main({words})"
+    assert imported_by(script) & {*HEAVY, "timm", "torch", "numpy", "PIL"} == set()
+
+
+def test_importing_the_students_stays_light() -> None:
+    names = imported_by("import lgd_timm.students")
     assert "timm" in names
     assert names & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import timm, lgd_timm",
+        "import lgd_timm, timm",
+        "import lgd_timm; from timm.models import is_model",
+        "import lgd_timm; from importlib.util import find_spec as f; assert f('timm').loader.get_source('timm')",
+        "import importlib, timm; importlib.import_module('lgd_timm')",  # as timm's --device-modules
+        "import lgd_timm.cli, timm",
+        "from lgd_timm import students; import timm",
+    ],
+)
+def test_students_are_registered_in_whatever_order(statement: str) -> None:
+    script = (
+        f"{statement}\nimport sys, timm, inspect\nassert timm.create_model('lgd_mobilenetv2', num_classes=3)"
+        "\nassert timm.is_model('lgd_resnet18') and 'lgd_timm' in sys.modules"
+        "\nassert inspect.getsource(timm) and type(timm.__loader__).__name__ == 'SourceFileLoader'"
+        "\nassert timm.__spec__.loader is timm.__loader__"
+    )
+    assert "timm" in imported_by(script)
+
+
+@pytest.mark.parametrize("name", ["students", "load", "hub"])
+def test_public_names_come_when_they_are_used(name: str) -> None:
+    script = f"import sys, lgd_timm; assert 'timm' not in sys.modules; assert lgd_timm.{name}"
+    assert "lgd_timm" in imported_by(script)
 
 
 def test_the_hubs_client_comes_when_it_is_used() -> None:
