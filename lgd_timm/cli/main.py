@@ -23,6 +23,7 @@ from .predict import add_predict
 from .recipes import add_recipes
 from .report import add_report
 from .shards import add_shards
+from .teacher import add_teacher
 from .training import add_training
 from .transfer import add_transfer
 
@@ -72,6 +73,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_shards(commands)
     add_training(commands)
+    add_teacher(commands)
     add_evaluate(commands)
     add_predict(commands)
     add_hub(commands)

@@ -26,9 +26,9 @@ def _whole(value: str) -> str:
 
 
 def _folder(value: str) -> str | None:
-    """The path of a model `local-dir:PATH`; any other model is a name."""
+    """The path of a model `local-dir:PATH`; any other model is a name, as `builtin:` and `hf-hub:` are followed by."""
     schema, colon, rest = value.partition(":")
-    return rest if colon and schema != "hf-hub" else None
+    return rest if colon and schema not in ("hf-hub", "builtin") else None
 
 
 def _weights_file(value: str) -> str | None:

