@@ -7,7 +7,8 @@ import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def write_shards(
     name: str | None = None,
     seed: int = 0,
     skip_bad: bool = False,
+    only: Collection[Path] | None = None,
 ) -> ShardSet:
     """Write the images of a folder as WebDataset shards and timm's `_info.json`.
 
@@ -59,6 +61,7 @@ def write_shards(
             shards of several folders are mixed.
         seed: of the shuffle, after which any shard is a random sample of all images.
         skip_bad: leave out images that can't be used, and log each with its reason, instead of refusing all.
+        only: paths of the images that are written; None: all. Labels count all class folders in any case.
 
     Returns:
         The index of the split.
@@ -75,6 +78,9 @@ def write_shards(
         raise ShardError(f"samples_per_shard ({samples_per_shard}) and min_shards ({min_shards}) must be at least 1.")
     found = read_image_folder(images)
     class_names = _class_names(found) if labels else []
+    if only is not None:
+        chosen = set(only)
+        found = replace(found, images=tuple(path for path in found.images if path in chosen))
     paths = _usable(found, skip_bad=skip_bad)
     info = read_info(out) if (out / INFO).exists() else {"splits": {}}
     if split in info["splits"]:
@@ -86,7 +92,8 @@ def write_shards(
             f"The class folders of {images} differ from those already in {out}: labels would not agree. "
             "Write to another folder."
         )
-    _report(found, paths, class_names)
+    if only is None:
+        _report(found, paths, class_names)
 
     random.Random(seed).shuffle(paths)
     per_shard = min(samples_per_shard, len(paths) // min_shards)
