@@ -73,7 +73,7 @@ def check_package(name: str) -> None:
 def _folder(name: str) -> Path:
     """Find the encoder's folder on this disk; fetch it from the Hub if it is neither a package's nor a local one."""
     if name.startswith("package:"):
-        return _package_folder(name)
+        return package_folder(name)
     path = Path(name)
     if path.is_dir():
         return path
@@ -85,7 +85,7 @@ def _folder(name: str) -> Path:
     return snapshot(repo, require=("modules.json", "*.safetensors"), allow=("*.json", "*.txt", "*.model"))
 
 
-def _package_folder(name: str) -> Path:
+def package_folder(name: str) -> Path:
     """Find the folder of `package:MODULE/FOLDER` on this disk."""
     check_package(name)
     module, _, folder = name.removeprefix("package:").partition("/")
