@@ -110,7 +110,7 @@ def read_annotations(path: str | Path, *, folder: str | Path, format: str, masks
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(annotation)
     images = tuple(content["images"])
-    _check_files(folder, [_name(image, format) for image in images], path)
+    check_files(folder, [_name(image, format) for image in images], path)
     categories = tuple(sorted(content["categories"], key=lambda category: category["id"]))
     return Annotations(path, folder, format, categories, images, tuple(objects[image["id"]] for image in images))
 
@@ -257,8 +257,17 @@ def _is_segmentation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(polygon, list) for polygon in value)
 
 
-def _check_files(folder: Path, names: Sequence[str], path: Path) -> None:
-    """All pictures are there. A folder is listed once, which is quicker than to ask for each file."""
+def check_files(folder: Path, names: Sequence[str], path: Path) -> None:
+    """Check that all pictures are there. A folder is listed once, which is quicker than to ask for each file.
+
+    Args:
+        folder: in which the names begin.
+        names: of the pictures.
+        path: the file that names them, for messages.
+
+    Raises:
+        LGDError: some are missing; the message counts them and names the first.
+    """
     there: dict[Path, set[str]] = {}
     missing = []
     for name in names:

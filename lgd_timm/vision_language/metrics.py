@@ -1,0 +1,107 @@
+"""Scores of captions and answers: BLEU-4, ROUGE-L and CIDEr-D of COCO's evaluation, and VQA's accuracy. Without Java.
+
+pycocoevalcap's own classes compute the scores of captions. Its tokenizer, METEOR and SPICE are Java programs; a small
+tokenizer stands in for the first, the other two are not computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..errors import LGDError, require
+from .data.answers import answer_score
+
+# Numbers with their separators, words with inner hyphens, the endings that the Penn Treebank splits off, other marks.
+_TOKENS = re.compile(
+    r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?=n't\b)|n't\b|'(?:s|m|d|ll|re|ve)\b|\w+(?:[-.]\w+)*|[^\w\s]", re.IGNORECASE
+)
+_LEFT_OUT = frozenset("'`.?!,:-;(){}[]\"\u201c\u201d\u2018\u2019")
+
+
+def tokenize(text: str) -> str:
+    """Split a caption as COCO's evaluation does: lower case, clitics split off, punctuation left out.
+
+    It agrees with the Penn Treebank's tokenizer on plain English captions, not on every text.
+
+    Returns:
+        Tokens with a space between.
+    """
+    return " ".join(token for token in _TOKENS.findall(text.lower()) if token not in _LEFT_OUT)
+
+
+def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Score captions against references.
+
+    Args:
+        candidates: image -> caption.
+        references: image -> at least one caption; the same images.
+
+    Returns:
+        "cider" (CIDEr-D, 0 to 10), "bleu4" and "rouge_l" (0 to 1). Papers print them times 100.
+
+    Raises:
+        LGDError: images differ, or one has no reference.
+        MissingExtra: pycocoevalcap is not installed.
+    """
+    given, wanted = _tokenized(candidates, references)
+    bleu, _ = _class("bleu.bleu", "Bleu")(4).compute_score(wanted, given, verbose=0)
+    rouge, _ = _class("rouge.rouge", "Rouge")().compute_score(wanted, given)
+    cider, _ = _class("cider.cider", "Cider")().compute_score(wanted, given)
+    return {"cider": float(cider), "bleu4": float(bleu[3]), "rouge_l": float(rouge)}
+
+
+def cider_of_each(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Compute CIDEr-D of each image, which self-critical training rewards.
+
+    Args:
+        candidates: image -> caption.
+        references: image -> captions; their words' frequencies weigh n-grams, so a few images say little.
+
+    Returns:
+        Image -> CIDEr-D, 0 to 10.
+
+    Raises:
+        LGDError, MissingExtra: as `caption_scores`.
+    """
+    given, wanted = _tokenized(candidates, references)
+    _, each = _class("cider.cider", "Cider")().compute_score(wanted, given)
+    return dict(zip(wanted, each.tolist(), strict=True))
+
+
+def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Mapping[str, float]]) -> float:
+    """Compute VQA's accuracy, leave-one-out over annotators, of one answer for each question.
+
+    Args:
+        predictions: normalised here as the evaluation does.
+        answers: of the same questions, each answer's soft score (`data.answers.soft_scores`).
+
+    Returns:
+        Mean score, 0 to 1.
+
+    Raises:
+        LGDError: there are none, or not as many answers as predictions.
+    """
+    if not predictions or len(predictions) != len(answers):
+        raise LGDError(f"{len(predictions)} predictions for {len(answers)} questions. Give one for each.")
+    return fmean(answer_score(said, scores) for said, scores in zip(predictions, answers, strict=True))
+
+
+def _tokenized(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Candidates and references as pycocoevalcap takes them."""
+    if not candidates or candidates.keys() != references.keys() or not all(references.values()):
+        odd = sorted(candidates.keys() ^ references.keys()) or [key for key, texts in references.items() if not texts]
+        raise LGDError(
+            f"{len(candidates)} captions for {len(references)} images with references"
+            f"{f', such as {odd[0]!r} without one' if odd else ''}. Give a caption and references for each image."
+        )
+    wanted = {key: [tokenize(text) for text in texts] for key, texts in references.items()}
+    return {key: [tokenize(candidates[key])] for key in wanted}, wanted
+
+
+def _class(module: str, name: str) -> Any:
+    return getattr(require(f"pycocoevalcap.{module}", extra="vl"), name)

@@ -1,0 +1,98 @@
+"""Scores of captions equal pycocoevalcap's; VQA's accuracy is the official one."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from lgd_timm.errors import LGDError
+from lgd_timm.vision_language.metrics import caption_scores, cider_of_each, tokenize, vqa_accuracy
+
+WORDS = ["a", "the", "cat", "dog", "ship", "on", "at", "under", "mat", "top", "left", "right", "red", "two"]
+
+
+def made_captions(count: int = 40) -> tuple[dict[str, str], dict[str, list[str]]]:
+    draw = random.Random(0)
+
+    def sentence() -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(1, 9)))
+
+    references = {str(number): [sentence() for _ in range(draw.randint(1, 5))] for number in range(count)}
+    candidates = {key: draw.choice([sentence(), texts[0], ""]) for key, texts in references.items()}
+    return candidates, references
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("A cat.", "a cat"),
+        ("A black-and-white cat, sitting!", "a black-and-white cat sitting"),
+        ("It's the dog's; they don't.", "it 's the dog 's they do n't"),
+        ("At 3:30 on 1,000.5 m", "at 3:30 on 1,000.5 m"),
+        ('"Two" (cats) - here...', "two cats here"),
+        ("a  man \n riding", "a man riding"),
+        ("", ""),
+    ],
+)
+def test_tokens_are_those_of_the_penn_treebank_without_punctuation(text: str, tokens: str) -> None:
+    assert tokenize(text) == tokens
+
+
+def test_caption_scores_equal_pycocoevalcaps() -> None:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    candidates, references = made_captions()
+    given = {key: [text] for key, text in candidates.items()}  # made of tokens
+    scores = caption_scores(candidates, references)
+    assert scores["bleu4"] == pytest.approx(Bleu(4).compute_score(references, given, verbose=0)[0][3], abs=1e-6)
+    assert scores["rouge_l"] == pytest.approx(Rouge().compute_score(references, given)[0], abs=1e-6)
+    assert scores["cider"] == pytest.approx(Cider().compute_score(references, given)[0], abs=1e-6)
+    assert min(scores.values()) > 0.05
+
+
+def test_bleu_and_rouge_equal_their_formulas() -> None:
+    candidates, references = {"1": "A cat sat on the red mat."}, {"1": ["the cat sat on the mat", "a cat on a red mat"]}
+    given, wanted = tokenize(candidates["1"]).split(), [text.split() for text in references["1"]]
+    precisions = []
+    for order in range(1, 5):
+        found, *allowed = (
+            Counter(tuple(text[at : at + order]) for at in range(len(text) - order + 1)) for text in (given, *wanted)
+        )
+        precisions.append(sum(min(n, max(one[gram] for one in allowed)) for gram, n in found.items()) / found.total())
+    scores = caption_scores(candidates, references)
+    # seven words against references of six: no brevity penalty
+    assert scores["bleu4"] == pytest.approx(math.prod(precisions) ** 0.25, abs=1e-6)
+    precision, recall = 5 / 7, 5 / 6  # "cat sat on the mat", "a cat on red mat"
+    assert scores["rouge_l"] == pytest.approx(2.44 * precision * recall / (recall + 1.44 * precision), abs=1e-6)
+
+
+def test_cider_of_each_averages_to_cider_and_is_highest_for_a_reference() -> None:
+    candidates, references = made_captions()
+    each = cider_of_each(candidates, references)
+    assert sum(each.values()) / len(each) == pytest.approx(caption_scores(candidates, references)["cider"])
+    single = {key: texts[:1] for key, texts in references.items()}
+    perfect = cider_of_each({key: texts[0] for key, texts in single.items()}, single)
+    long = [key for key, texts in single.items() if len(texts[0].split()) > 4]
+    assert all(perfect[key] == pytest.approx(10) for key in long)
+
+
+def test_vqa_accuracy_is_the_mean_score() -> None:
+    answers = [{"yes": 1.0}, {"2": 1.0, "pair": 0.3}, {"dog": 0.9, "puppy": 1.0}]
+    assert vqa_accuracy(["yes", "two", "a dog"], answers) == pytest.approx((1 + 1 + 0.9) / 3)
+    assert vqa_accuracy(["no", "pair", "cat"], answers) == pytest.approx(0.1)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(LGDError, match="1 captions for 2 images with references, such as 'b'"):
+        caption_scores({"a": "x"}, {"a": ["x"], "b": ["y"]})
+    with pytest.raises(LGDError, match="such as 'a' without one"):
+        caption_scores({"a": "x"}, {"a": []})
+    with pytest.raises(LGDError, match="0 captions"):
+        caption_scores({}, {})
+    with pytest.raises(LGDError, match="1 predictions for 2 questions"):
+        vqa_accuracy(["yes"], [{"yes": 1.0}] * 2)
