@@ -44,17 +44,6 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StoredStates:
-    """A stored teacher's states of its last block.
-
-    hidden float16 [B, T, D], attention float16 [B, H, T, T].
-    """
-
-    hidden: Tensor
-    attention: Tensor
-
-
-@dataclass(frozen=True)
 class Batch:
     """B samples of L words, G tags and R regions: T = L + G + R tokens. Each part is as long as its longest sample.
 
@@ -69,7 +58,6 @@ class Batch:
         answers: soft scores float32 [B, A], or None.
         items: (index, variant), int64 [B, 2].
         teacher: the teacher's features of the boxes, float [B, R, F'], or None.
-        stored: a stored teacher's states, or None.
     """
 
     keys: list[str]
@@ -83,7 +71,6 @@ class Batch:
     answers: Tensor | None
     items: Tensor
     teacher: Tensor | None = None
-    stored: StoredStates | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -102,8 +89,6 @@ class Batch:
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, StoredStates):
-        return StoredStates(value.hidden.to(device).float(), value.attention.to(device).float())
     if not isinstance(value, Tensor):
         return value
     value = value.to(device)

@@ -109,14 +109,21 @@ class VisionLanguageModel(nn.Module):
         mask = attention_mask(batch.text, batch.context, causal=self.config.causal)
         places = self.places(batch)
         out = self.run(
-            torch.cat([text, context], 1), mask=mask, places=places, segments=self.segments(batch), all=states
+            torch.cat([text, context], 1), mask=mask, places=places, segments=self.segments(batch), states=states
         )
         if not states:
             return Output(out.last_hidden_state)
         return Output(out.last_hidden_state, States(out.hidden_states[1:], out.attentions, batch.valid))
 
     def run(
-        self, embedded: Tensor, *, mask: Tensor, places: Tensor, segments: Tensor, cache: Any = None, all: bool = False
+        self,
+        embedded: Tensor,
+        *,
+        mask: Tensor,
+        places: Tensor,
+        segments: Tensor,
+        cache: Any = None,
+        states: bool = False,
     ) -> Any:
         """Run the transformer on embedded tokens [B, N, D].
 
@@ -126,7 +133,7 @@ class VisionLanguageModel(nn.Module):
             places: int64 [1, N].
             segments: int64 [1, N].
             cache: transformers' cache of keys and values, which is extended; None: none.
-            all: whether hidden states and attention of all blocks are given.
+            states: whether hidden states and attention of all blocks are given.
         """
         count = len(embedded)
         return self.bert(
@@ -134,8 +141,8 @@ class VisionLanguageModel(nn.Module):
             attention_mask=additive(mask, embedded.dtype),
             position_ids=places.expand(count, -1),
             token_type_ids=segments.expand(count, -1),
-            output_attentions=all,
-            output_hidden_states=all,
+            output_attentions=states,
+            output_hidden_states=states,
             **({} if cache is None else {"cache": cache}),
         )
 
