@@ -1,13 +1,15 @@
-"""`lgd-timm shards write | verify | subset`: write WebDataset shards, check them, draw subsets."""
+"""`lgd-timm shards write | resize | index | verify | subset`: write WebDataset shards, check them, draw subsets."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from .common import add_command, add_group, plain
 
 if TYPE_CHECKING:
+    from ..data.index import Resize, ShardSet
     from .common import Commands
 
 
@@ -21,6 +23,7 @@ def add_shards(commands: Commands) -> None:
         "(others: shards verify ADDRESS, shards subset SHARDS FILE --per-class N)."
     }
     _add_write(actions)
+    _add_resize(actions)
     _add_index(actions)
     _add_verify(actions)
     _add_subset(actions)
@@ -38,6 +41,31 @@ def _add_write(actions: Commands) -> None:
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that can't be used and list them (default: refuse)"
+    )
+    _add_sizes(parser, short_side=None)
+
+
+def _add_resize(actions: Commands) -> None:
+    parser = add_command(actions, "resize", _resize, "write shards again with smaller images, which are read faster")
+    parser.add_argument("source", metavar="shards", help="shard folder, or address of one")
+    parser.add_argument("out", help="folder that is written; a run that was stopped goes on")
+    parser.add_argument("--split", help="only this one (default: all)")
+    _add_sizes(parser, short_side=288)
+
+
+def _add_sizes(parser: argparse.ArgumentParser, *, short_side: int | None) -> None:
+    """Add what says how images are made smaller."""
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=short_side,
+        metavar="PIXELS",
+        help="encode images anew as JPEGs whose short side has at most so many pixels"
+        + ("" if short_side else " (default: keep their bytes)"),
+    )
+    parser.add_argument("--quality", type=int, default=92, metavar="Q", help="of these JPEGs, 1 to 100")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that encode, 0: this one (default: one a core)"
     )
 
 
@@ -85,8 +113,39 @@ def _write(options: argparse.Namespace) -> None:
         samples_per_shard=options.samples_per_shard,
         min_shards=options.min_shards,
         skip_bad=options.skip_bad,
+        resize=None if options.short_side is None else _sizes(options),
+        workers=_workers(options),
     )
-    print(f"{options.out}: {len(written)} images in {len(written.filenames)} shards, split {written.split!r}")
+    _print_written(options.out, written)
+
+
+def _resize(options: argparse.Namespace) -> None:
+    from ..data.resize_shards import resize_shards
+
+    for written in resize_shards(
+        options.source, options.out, how=_sizes(options), split=options.split, workers=_workers(options)
+    ):
+        _print_written(options.out, written)
+
+
+def _sizes(options: argparse.Namespace) -> Resize:
+    from ..data.index import Resize
+
+    return Resize(options.short_side, options.quality)
+
+
+def _workers(options: argparse.Namespace) -> int:
+    if options.workers is not None:
+        return max(0, int(options.workers))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
+
+
+def _print_written(out: str, shards: ShardSet) -> None:
+    size = sum(shards.path(number).stat().st_size for number in range(len(shards.filenames)))
+    print(
+        f"{out}: {len(shards)} images in {len(shards.filenames)} shards, {size / 1e6:.1f} MB, split {shards.split!r}"
+        + (f" ({shards.resized})" if shards.resized else "")
+    )
 
 
 def _index(options: argparse.Namespace) -> None:

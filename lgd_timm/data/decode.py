@@ -54,6 +54,11 @@ class EncodedImage:
         self._turn = TURNS[self._orientation()]
         self.height, self.width = (width, height) if self._turn[0] else (height, width)
 
+    @property
+    def is_upright_jpeg(self) -> bool:
+        """Whether the file is a JPEG that is stored as it is to be seen."""
+        return self._jpeg and self._turn == TURNS[1]
+
     def crop(self, box: Box, *, least: int | None = None) -> Tensor:
         """Decode a box of the image.
 

@@ -24,8 +24,33 @@ IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tiff", "tif", "avif
 
 
 @dataclass(frozen=True)
+class Resize:
+    """How images are made smaller, once, when their shards are written.
+
+    Raises:
+        ShardError: a number is out of its range.
+    """
+
+    short_side: int = 288  # pixels that the short side has at most; images are never enlarged
+    quality: int = 92  # of the JPEGs, 1 to 100
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.short_side <= 16384:
+            raise ShardError(f"short_side ({self.short_side}) is the short side of an image: 16 to 16384 pixels.")
+        if not 1 <= self.quality <= 100:
+            raise ShardError(f"quality ({self.quality}) is a JPEG's: 1 to 100.")
+
+    def __str__(self) -> str:
+        return f"short side of at most {self.short_side} pixels, JPEG quality {self.quality}"
+
+
+@dataclass(frozen=True)
 class ShardSet:
-    """One split: its tars, with their sample counts and sha256 sums (none where the writer gave none)."""
+    """One split: its tars, with their sample counts and sha256 sums (none where the writer gave none).
+
+    `resized` says how its images were made smaller, None: they were not. `resized_from` are the sha256 sums of the
+    shards that they were in before, none where they were written from files.
+    """
 
     root: AnyPath
     split: str
@@ -33,6 +58,8 @@ class ShardSet:
     lengths: tuple[int, ...]
     sha256: tuple[str, ...]
     class_names: tuple[str, ...] = ()
+    resized: Resize | None = None
+    resized_from: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(self.lengths)
@@ -100,6 +127,7 @@ def read_split(root: AnyPath, info: dict, *, split: str) -> ShardSet:
         raise ShardError(f"{root} has no split {split!r}; it has {', '.join(sorted(info['splits'])) or 'none'}.")
     entry = info["splits"][split]
     try:
+        resized = entry.get("resized") or {}
         shards = ShardSet(
             root=root,
             split=split,
@@ -107,9 +135,13 @@ def read_split(root: AnyPath, info: dict, *, split: str) -> ShardSet:
             lengths=tuple(entry["shard_lengths"]),
             sha256=tuple(entry.get("sha256", ())),
             class_names=tuple(info.get("class_names", ())),
+            resized=Resize(int(resized["short_side"]), int(resized["quality"])) if resized else None,
+            resized_from=tuple(resized.get("from", ())),
         )
         assert len(shards.lengths) == len(shards.filenames) > 0
-    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+    except ShardError as error:
+        raise ShardError(f"{root / INFO}: split {split!r} was resized to what can't be: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise ShardError(
             f"{root / INFO}: split {split!r} lacks file names or lengths ({error!r}). Write it again."
         ) from error

@@ -89,7 +89,7 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # else drawing the workers' seed would advance the global generator (dropout)
     )
 
@@ -118,7 +118,8 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """Prepare a worker process: one thread, and a low priority."""
     torch.set_num_threads(1)  # the workers are the parallelism: more threads would compete for the same cores
     if hasattr(os, "nice"):  # the step goes first: its threads wait for the slowest, which shares a core with a worker
         os.nice(10)

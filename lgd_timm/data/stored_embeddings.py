@@ -137,6 +137,9 @@ class StoredEmbeddings:
     def check(self, shards: ShardSet, views: Views) -> None:
         """Refuse embeddings that were made from other shards or, unless `per_image`, from other views.
 
+        Those of the shards that these were resized from count as other views: the crops are the same, the pixels are
+        not.
+
         Raises:
             TeacherError: they do not fit.
         """
@@ -145,21 +148,29 @@ class StoredEmbeddings:
             raise TeacherError(
                 f"{self.root} holds no embeddings of split {shards.split!r}. Make them with: lgd-timm teach"
             )
-        if tuple(entry["taught"]) != shards.sha256:
+        taught = tuple(entry["taught"])
+        resized = bool(taught) and taught == shards.resized_from
+        if resized and not self.per_image:
+            raise TeacherError(
+                f"{self.root} was made from the images of {shards.root} ({shards.split}) before they were resized "
+                f"({shards.resized}): its views have other pixels. Run lgd-timm teach on the resized shards, or use "
+                "one embedding for all views of an image: --teacher.target image."
+            )
+        if taught != shards.sha256 and not resized:
             raise TeacherError(
                 f"{self.root} was made from other shards than {shards.root} ({shards.split}). "
                 "Run lgd-timm teach with another --out."
             )
         if self.per_image:
             return
-        taught = self.metadata["views_fingerprint"]
-        if views.fingerprint != taught and replace(views, count=self.views.count) == self.views:
+        stored = self.metadata["views_fingerprint"]
+        if views.fingerprint != stored and replace(views, count=self.views.count) == self.views:
             raise TeacherError(
-                f"{self.root} was taught with another version of the views ({taught}, now {views.fingerprint}): "
+                f"{self.root} was taught with another version of the views ({stored}, now {views.fingerprint}): "
                 "the same settings give other pixels now. Remove the folder and run lgd-timm teach again, or use the "
                 "version of lgd_timm that taught."
             )
-        if views.fingerprint != taught or views.count > self.views.count:
+        if views.fingerprint != stored or views.count > self.views.count:
             raise TeacherError(
                 f"{self.root} holds {self.views}, asked for {views}. "
                 "Use the stored views, or run lgd-timm teach for the new ones."

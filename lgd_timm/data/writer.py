@@ -1,4 +1,7 @@
-"""Write an image folder as shards. Images keep their bytes; the shard folder appears complete or not at all."""
+"""Write an image folder as shards. Images keep their bytes, unless they are to be made smaller (`resize.py`).
+
+The shard folder appears complete or not at all.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import webdataset
 from PIL import Image
@@ -20,8 +23,9 @@ from ..errors import ShardError
 from ..utils.files import atomic_folder, sha256_of, write_json
 from .decode import image_size
 from .image_folder import FIELD_OF_SUFFIX, IMAGE_SUFFIXES, ImageFolder, describe, is_hidden, read_image_folder
-from .index import INFO, ShardSet, open_shards, read_info
+from .index import INFO, Resize, ShardSet, open_shards, read_info
 from .paths import require_local
+from .resize import ResizeReport, Sample, resize_samples
 from .tar import IndexedTar
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ def write_shards(
     seed: int = 0,
     skip_bad: bool = False,
     only: Collection[Path] | None = None,
+    resize: Resize | None = None,
+    workers: int = 0,
 ) -> ShardSet:
     """Write the images of a folder as WebDataset shards and timm's `_info.json`.
 
@@ -62,6 +68,8 @@ def write_shards(
         seed: of the shuffle, after which any shard is a random sample of all images.
         skip_bad: leave out images that can't be used, and log each with its reason, instead of refusing all.
         only: paths of the images that are written; None: all. Labels count all class folders in any case.
+        resize: how images are made smaller and become JPEGs; None: they keep their bytes. The index notes it.
+        workers: processes that make them smaller; 0: this one does.
 
     Returns:
         The index of the split.
@@ -101,15 +109,17 @@ def write_shards(
     with atomic_folder(out) as temporary:
         filenames, lengths = [], []
         progress = tqdm(total=len(paths), unit="img", desc=f"shards {split}", disable=None)
+        samples = _encoded(_FolderSamples(images, paths, class_names), resize, workers=workers)
         for shard, start in enumerate(range(0, len(paths), per_shard)):
             chunk = paths[start : start + per_shard]
             filename = f"{stem}-{split}-{shard:05d}.tar"
             with webdataset.TarWriter(str(temporary / filename), mtime=0, user="", group="") as tar:
-                for sample in _samples(images, chunk, class_names):
-                    tar.write(sample)
+                for sample in islice(samples, len(chunk)):
+                    tar.write({"__key__": sample.key, **sample.fields})
                     progress.update()
             filenames.append(filename)
             lengths.append(len(chunk))
+        next(samples, None)  # its last lines: what was counted
         progress.close()
         info["splits"][split] = {
             "name": split,
@@ -117,6 +127,7 @@ def write_shards(
             "filenames": filenames,
             "shard_lengths": lengths,
             "sha256": [sha256_of(temporary / filename) for filename in filenames],
+            **({} if resize is None else {"resized": asdict(resize)}),
         }
         if class_names:
             info["class_names"] = class_names
@@ -263,12 +274,38 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _samples(folder: Path, paths: Sequence[Path], class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    index = {name: i for i, name in enumerate(class_names)}
-    for path in paths:
-        relative = path.relative_to(folder)
+def _encoded(samples: _FolderSamples, resize: Resize | None, *, workers: int) -> Iterator[Sample]:
+    """Yield the samples, their images made smaller if they are to be. At the end, log how many were."""
+    if resize is None:
+        yield from samples
+        return
+    report = ResizeReport()
+    for done in resize_samples(samples, resize, workers=workers):
+        report.add(done)
+        if done.problem is not None:
+            log.warning("%s can't be made smaller and keeps its bytes: %s", done.sample.key, done.problem)
+        yield done.sample
+    log.info("%s: %s", resize, report)
+
+
+class _FolderSamples:
+    """The samples of image files, read when they are asked for."""
+
+    def __init__(self, folder: Path, paths: Sequence[Path], class_names: Sequence[str]) -> None:
+        self._folder, self._paths = folder, paths
+        self._labels = {name: i for i, name in enumerate(class_names)}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, position: int) -> Sample:
+        path = self._paths[position]
+        relative = path.relative_to(self._folder)
         key = relative.with_suffix("").as_posix().translate(KEY_ESCAPES)
-        sample: dict[str, Any] = {"__key__": key, FIELD_OF_SUFFIX[path.suffix.lower()]: path.read_bytes()}
-        if class_names:
-            sample["cls"] = index[relative.parts[0]]
-        yield sample
+        fields = {FIELD_OF_SUFFIX[path.suffix.lower()]: path.read_bytes()}
+        if self._labels:
+            fields["cls"] = str(self._labels[relative.parts[0]]).encode()
+        return Sample(key, fields)

@@ -222,6 +222,7 @@ def _run_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "training": training,
+        "resized": metrics.get("resized") or {},
         "versions": [f"{name} {training[name]}" for name in ("lgd_timm", "torch", "timm") if name in training],
         "fingerprints": [f"{what} `{value}`" for what, value in prints.items() if value],
     }

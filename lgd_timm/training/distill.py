@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def finish(run: Run, out: Path, *, open_clip: bool = False) -> Path:
         "teacher": run.teaching.metadata,
         "shards": run.dataset.shards.fingerprint,
         "training": _training(run, rows),
+        **_resized(run),
     }
     if run.validation is not None:
         metrics.update(_scores(run, student, run.validation.names))
@@ -151,6 +152,13 @@ def _training(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
         "timm": timm.__version__,
         "date": date.today().isoformat(),
     }
+
+
+def _resized(run: Run) -> dict[str, Any]:
+    """Say which splits hold images that were made smaller, for `metrics.json`."""
+    datasets = [run.dataset, *([] if run.validation is None else [run.validation.dataset])]
+    found = {d.shards.split: asdict(d.shards.resized) for d in datasets if d.shards.resized is not None}
+    return {"resized": found} if found else {}
 
 
 def _scores(run: Run, student: torch.nn.Module, names: Sequence[str]) -> dict[str, Any]:

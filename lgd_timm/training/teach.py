@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from ..errors import ShardError, TeacherError
 from ..teachers import ImageTeacher, Stored
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
-from ..utils.files import changed_keys, sha256_of, write_json
+from ..utils.files import changed_keys, sha256_of, sole_writer, write_json
 from .embed import embedded
 
 log = logging.getLogger(__name__)
@@ -206,26 +206,14 @@ def _claim(out: Path, facts: dict[str, Any], shards: ShardSet, *, write: bool) -
 
 @contextmanager
 def _sole_writer(out: Path, shards: ShardSet) -> Iterator[None]:
-    """Lock the folder against other runs, and remove what a killed run was writing.
-
-    The lock is the system's and ends with the process. Where there are none (Windows, some network disks), nothing is
-    removed.
-    """
-    with (out / TEACHER).open("r+b") as file:
+    """Lock the folder against other runs, and remove what a killed run was writing. Raises: TeacherError."""
+    with ExitStack() as stack:
         try:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            stack.enter_context(sole_writer(out / TEACHER, written=(*shards.filenames, INFO, TEACHER)))
+        except BlockingIOError as error:
             raise TeacherError(
                 f"Another lgd-timm teach is writing to {out}. Wait for it, or choose another --out."
             ) from error
-        except (ImportError, OSError):
-            pass
-        else:
-            ours = tuple(f".{name}." for name in (*shards.filenames, INFO, TEACHER))  # as `atomic_file` names them
-            for path in [path for path in out.iterdir() if path.name.startswith(ours)]:
-                path.unlink(missing_ok=True)
         yield
 
 

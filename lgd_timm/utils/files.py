@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,6 +132,36 @@ def hold_folder(folder: Path) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     file.flush()
     _held[path] = file
+
+
+@contextmanager
+def sole_writer(file: Path, *, written: Sequence[str]) -> Iterator[None]:
+    """Lock a file of a folder against other processes that write there, and remove what a killed one was writing.
+
+    The lock is the system's and ends with the process. Where there are none (Windows, some network disks), nothing is
+    removed.
+
+    Args:
+        file: that stands for the folder; it exists.
+        written: names of the files that are written into the folder by `atomic_file`.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    with file.open("r+b") as held:
+        try:
+            if fcntl is None:
+                raise OSError("no locks")
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise BlockingIOError(f"{file} is locked by another process") from error
+        except OSError:
+            pass
+        else:
+            ours = tuple(f".{name}." for name in written)  # as `atomic_file` names them
+            for path in [path for path in file.parent.iterdir() if path.name.startswith(ours)]:
+                path.unlink(missing_ok=True)
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -208,6 +208,15 @@ def test_the_names_that_it_knows_least_are_said() -> None:
     assert "knows least" not in card()
 
 
+def test_images_that_were_made_smaller_are_said() -> None:
+    said = "were encoded anew"
+    assert said not in card(metrics={**METRICS, "training": TRAINING})
+    resized = {split: {"short_side": 288, "quality": quality} for split, quality in (("train", 92), ("test", 95))}
+    text = card(metrics={**METRICS, "training": TRAINING, "resized": resized})
+    assert "images of split `train` were encoded anew, once: JPEG of quality 92, short side at most 288 pixels" in text
+    assert "images of split `test` were encoded anew, once: JPEG of quality 95, short side at most 288 pixels" in text
+
+
 @pytest.mark.parametrize(
     ("seconds", "says"),
     [(None, "128 images on cpu"), (12.0, "in less than a minute"), (2659, "in 44 minutes"), (40000.0, "in 11.1 hours")],
