@@ -17,6 +17,8 @@ Command = Callable[[argparse.Namespace], int | None]
 T = TypeVar("T")
 
 WIDTH = 120  # columns of a printed table
+AGAIN = "Nothing half-written is left; run the same command again."  # after a signal
+RESUME = "Go on with --resume."
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -65,7 +67,9 @@ def add_group(commands: Commands, name: str, text: str, *, metavar: str) -> tupl
     return parser, parser.add_subparsers(required=True, metavar=metavar)
 
 
-def add_command(commands: Commands, name: str, run: Command, text: str, *, overrides: bool = False) -> Parser:
+def add_command(
+    commands: Commands, name: str, run: Command, text: str, *, overrides: bool = False, go_on: str = AGAIN
+) -> Parser:
     """Add a command.
 
     Args:
@@ -74,13 +78,14 @@ def add_command(commands: Commands, name: str, run: Command, text: str, *, overr
         run: called with the parsed options; what it returns is the exit status, None means 0.
         text: its line in the help above it.
         overrides: whether `--field.sub value` pairs override the fields of its recipe.
+        go_on: a sentence for whoever stopped it by a signal: how it goes on.
 
     Returns:
         The parser, for the command's own arguments.
     """
     more = " Recipe fields are overridden with --field.sub value." if overrides else ""
     parser = commands.add_parser(name, help=text, description=_sentence(text) + more)
-    parser.set_defaults(command=run, takes_overrides=overrides)
+    parser.set_defaults(command=run, takes_overrides=overrides, go_on=go_on)
     return parser
 
 

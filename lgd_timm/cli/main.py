@@ -6,6 +6,7 @@ own. Bad input ends with one line on standard error and status 2. A command may 
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import LGDError, MissingExtra, WorkerError
-from ..utils.signals import STATUS, Stopped, ending_in_order
+from ..utils.signals import INTERRUPTED, STATUS, Stopped, ending_in_order
 from .common import Parser, first_rank, parse_overrides, plain
 from .completion import add_completion
 from .evaluate import add_evaluate
@@ -37,25 +38,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None: those of this process.
 
     Returns:
-        The exit status: 0, the command's own, 1 after a worker process died, 2 for bad input, 143 after SIGTERM.
+        The exit status: 0, the command's own, 1 after a worker process died, 2 for bad input, 130 after Ctrl-C,
+        143 after SIGTERM.
 
     Raises:
         SystemExit: status 2 for words that the parser refuses, 0 after --help and --version.
     """
-    _escape_what_stdout_cant_spell()
-    parser = build_parser()
-    options, rest = parser.parse_known_args(argv)
-    _set_up_logging()
-    if rest and not options.takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options = argparse.Namespace(go_on="")
     try:
-        if options.takes_overrides:
-            options.overrides = parse_overrides(rest)
         with ending_in_order():
+            _escape_what_stdout_cant_spell()
+            parser = build_parser()
+            _, rest = parser.parse_known_args(argv, options)
+            _set_up_logging()
+            if rest and not options.takes_overrides:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            if options.takes_overrides:
+                options.overrides = parse_overrides(rest)
             status: int | None = options.command(options)
-    except Stopped as stopped:
-        print(f"lgd-timm: {stopped}", file=sys.stderr)
-        return STATUS
+    except (Stopped, KeyboardInterrupt) as stopped:
+        if first_rank():
+            print(f"lgd-timm: {plain(str(stopped) or 'stopped by Ctrl-C.')} {options.go_on}".rstrip(), file=sys.stderr)
+        return STATUS if isinstance(stopped, Stopped) else INTERRUPTED
     except (LGDError, MissingExtra, OSError) as error:  # OSError: a full disk, a folder that is a file
         print(f"lgd-timm: error: {plain(_message(error), lines=True)}", file=sys.stderr)
         return 1 if isinstance(error, WorkerError) else 2

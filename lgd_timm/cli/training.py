@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_command, first_rank
+from .common import RESUME, add_command, first_rank
 
 if TYPE_CHECKING:
     from .common import Commands
 
+GO_ON = "Shards that are finished stay; the same command goes on at the next."
 PRINT_CONFIG = "print the resolved recipe and stop"
 
 
@@ -22,7 +23,9 @@ def add_training(commands: Commands) -> None:
 
 
 def _add_teach(commands: Commands) -> None:
-    parser = add_command(commands, "teach", _teach, "store a teacher's embeddings beside shards", overrides=True)
+    parser = add_command(
+        commands, "teach", _teach, "store a teacher's embeddings beside shards", overrides=True, go_on=GO_ON
+    )
     parser.add_argument("recipe", help="YAML with teacher, views and shards; or what distill takes, if it names both")
     parser.add_argument("--print-config", action="store_true", help=PRINT_CONFIG)
     parser.add_argument(
@@ -31,7 +34,7 @@ def _add_teach(commands: Commands) -> None:
 
 
 def _add_distill(commands: Commands) -> None:
-    parser = add_command(commands, "distill", _distill, "distil a student", overrides=True)
+    parser = add_command(commands, "distill", _distill, "distil a student", overrides=True, go_on=RESUME)
     parser.add_argument("recipe", help="YAML recipe, a published folder or hub://ORG/NAME[@REV]")
     parser.add_argument("--output", help="run folder (default: output/MODEL.NAME)")
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .common import add_command, add_device, add_group, first_rank
+from .common import RESUME, add_command, add_device, add_group, first_rank
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -20,7 +20,7 @@ def add_transfer(commands: Commands) -> None:
     """Add the parsers."""
     _, tasks = add_group(commands, "transfer", "train a detector or segmenter on a backbone", metavar="TASK")
     for task, text in TEXTS.items():
-        parser = add_command(tasks, task, _train, text, overrides=True)
+        parser = add_command(tasks, task, _train, text, overrides=True, go_on=RESUME)
         parser.set_defaults(task=task)
         parser.add_argument("recipe", help="YAML recipe, such as those in recipes/transfer/")
         parser.add_argument("--output", help="run folder (default: output/NAME)")

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ..errors import WorkerError
+from ..utils.signals import leave_interrupts_to_parent
 from .dataset import Batch, Photometry, ShardDataset
 from .samplers import Item
 
@@ -21,7 +22,13 @@ T = TypeVar("T")
 
 
 class WorkerDataLoader(DataLoader[T]):
-    """A DataLoader that raises WorkerError when one of its workers dies, wherever the main thread is then."""
+    """A DataLoader that raises WorkerError when one of its workers dies, wherever the main thread is then.
+
+    Its workers ignore Ctrl-C, after which this process may need a last batch of them.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"worker_init_fn": leave_interrupts_to_parent, **options})
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]  # torch's type is a private class
         with worker_errors():
@@ -119,7 +126,8 @@ def _identity(batch: Any) -> Any:
 
 
 def start_worker(_: int) -> None:
-    """Prepare a worker process: one thread, and a low priority."""
+    """Prepare a worker process: one thread, a low priority, and deaf to Ctrl-C."""
+    leave_interrupts_to_parent()
     torch.set_num_threads(1)  # the workers are the parallelism: more threads would compete for the same cores
     if hasattr(os, "nice"):  # the step goes first: its threads wait for the slowest, which shares a core with a worker
         os.nice(10)

@@ -52,6 +52,7 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
         LGDError: bad input, before anything is written.
         WeightsError: `out` holds another run.
         Stopped: SIGTERM ended the run, which is saved.
+        KeyboardInterrupt: Ctrl-C; it is saved, too.
     """
     out = Path(out)
     check_output(out, resume=resume)

@@ -31,7 +31,7 @@ from ..utils.checkpoint import (
 from ..utils.distributed import Bad, Ranks, StepSync
 from ..utils.files import check_renames, hold_folder
 from ..utils.logger import Progress
-from ..utils.signals import Stopped, StopRequest
+from ..utils.signals import StopRequest, stopped_by
 from .step import Skipped, TrainStep
 
 log = logging.getLogger(__name__)
@@ -215,6 +215,7 @@ def fit(run: Trainable) -> dict[str, float]:
     Raises:
         LGDError: too many bad samples, or steps that could not be taken.
         Stopped: the process got SIGTERM; the run is saved.
+        KeyboardInterrupt: Ctrl-C; the run is saved.
     """
     total, per_epoch = run.epochs * run.steps_per_epoch, run.steps_per_epoch
     sync, step = StepSync(run.ranks), TrainStep(run)
@@ -232,16 +233,15 @@ def fit(run: Trainable) -> dict[str, float]:
     ):
         saver = _Saver(run, step, progress)
         if _lacks_scores(run):
-            scores = _evaluate(run, progress)
+            with _interruptible(run, request):
+                scores = _evaluate(run, progress)
         for batch in run.batches():
-            messages = sync.exchange(stop=request.asked, bad=run.bad_samples(batch))
+            messages = sync.exchange(stop=request.signal, bad=run.bad_samples(batch))
             run.count_bad(messages.bad)
             if messages.stop:
                 saver.save()
                 run.ranks.wait()  # torchrun ends all ranks when the first one ends
-                raise Stopped(
-                    f"stopped by SIGTERM at step {run.step} of {total}, and saved in {run.out}. Go on with --resume."
-                )
+                raise stopped_by(messages.stop, f"at step {run.step} of {total}, and saved in {run.out}.")
             run.set_rates()
             losses = step.take(batch).losses
             run.step += 1
@@ -252,7 +252,8 @@ def fit(run: Trainable) -> dict[str, float]:
                 saver.save()  # before an evaluation, in which the run may be stopped
             if rest == 0 and run.evaluates(epoch):
                 step.settle()
-                scores = _evaluate(run, progress)
+                with _interruptible(run, request):
+                    scores = _evaluate(run, progress)
         step.settle()
         run.count_bad(sync.flush().bad)
     return scores
@@ -294,6 +295,12 @@ def _lacks_scores(run: Trainable) -> bool:
     if rest or not run.evaluates(epoch):
         return False
     return epoch == run.epochs or read_score(checkpoint_at(run.out / "checkpoints", run.step)) is None
+
+
+def _interruptible(run: Trainable, request: StopRequest) -> AbstractContextManager[None]:
+    """Let Ctrl-C end an evaluation at once where this very step is saved: a resumed run evaluates again."""
+    saved = run.step == 0 or checkpoint_at(run.out / "checkpoints", run.step).is_dir()
+    return request.interruptible() if saved and run.ranks.world_size == 1 else nullcontext()
 
 
 def _evaluate(run: Trainable, progress: Progress) -> dict[str, float]:

@@ -108,7 +108,7 @@ class Job(Trainable):
 
     def batches(self) -> Iterator[Any]:
         loader: WorkerDataLoader[Any] = WorkerDataLoader(
-            self.pictures,  # type: ignore[arg-type]  # has a length and items, which is all that torch asks of a Dataset
+            self.pictures,
             batch_sampler=self.sampler(),  # of pairs and not of numbers
             collate_fn=self.collate,
             num_workers=self.recipe.machine.workers,

@@ -76,6 +76,7 @@ def transfer(
     Raises:
         LGDError: bad input, before anything is written.
         Stopped: SIGTERM ended the run, which is saved.
+        KeyboardInterrupt: Ctrl-C; it is saved, too.
     """
     out = Path(out)
     if resume and (out / METRICS).is_file():

@@ -19,6 +19,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from ..errors import LGDError
+from .signals import NAMES
 
 SCHEME = "lgd"  # of the rendezvous's URL
 POLL_SECONDS = 0.02
@@ -73,14 +74,14 @@ class Ranks:
 
 
 class StepMessages(NamedTuple):
-    """The messages of all ranks: whether one has to stop, and samples that could not be read."""
+    """The messages of all ranks: the signal by which one was told to stop (0: none), and samples that can't be read."""
 
-    stop: bool = False
+    stop: int = 0
     bad: Bad = ()
 
 
 class _Sent(NamedTuple):
-    """An all-reduce that is on its way: sums int64 [2] of the stop flags and the counts of bad samples."""
+    """An all-reduce that is on its way: sums int64 [3]: ranks that got each signal, and bad samples."""
 
     sums: Tensor
     work: Any
@@ -99,7 +100,7 @@ class StepSync:
         self._ranks = ranks
         self._sent: _Sent | None = None
 
-    def exchange(self, *, stop: bool = False, bad: Bad = ()) -> StepMessages:
+    def exchange(self, *, stop: int = 0, bad: Bad = ()) -> StepMessages:
         """Send this rank's messages, and return what all ranks sent a step before.
 
         Every rank has to call this equally often.
@@ -107,7 +108,7 @@ class StepSync:
         if self._ranks.world_size == 1:
             return StepMessages(stop, tuple(bad))
         received = self.flush()
-        sums = torch.tensor([stop, len(bad)], dtype=torch.int64)
+        sums = torch.tensor([*(stop == number for number in NAMES), len(bad)], dtype=torch.int64)
         self._sent = _Sent(sums, dist.all_reduce(sums, group=self._ranks.group, async_op=True), tuple(bad))
         return received
 
@@ -117,11 +118,12 @@ class StepSync:
         if sent is None:
             return StepMessages()
         sent.work.wait()
-        stop, count = sent.sums.tolist()
+        *stops, count = sent.sums.tolist()
+        stop = next((int(number) for number, ranks in zip(NAMES, stops, strict=True) if ranks), 0)
         if not count:
-            return StepMessages(bool(stop))
+            return StepMessages(stop)
         everyone = self._ranks.gather({self._ranks.rank: sent.bad})
-        return StepMessages(bool(stop), tuple(entry for bad in everyone.values() for entry in bad))
+        return StepMessages(stop, tuple(entry for bad in everyone.values() for entry in bad))
 
 
 def init_distributed(device: str) -> str:

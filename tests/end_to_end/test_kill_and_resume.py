@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.utils.checkpoint import all_checkpoints
-from lgd_timm.utils.signals import STATUS
 from tests.helpers.runs import assert_bit_equal, damage_first_image, last_checkpoint, losses, merge, run
 
 Dict = dict[str, Any]
@@ -30,6 +29,7 @@ import os, pathlib, signal, sys
 from lgd_timm import cli
 from lgd_timm.training.step import TrainStep
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background of a script ignores
 number, step, rank, flag = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4])
 take = TrainStep.take
 
@@ -37,7 +37,8 @@ def struck(self, batch):
     run = self.run
     if run.step == step and run.ranks.rank == rank and not flag.exists():
         flag.touch()
-        os.kill(os.getpid(), number)
+        kill = os.killpg if number == signal.SIGINT else os.kill  # a terminal sends Ctrl-C to the workers, too
+        kill(os.getpid(), number)
     return take(self, batch)
 
 TrainStep.take = struck
@@ -59,7 +60,9 @@ def torchrun(*options: str) -> list[str]:
 
 
 def call(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280)
+    return subprocess.run(
+        words, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280, start_new_session=True
+    )
 
 
 @pytest.fixture
@@ -87,15 +90,22 @@ def test_a_killed_run_goes_on_at_its_last_step_and_ends_bit_equal(busy: Dict, tm
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
 
 
-def test_a_notice_saves_and_ends_with_its_own_status(busy: Dict, tmp_path: Path) -> None:
-    rare = merge(busy, {"run": {"checkpoint_minutes": 60.0}})
+@pytest.mark.parametrize(
+    ("number", "called", "status", "workers"), [(signal.SIGTERM, "SIGTERM", 143, 0), (signal.SIGINT, "Ctrl-C", 130, 2)]
+)
+def test_a_notice_saves_and_ends_with_its_own_status(
+    busy: Dict, tmp_path: Path, number: int, called: str, status: int, workers: int
+) -> None:
+    rare = merge(busy, {"run": {"checkpoint_minutes": 60.0}, "data": {"val_split": None, "workers": workers}})
     run(rare, tmp_path / "whole")
-    stopped = call([sys.executable, *command(tmp_path, rare, "stopped", number=signal.SIGTERM, step=4)])
-    assert stopped.returncode == STATUS, stopped.stderr
+    stopped = call([sys.executable, *command(tmp_path, rare, "stopped", number=number, step=4)])
+    assert stopped.returncode == status, stopped.stderr
+    (said,) = [line for line in stopped.stderr.splitlines() if line.startswith("lgd-timm: ")]
     assert (
-        f"stopped by SIGTERM at step 5 of 9, and saved in {tmp_path / 'stopped'}. Go on with --resume."
-        in stopped.stderr
+        said
+        == f"lgd-timm: stopped by {called} at step 5 of 9, and saved in {tmp_path / 'stopped'}. Go on with --resume."
     )
+    assert "Traceback" not in stopped.stderr
     assert "published" not in stopped.stdout
     assert [path.name for path in all_checkpoints(tmp_path / "stopped" / "checkpoints")] == [
         "step-00000003",
@@ -132,7 +142,8 @@ def test_torchrun_restarts_what_was_killed(busy: Dict, tmp_path: Path, shard_fol
     assert_bit_equal(*models)
 
 
-def test_a_notice_to_torchrun_stops_all_ranks_at_one_step(busy: Dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "called"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_notice_to_torchrun_stops_all_ranks_at_one_step(busy: Dict, tmp_path: Path, number: int, called: str) -> None:
     long = merge(busy, {"schedule": {"epochs": 400}, "run": {"checkpoint_minutes": 60.0, "checkpoint_every": 400}})
     process = subprocess.Popen(
         [*torchrun(), *command(tmp_path, long, "stopped")],
@@ -148,12 +159,12 @@ def test_a_notice_to_torchrun_stops_all_ranks_at_one_step(busy: Dict, tmp_path: 
             assert time.monotonic() < deadline, "it did not begin"
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode != 0
     (checkpoint,) = all_checkpoints(tmp_path / "stopped" / "checkpoints")
     step = json.loads((checkpoint / "state.json").read_text())["step"]
-    assert said.count(f"stopped by SIGTERM at step {step} of 1200") == 2
+    assert said.count(f"stopped by {called} at step {step} of 1200") == 1  # by the first rank
     assert 3 < step < 1200

@@ -102,9 +102,7 @@ def test_a_notice_saves_and_the_run_goes_on(task: DotsTask, tmp_path: Path, monk
     run(tmp_path / "whole")
     with monkeypatch.context() as patch:
         struck(patch, step=4, strike=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(
-            Stopped, match=r"stopped by SIGTERM at step 5 of 9, and saved in .*stopped\. Go on with --resume"
-        ):
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM at step 5 of 9, and saved in .*stopped\.$"):
             run(tmp_path / "stopped")
     assert steps(tmp_path / "stopped") == [3, 5]
     assert not (tmp_path / "stopped" / "metrics.json").exists()

@@ -157,4 +157,7 @@ def test_the_command_line_tells_of_a_notice(
     (tmp_path / "dots.yaml").write_text(recipe().to_yaml())
     struck(monkeypatch, step=2, strike=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["transfer", "detect", str(tmp_path / "dots.yaml"), "--output", str(tmp_path / "run")]) == STATUS
-    assert "stopped by SIGTERM at step 3 of 9" in capsys.readouterr().err
+    assert (
+        f"stopped by SIGTERM at step 3 of 9, and saved in {tmp_path / 'run'}. Go on with --resume.\n"
+        in capsys.readouterr().err
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from ast import literal_eval
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from lgd_timm.utils.distributed import Ranks, StepMessages, StepSync
 
 def test_one_process_hears_itself_at_once() -> None:
     sync = StepSync(Ranks())
-    assert sync.exchange(stop=True, bad=[("a", "broken")]) == StepMessages(True, (("a", "broken"),))
-    assert sync.exchange() == StepMessages(False, ())
-    assert sync.flush() == StepMessages(False, ())
+    assert sync.exchange(stop=signal.SIGINT, bad=[("a", "broken")]) == StepMessages(2, (("a", "broken"),))
+    assert sync.exchange() == StepMessages(0, ())
+    assert sync.flush() == StepMessages(0, ())
 
 
 def _speak(rank: int, meeting: str, out: str) -> None:
@@ -24,7 +25,7 @@ def _speak(rank: int, meeting: str, out: str) -> None:
     heard = [
         sync.exchange(),
         sync.exchange(bad=[("b", "short")] if rank else [("a", "grey"), ("c", "")]),
-        sync.exchange(stop=rank == 1),
+        sync.exchange(stop=signal.SIGINT if rank else 0),
         sync.exchange(bad=[("last", "one")] if rank else []),
         sync.flush(),
         sync.flush(),
@@ -37,6 +38,6 @@ def test_every_rank_hears_the_same_one_beat_later(tmp_path: Path) -> None:
     mp.spawn(_speak, args=(str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
-    nothing = (False, [])
-    everyone = (False, [("a", "grey"), ("c", ""), ("b", "short")])
-    assert literal_eval(first) == [nothing, nothing, everyone, (True, []), (False, [("last", "one")]), nothing]
+    nothing = (0, [])
+    everyone = (0, [("a", "grey"), ("c", ""), ("b", "short")])
+    assert literal_eval(first) == [nothing, nothing, everyone, (2, []), (0, [("last", "one")]), nothing]

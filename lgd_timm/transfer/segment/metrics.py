@@ -37,7 +37,7 @@ def evaluate(
     """
     mine = ranks.share(range(len(split.pairs)))
     pictures: WorkerDataLoader[Any] = WorkerDataLoader(
-        WholePictures(split),  # type: ignore[arg-type]  # has a length and items, which is all that torch asks of a Dataset
+        WholePictures(split),
         batch_size=None,
         sampler=mine,
         num_workers=workers,
