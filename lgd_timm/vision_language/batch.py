@@ -199,6 +199,7 @@ class Encoder:
         return scores
 
 
+@dataclass(frozen=True)
 class TrainingSet:
     """What a run learns from, as tokens: items are (index, epoch). See `transfer.job.Pictures`.
 
@@ -210,17 +211,11 @@ class TrainingSet:
         variants: maskings of a sample, which recur; 0: another each epoch.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        encoder: Encoder,
-        features: FeatureTable,
-        teacher: FeatureTable | None = None,
-        variants: int = 0,
-    ) -> None:
-        self.dataset, self.encoder, self.features, self.teacher = dataset, encoder, features, teacher
-        self.variants = variants
+    dataset: Dataset
+    encoder: Encoder
+    features: FeatureTable
+    teacher: FeatureTable | None = None
+    variants: int = 0
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -1,8 +1,8 @@
 """Write captions word by word, by beam search with a cache of keys and values.
 
 Names and regions do not see the caption, and words see earlier words alone (`masks.attention_mask`), so the states of
-neither change as the caption grows: each is computed once and its keys and values are kept. A model that predicts masked
-words is shown [MASK] at the next place, whose keys and values are taken out of the cache again.
+neither change as the caption grows: each is computed once and its keys and values are kept. A model that predicts
+masked words is shown [MASK] at the next place, whose keys and values are taken out of the cache again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -134,7 +133,8 @@ def mean_of_rows(rows: Tensor, batch: Batch) -> Tensor:
     return mean_of_tokens(rows.new_zeros(asked.shape).masked_scatter(asked, rows), asked)
 
 
-def correct_words(logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-    """Count the places whose most probable word is the target. Returns: "right" and "asked", int64 []."""
-    targets = batch.targets[batch.targets != IGNORED]
-    return {"right": (logits.argmax(1) == targets).sum(), "asked": torch.tensor(len(targets))}
+def correct_words(logits: Tensor, batch: Batch) -> list[tuple[int, int]]:
+    """Of each sample, count the places whose most probable word is the target, and the places with a target."""
+    asked = batch.targets != IGNORED
+    right = torch.zeros_like(asked).masked_scatter(asked, logits.argmax(1) == batch.targets[asked])
+    return list(zip(right.sum(1).tolist(), asked.sum(1).tolist(), strict=True))

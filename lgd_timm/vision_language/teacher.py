@@ -167,7 +167,8 @@ def _write(
         for row, item in enumerate(batch):
             hidden[item][kept] = last[row].numpy()
             attention[item][np.ix_(range(heads.shape[1]), kept, kept)] = heads[row].numpy()
-    assert hidden is not None and attention is not None
+    assert hidden is not None
+    assert attention is not None
     hidden.flush()
     attention.flush()
 

@@ -1,0 +1,123 @@
+"""Score a model: captions by CIDEr-D, BLEU-4 and ROUGE-L, answers by VQA's accuracy, masked words by their share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LGDError
+from ..utils.distributed import Ranks
+from .batch import Batch, Encoded, Encoder, collate
+from .data.sample import Dataset
+from .features import FeatureTable
+from .generate import generate
+from .learner import correct_words, task_logits
+from .metrics import caption_scores, tokenize, vqa_accuracy
+from .model import VisionLanguageModel
+from .recipe import Answers, Captions
+
+
+class Scorer:
+    """Scores a model on the samples of a data set.
+
+    Args:
+        dataset: the samples.
+        encoder: the model's.
+        features: what the model sees of them.
+        batch_size: samples at once.
+        device: where the model is.
+        ranks: which share the samples out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        encoder: Encoder,
+        features: FeatureTable,
+        batch_size: int,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self._dataset, self._encoder, self._features = dataset, encoder, features
+        self._size, self._device, self._ranks = batch_size, device, ranks
+
+    def __call__(self, model: VisionLanguageModel) -> dict[str, float]:
+        """Compute the scores; the first says which checkpoint is best. Percent, but CIDEr-D: times 100."""
+        task = self._encoder.task
+        if isinstance(task, Captions):
+            return self._captions(model)
+        return self._answers(model) if isinstance(task, Answers) else self._words(model)
+
+    def captions(self, model: VisionLanguageModel) -> dict[int, str]:
+        """Write a caption of each image; its first sample's index -> caption."""
+        task = self._encoder.task
+        assert isinstance(task, Captions)
+        return self._each(
+            lambda index: self._encoder.ask(self._features[index]),
+            lambda batch: generate(model, batch, tokenizer=self._encoder.tokenizer, task=task),
+        )
+
+    def answers(self, model: VisionLanguageModel) -> dict[int, str]:
+        """Answer each question; index -> answer."""
+        return self._each(self._question, lambda batch: answer(model, batch, self._encoder))
+
+    def _captions(self, model: VisionLanguageModel) -> dict[str, float]:
+        found = self.captions(model)
+        references = {str(index): self._dataset[index].captions for index in found}
+        scores = caption_scores({str(index): caption for index, caption in found.items()}, references)
+        exact = [tokenize(said) in map(tokenize, references[str(index)]) for index, said in found.items()]
+        scores["exact"] = sum(exact) / len(exact)
+        return {name: 100 * score for name, score in scores.items()}
+
+    def _answers(self, model: VisionLanguageModel) -> dict[str, float]:
+        found = self.answers(model)
+        truths = [self._dataset[index].answers for index in found]
+        known = [(said, truth) for said, truth in zip(found.values(), truths, strict=True) if truth is not None]
+        if not known:
+            raise LGDError("data.val has questions without answers, as test splits have. Give a split with answers.")
+        return {"accuracy": 100 * vqa_accuracy([said for said, _ in known], [truth for _, truth in known])}
+
+    def _words(self, model: VisionLanguageModel) -> dict[str, float]:
+        found = self._each(
+            lambda index: self._encoder.train(self._dataset[index], self._features[index], index=index, variant=0),
+            lambda batch: _right_words(model, batch),
+        )
+        right, asked = (sum(pair[place] for pair in found.values()) for place in range(2))
+        return {"word_accuracy": 100 * right / asked}
+
+    def _question(self, index: int) -> Encoded:
+        sample = self._dataset[index]
+        if not sample.question:
+            raise LGDError(f"{sample.key} of data.val has no question, and task.kind is answers. Give other data.")
+        return self._encoder.ask(self._features[index], question=sample.question, key=sample.key)
+
+    @torch.no_grad()
+    def _each(self, encode: Callable[[int], Encoded], compute: Callable[[Batch], Sequence[Any]]) -> dict[int, Any]:
+        """What is computed of each sample, by index, gathered from all ranks."""
+        mine = self._ranks.share(range(len(self._dataset)))
+        found: dict[int, Any] = {}
+        for indices in _chunks(mine, self._size):
+            batch = collate([encode(index) for index in indices]).to(self._device)
+            found |= dict(zip(indices, compute(batch), strict=True))
+        return self._ranks.gather(found)
+
+
+@torch.no_grad()
+def answer(model: VisionLanguageModel, batch: Batch, encoder: Encoder) -> list[str]:
+    """Choose the most probable answer of each question."""
+    logits = model.answer_logits(model(batch).last)
+    return [encoder.answers[place] for place in logits.argmax(1).tolist()]
+
+
+def _right_words(model: VisionLanguageModel, batch: Batch) -> list[tuple[int, int]]:
+    """Of each sample, how many masked words are right and how many were asked."""
+    logits: Tensor = task_logits(model, model(batch), batch)
+    return correct_words(logits, batch)
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
