@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import webdataset
-from tqdm import tqdm
 
 from ..errors import ShardError
 from ..utils.files import atomic_file, sha256_of, sole_writer, write_json
+from ..utils.progress import progress_bar
 from .index import INFO, Resize, ShardSet, open_shards, read_info, read_split
 from .paths import AnyPath, require_local, resolve_path
 from .resize import ResizeReport, Sample, resize_samples
@@ -134,7 +134,7 @@ def _write_shards(shards: ShardSet, out: Path, how: Resize, *, workers: int) -> 
     missing = [number for number, name in enumerate(shards.filenames) if not (out / name).exists()]
     report, done = ResizeReport(), len(shards) - sum(shards.lengths[number] for number in missing)
     samples = resize_samples(_ShardSamples(shards, missing), how, workers=workers)
-    with tqdm(total=len(shards), initial=done, unit="img", desc=f"resize {shards.split}", disable=None) as bar:
+    with progress_bar(total=len(shards), initial=done, unit="img", desc=f"resize {shards.split}") as bar:
         for number in missing:
             # Names of foreign tars may be longer than those of tar's oldest format.
             with (

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import LGDError, ShardError, TeacherError
 from ..utils.files import sha256_of
+from ..utils.progress import progress_bar
 from .decode import EncodedImage
 from .index import IMAGE_FIELDS, ShardSet, read_info, read_split
 from .paths import AnyPath, resolve_path
@@ -63,7 +64,7 @@ def check_shards(
         raise ShardError(f"{root} holds a teacher's embeddings, and no images. Verify the shards that they are of.")
     folders = [*_beside(root), *map(resolve_path, embeddings)]
     report = ShardReport(without_sums=not all(shards.sha256 for shards in splits))
-    with tqdm(total=sum(map(len, splits)) * (1 + len(folders)), unit="img", desc="verify", disable=None) as bar:
+    with progress_bar(total=sum(map(len, splits)) * (1 + len(folders)), unit="img", desc="verify") as bar:
         keys = {shards.split: _check_split(shards, report, bar, decode=decode) for shards in splits}
         for folder in folders:
             _check_embeddings(folder, splits, keys, report, bar)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import webdataset
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import ShardError
 from ..utils.files import atomic_folder, sha256_of, write_json
+from ..utils.progress import progress_bar
 from .decode import image_size
 from .image_folder import FIELD_OF_SUFFIX, IMAGE_SUFFIXES, ImageFolder, describe, is_hidden, read_image_folder
 from .index import INFO, Resize, ShardSet, open_shards, read_info
@@ -108,7 +108,7 @@ def write_shards(
     stem = re.sub(r"[^\w-]+", "_", name or out.resolve().name)
     with atomic_folder(out) as temporary:
         filenames, lengths = [], []
-        progress = tqdm(total=len(paths), unit="img", desc=f"shards {split}", disable=None)
+        progress = progress_bar(total=len(paths), unit="img", desc=f"shards {split}")
         samples = _encoded(_FolderSamples(images, paths, class_names), resize, workers=workers)
         for shard, start in enumerate(range(0, len(paths), per_shard)):
             chunk = paths[start : start + per_shard]
@@ -157,7 +157,7 @@ def index_shards(folder: str | Path, *, split: str = "train") -> ShardSet:
     if not paths:
         raise ShardError(f"{folder} holds no tars that are not indexed yet. Give the folder that holds them.")
     lengths, sums = [], []
-    for path in tqdm(paths, unit="tar", desc=f"index {split}", disable=None):
+    for path in progress_bar(paths, unit="tar", desc=f"index {split}"):
         tar = IndexedTar(path)
         if tar.damage or not tar.keys:
             raise ShardError(f"{path} can't be used ({tar.damage or 'it has no samples'}). Remove or replace it.")
@@ -211,7 +211,7 @@ def _problems(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     huge = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said below
-        for path in tqdm(paths, unit="img", desc="headers", disable=None, leave=False):
+        for path in progress_bar(paths, unit="img", desc="headers", leave=False):
             stem, pixels = path.with_suffix(""), 0
             if wrong := _wrong_name(path):
                 yield path, wrong

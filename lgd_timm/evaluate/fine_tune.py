@@ -13,7 +13,6 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
-from tqdm import tqdm
 
 from ..data import Views
 from ..data.dataset import BadSamples, Batch, ShardDataset
@@ -24,6 +23,7 @@ from ..data.subset import Subset, positions
 from ..errors import LGDError
 from ..students.model import Student
 from ..students.small_conv import speed_up_small_convs
+from ..utils.progress import progress_bar
 from .models import Backbone
 from .zero_shot import Tally, ZeroShot, accuracies, check_labels, progress
 
@@ -264,7 +264,7 @@ def _train(
     classifier.train()
     batches = loader(dataset, _SubsetSampler(replace(plan, stop=total), indices), workers=workers)
     for step, batch in enumerate(
-        tqdm(on_device(_labelled(batches, names, dataset, bad), device), total=total, desc="fine-tune", disable=None)
+        progress_bar(on_device(_labelled(batches, names, dataset, bad), device), total=total, desc="fine-tune")
     ):
         scheduler.step_update(step)
         optimizer.zero_grad(set_to_none=True)

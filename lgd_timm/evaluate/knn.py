@@ -13,9 +13,9 @@ import torch
 from timm.utils import accuracy
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from ..errors import LGDError
+from ..utils.progress import progress_bar
 from .features import Features, class_count
 from .zero_shot import accuracies
 
@@ -94,7 +94,7 @@ def knn(
     memory, labels = normalize(train.features.to(device), dim=1), train.labels.to(device)
     votes: dict[int, list[Tensor]] = {k: [] for k in ks}
     step = max(1, CHUNK // len(train))
-    for start in tqdm(range(0, len(test), step), desc="k-NN", disable=None):
+    for start in progress_bar(range(0, len(test), step), desc="k-NN"):
         queries = normalize(test.features[start : start + step].to(device), dim=1)
         similarities, nearest = (queries @ memory.T).topk(max(ks), dim=1)  # [B, k], most similar first
         # Relative to the largest similarity: the order of classes stays, and a small temperature does not overflow

@@ -21,10 +21,10 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import accuracy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from tqdm import tqdm
 
 from ..data.subset import Subset, check_keys_found, draw_labels
 from ..errors import LGDError
+from ..utils.progress import progress_bar
 from .features import Features, class_count
 from .zero_shot import accuracies
 
@@ -194,7 +194,7 @@ def _lbfgs(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[f
     rotated = features @ basis
     weights = features.new_zeros(features.shape[1] + 1, classes)
     fits = []
-    for strength in tqdm(strengths, desc="linear probe", disable=None):
+    for strength in progress_bar(strengths, desc="linear probe"):
         curvature = (values / classes + strength).clamp_min(1e-6).to(features.dtype)
         stretch = torch.cat([curvature, curvature.new_tensor([1 / classes])]).rsqrt()[:, None]
         free = (weights / stretch).requires_grad_()
@@ -261,7 +261,7 @@ def _sgd(features: Tensor, labels: Tensor, classes: int, *, batch_size: int, see
         warmup_lr=0.03,
     )
     assert scheduler is not None
-    for epoch in tqdm(range(epochs), desc="linear probe", disable=None):
+    for epoch in progress_bar(range(epochs), desc="linear probe"):
         scheduler.step(epoch)
         for rows in torch.randperm(len(features), generator=draw).to(features.device).split(batch_size):
             optimizer.zero_grad()

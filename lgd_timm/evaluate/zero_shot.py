@@ -12,7 +12,6 @@ import torch
 from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from ..data import Views
 from ..data.dataset import BadSamples, Batch, ShardDataset
@@ -23,6 +22,7 @@ from ..data.stored_embeddings import find_stored
 from ..data.vocabulary import class_order, misplaced, names_as_classes
 from ..errors import ShardError, VocabularyError, WeightsError
 from ..utils.distributed import Ranks
+from ..utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class Tally:
 
 def progress(batches: Iterable[Batch], description: str, total: int, *, silent: bool = False) -> Iterable[Batch]:
     """Pass batches through, with a progress bar that counts images up to `total`."""
-    with tqdm(total=total, unit="img", desc=description, disable=silent or None) as bar:
+    with progress_bar(total=total, unit="img", desc=description, disable=silent) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch.keys))

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tqdm import tqdm
-
 from .. import settings
 from ..errors import WeightsError
+from ..utils.progress import progress_bar
 from .api import OTHER_WAY, Snapshot, Unreachable, as_weights_error, resolve
 from .cache import RepoCache
 from .file_download import download
@@ -195,7 +194,7 @@ def _complete(cache: RepoCache, wanted: Snapshot, token: str | None, command: st
     with as_weights_error(wanted.repo_id, wanted.commit), cache.locked():
         wrong = wrong_files(folder, wanted.files)  # another process may have downloaded them meanwhile
         total = sum(wanted.files[name]["size"] for name in wrong)
-        with tqdm(total=total, unit="B", unit_scale=True, desc=f"pull {wanted.repo_id}", disable=None) as bar:
+        with progress_bar(total=total, unit="B", unit_scale=True, desc=f"pull {wanted.repo_id}") as bar:
             for name in wrong:
                 cache.remove(folder / name)
                 cache.link(wanted.commit, name, _blob(name, wanted, cache, token, bar.update))

@@ -34,6 +34,7 @@ class SentenceEncoder:
         library = require("sentence_transformers", extra="conse")
         folder = _folder(name)
         _check_folder(name, folder)
+        no_loading_bars()
         try:
             self._model = library.SentenceTransformer(
                 str(folder),
@@ -53,6 +54,13 @@ class SentenceEncoder:
             list(sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
         )
         return rows.float().clone()
+
+
+def no_loading_bars() -> None:
+    """Switch off transformers' bars, which would put "Loading weights" into every log."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def check_package(name: str) -> None:

@@ -34,6 +34,7 @@ from ..teachers import ImageTeacher, Stored
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
 from ..utils.files import changed_keys, sha256_of, sole_writer, write_json
+from ..utils.progress import progress_bar
 from .embed import embedded
 
 log = logging.getLogger(__name__)
@@ -247,12 +248,12 @@ def _teach_shards(job: _TeachJob, todo: Sequence[int], done: Mapping[int, Record
 def _progress(job: _TeachJob, todo: Sequence[int], done: Mapping[int, Record]) -> tqdm:
     """Make the progress bar, in views. Rank 0 shows it, of its own part, which is the largest."""
     split, views, lengths = job.shards.split, job.views.count, job.shards.lengths
-    return tqdm(
+    return progress_bar(
         total=views * sum(lengths[shard] for shard in [*done, *todo]),
         initial=views * sum(record.samples for record in done.values()),
         unit="img",
         desc=f"teach {split}" + (f", 1 of {job.ranks.world_size} ranks" if job.ranks.world_size > 1 else ""),
-        disable=None if job.ranks.first else True,
+        disable=not job.ranks.first,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -10,7 +11,10 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
+
+from .progress import progress_bar
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -26,18 +30,22 @@ class Progress:
 
     def __init__(self, out: Path | None, *, total: int, start: int, batch_size: int, title: str = "distill") -> None:
         self._out, self._batch_size, self._step = out, batch_size, start
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=total * batch_size,
             initial=start * batch_size,
             unit="img",
             unit_scale=True,
             desc=title,
-            disable=True if out is None else None,
+            disable=out is None,
         )
+        self._total = total
+        self._shown: dict[str, str] = {}  # beside the bar: the last loss, the last scores
         self._pending: tuple[int, float, float, dict[str, Tensor]] | None = None
         self._clock, self._clock_step = time.perf_counter(), start
         self._board = _tensorboard(out, start)
         _end_line(out)
+        if out is not None:
+            log.info("log: %s", out / "log.jsonl")
 
     def __enter__(self) -> Progress:
         return self
@@ -70,7 +78,8 @@ class Progress:
         """Log values of the current step, such as the scores of an evaluation."""
         self.flush()
         self._write({"step": self._step, **values})
-        self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if isinstance(v, float)})
+        self._show({name: f"{value:.4g}" for name, value in values.items() if isinstance(value, float)})
+        self._bar.refresh()
         self._clock, self._clock_step = time.perf_counter(), self._step  # evaluation is not training time
 
     def _rate(self) -> float:
@@ -93,7 +102,12 @@ class Progress:
         if not all(math.isfinite(value) for value in values.values()):
             return
         self._write({"step": step, **values, "lr": lr, "images_per_second": round(rate, 1)})
-        self._bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.2g}")
+        self._show({"step": f"{step} of {self._total}", "loss": f"{values['loss']:.3f}", "lr": f"{lr:.2g}"})
+
+    def _show(self, values: dict[str, str]) -> None:
+        """Write values beside the bar, which shows them when it moves next."""
+        self._shown.update(values)
+        self._bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in self._shown.items()), refresh=False)
 
     def _write(self, values: dict[str, Any]) -> None:
         if self._out is None:

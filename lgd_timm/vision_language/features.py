@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import roi_align
-from tqdm import tqdm
 
 from .. import settings
 from ..data.preprocess import Preprocess
@@ -30,6 +29,7 @@ from ..transfer.backbone import Pyramid, PyramidBackbone, find_backbone
 from ..transfer.recipe import BackboneRecipe
 from ..utils.distributed import Ranks
 from ..utils.files import atomic_folder, fingerprint
+from ..utils.progress import progress_bar
 from .data.sample import Dataset
 from .recipe import VisionRecipe
 from .regions import Found, RegionSource, box_numbers
@@ -162,7 +162,7 @@ def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: Re
     boxes = _array(folder / "boxes.npy", np.float32, (*shape, 4))
     sizes, counts = np.zeros((len(samples), 2), np.int32), np.zeros(len(samples), np.int32)
     tags: list[Sequence[str]] = []
-    for start in tqdm(range(0, len(samples), batch_size), desc="features", unit="batch", disable=None):
+    for start in progress_bar(range(0, len(samples), batch_size), desc="features", unit="batch"):
         batch = [dataset[index] for index in samples[start : start + batch_size]]
         images = [sample.load() for sample in batch]
         found = [regions.find(image, sample) for image, sample in zip(images, batch, strict=True)]

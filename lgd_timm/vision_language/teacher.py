@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..errors import TeacherError
 from ..utils.distributed import Ranks
 from ..utils.files import atomic_folder, fingerprint, write_json
+from ..utils.progress import progress_bar
 from .batch import Batch, TrainingSet, collate
 from .learner import Taught, task_logits
 from .losses.blocks import States
@@ -154,7 +154,7 @@ def _write(
 ) -> None:
     hidden = attention = None
     items = [(index, variant) for index in range(len(data)) for variant in range(data.variants)]
-    for start in tqdm(range(0, len(items), batch_size), desc="teacher", unit="batch", disable=None):
+    for start in progress_bar(range(0, len(items), batch_size), desc="teacher", unit="batch"):
         batch = items[start : start + batch_size]
         made = collate([data[item] for item in batch]).to(device)
         states = teacher(made).states

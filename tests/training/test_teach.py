@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from tqdm import tqdm
 
 from lgd_timm.config.recipe import TeachRecipe
 from lgd_timm.data import sidecar
@@ -40,6 +39,7 @@ from lgd_timm.errors import ShardError, TeacherError
 from lgd_timm.teachers import ImageTeacher, OpenCLIP, spec_from_dict
 from lgd_timm.training.teach import teach, teach_recipe
 from lgd_timm.utils import files
+from lgd_timm.utils.progress import progress_bar
 from tests.helpers.tiny_teacher import Tiny
 
 VIEWS = Views(size=16, augmentation="light", count=3)
@@ -499,8 +499,8 @@ def test_rate_and_time_left_count_what_is_done_now(
     bars: list[dict[str, Any]] = []
     monkeypatch.setattr(
         importlib.import_module("lgd_timm.training.teach"),
-        "tqdm",
-        lambda **options: bars.append(options) or tqdm(**options),
+        "progress_bar",
+        lambda **options: bars.append(options) or progress_bar(**options),
     )
     spoil(shards, 0, 0)
     with pytest.raises(KeyboardInterrupt):

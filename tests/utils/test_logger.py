@@ -143,3 +143,14 @@ def test_without_tensorboard_the_log_is_the_same(tmp_path: Path, monkeypatch: py
         progress.step(loss(0.5), lr=0.1, every=1)
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     assert lines(tmp_path)[0]["loss"] == 0.5
+
+
+def test_without_a_terminal_lines_say_where_the_run_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), Progress(tmp_path, total=9, start=0, batch_size=4) as progress:
+        for step in range(1, 4):
+            progress.step(loss(step), lr=0.1, every=1)
+        progress.note({"epoch": 1, "zero_shot_top1": 34.25})
+    first, second = caplog.messages
+    assert first == f"log: {tmp_path / 'log.jsonl'}"
+    assert second.startswith("distill: 12 of 36 images (33%), ")
+    assert second.endswith(" left, step 3 of 9, loss 3.000, lr 0.1, zero_shot_top1 34.25")
