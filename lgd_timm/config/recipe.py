@@ -23,7 +23,21 @@ from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import RecipeError
 from ..hub.safe_weights import refuse_pickle
 from ..teachers import TeacherSpec
-from ..utils.schema import MACHINE, OMITTED, Count, Key, Name, Rate, Seed, Share, Size, to_plain
+from ..utils.schema import (
+    MACHINE,
+    OMITTED,
+    BatchSize,
+    Count,
+    Key,
+    Name,
+    Pixels,
+    Rate,
+    Seed,
+    Share,
+    Size,
+    Workers,
+    to_plain,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class StudentRecipe:
 
     model: str = "lgd_mobilenetv2"  # a timm model, `local-dir:FOLDER` or `hf-hub:ORG/NAME[@REVISION]`
     projector: Literal["linear", "mlp", "deep"] = "linear"  # from features to the teacher's space; linear: zero-shot
-    image_size: Count | None = None  # pixels; None: the views' size; else views are resized (bicubic) on the device
+    image_size: Pixels | None = None  # pixels; None: the views' size; else views are resized (bicubic) on the device
     pretrained: bool = False  # start from the timm model's own weights
     drop_rate: Share = 0.0  # dropout before the projector, as the timm model has it
     drop_path_rate: Share = 0.0  # stochastic depth, as the timm model has it
@@ -54,8 +68,8 @@ class DataRecipe:
     val_vocabulary: str | list[str] | None = None
     # share of the short side that evaluation sees, timm's crop_pct; 0.875 is Resize(256), CenterCrop(224)
     val_crop: float = 1.0
-    batch_size: Count = 256  # global: shared by all ranks
-    workers: Annotated[Size, MACHINE] = 0  # processes that load images; 0: the training process does
+    batch_size: BatchSize = 256  # global: shared by all ranks
+    workers: Annotated[Workers, MACHINE] = 0  # processes that load images; 0: the training process does
     # render each view once and keep its pixels: for small images, and with workers 0
     in_memory: Annotated[bool, MACHINE] = False
     max_bad: Annotated[Share, MACHINE] = 0.001  # share of the split that may be unreadable
@@ -140,8 +154,8 @@ class TeachRecipe:
     shards: str  # a folder, or an address
     split: Name = "train"  # the split that is embedded
     dtype: Literal["float16", "int8"] = "float16"  # what an embedding's numbers are stored as
-    batch_size: Count = 64  # images a rank and step, each view being one
-    workers: Size = 0  # processes that load images; 0: the main process does
+    batch_size: BatchSize = 64  # images a rank and step, each view being one
+    workers: Workers = 0  # processes that load images; 0: the main process does
     device: str = "auto"  # auto: cuda, then mps, then cpu
     compile: bool = False  # torch.compile the teacher
     max_bad: Share = 0.001  # share of the split that may be unreadable

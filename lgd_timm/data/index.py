@@ -7,20 +7,56 @@ buffer holds samples in memory. webdataset's own pipeline streams and offers non
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
-from ..errors import ShardError
+from ..errors import RecipeError, ShardError
 from ..utils.files import fingerprint
+from ..utils.schema import Range, build
+from ..utils.typed_json import JSONError, is_pointer, parse_json
 from .paths import AnyPath, resolve_path
-from .shard_cache import check_sums, local_file, read_small
+from .shard_cache import LARGEST_INDEX, check_sums, local_file, read_small
 
 INFO = "_info.json"
 # In this order, as a sample may have several: those that timm reads come first.
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tiff", "tif", "avif", "heic", "ppm", "jp2")
+
+MOST_SAMPLES = 100_000_000  # of one shard
+PLAUSIBLE_SAMPLES = 100_000  # of one shard, above which its size is compared
+SMALLEST_TAR = 1024  # bytes: two empty blocks
+
+
+_Resized = TypedDict("_Resized", {"short_side": int, "quality": int, "from": list[str]}, total=False)
+
+
+class SplitEntry(TypedDict, total=False):
+    """What the index says of a split. Those of embeddings have `taught` and what follows it."""
+
+    name: str
+    num_samples: int
+    filenames: list[str]
+    shard_lengths: list[Annotated[int, Range(0, MOST_SAMPLES)]]
+    sha256: list[str]
+    taught: list[str]  # `sidecar.identity` of each shard that was read
+    left_out: dict[str, str]  # <shard>/<key> -> reason
+    fidelity: dict[str, float] | None
+    resized: dict[str, Any] | None
+
+
+class _Splits(TypedDict):
+    splits: dict[str, SplitEntry]
+
+
+class Index(_Splits, total=False):
+    """What `_info.json` says. Keys of other writers are kept."""
+
+    class_names: list[str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +110,7 @@ class ShardSet:
         return local_file(self.root / self.filenames[shard], sha256=self.sha256[shard] if self.sha256 else None)
 
 
-def read_info(root: AnyPath) -> dict:
+def read_info(root: AnyPath) -> Index:
     """Read a folder's `_info.json`. Raises: ShardError where it is missing or can't be read."""
     path = root / INFO
     if isinstance(path, Path) and not path.is_file():
@@ -89,10 +125,9 @@ def read_info(root: AnyPath) -> dict:
         )
     content = read_small(path)
     try:
-        info = json.loads(content.decode())
-        assert isinstance(info["splits"], dict)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ShardError(f"{path} can't be read as timm's shard index ({error!r}). Write the shards again.") from error
+        info: Index = parse_json(content, Index, limit=LARGEST_INDEX)
+    except JSONError as error:
+        raise ShardError(f"{path} can't be read as timm's shard index ({error}). Write the shards again.") from error
     return info
 
 
@@ -118,16 +153,32 @@ def open_shards(root: str | AnyPath, *, split: str) -> ShardSet:
             f"{root} lacks {len(missing)} of {len(shards.filenames)} shards of {split!r}, first {missing[0]}. "
             "Copy them here."
         )
+    if isinstance(root, Path):
+        for name, length in zip(shards.filenames, shards.lengths, strict=True):
+            _check_length(root / name, length)
     return shards
 
 
-def read_split(root: AnyPath, info: dict, *, split: str) -> ShardSet:
+def _check_length(path: Path, length: int) -> None:
+    """Refuse a tar that is too small for the samples that its index promises, whose order takes memory."""
+    size = path.stat().st_size
+    if size < SMALLEST_TAR and is_pointer(path):
+        raise ShardError(f"{path} is a git-lfs pointer and not the shard itself. Run: git lfs pull")
+    if length <= PLAUSIBLE_SAMPLES or size >= length * tarfile.BLOCKSIZE:  # smaller ones are read as far as they go
+        return
+    raise ShardError(
+        f"{path} has {size} bytes, too few for the {length} samples that {INFO} promises. Copy it again, or write the "
+        "shards anew."
+    )
+
+
+def read_split(root: AnyPath, info: Index, *, split: str) -> ShardSet:
     """Read a split's entry of an index, without a look at the tars. Raises: ShardError for an unusable entry."""
     if split not in info["splits"]:
         raise ShardError(f"{root} has no split {split!r}; it has {', '.join(sorted(info['splits'])) or 'none'}.")
     entry = info["splits"][split]
     try:
-        resized = entry.get("resized") or {}
+        resized = build(_Resized, entry.get("resized") or {}, where="resized")
         shards = ShardSet(
             root=root,
             split=split,
@@ -135,19 +186,34 @@ def read_split(root: AnyPath, info: dict, *, split: str) -> ShardSet:
             lengths=tuple(entry["shard_lengths"]),
             sha256=tuple(entry.get("sha256", ())),
             class_names=tuple(info.get("class_names", ())),
-            resized=Resize(int(resized["short_side"]), int(resized["quality"])) if resized else None,
+            resized=Resize(resized["short_side"], resized["quality"]) if resized else None,
             resized_from=tuple(resized.get("from", ())),
         )
-        assert len(shards.lengths) == len(shards.filenames) > 0
-    except ShardError as error:
+    except KeyError as error:
+        raise ShardError(f"{root / INFO}: split {split!r} lacks its {error}. Write the shards again.") from error
+    except (ShardError, RecipeError) as error:
         raise ShardError(f"{root / INFO}: split {split!r} was resized to what can't be: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    if not len(shards.lengths) == len(shards.filenames) > 0:
         raise ShardError(
-            f"{root / INFO}: split {split!r} lacks file names or lengths ({error!r}). Write it again."
-        ) from error
+            f"{root / INFO}: split {split!r} has {len(shards.filenames)} file names and {len(shards.lengths)} lengths. "
+            "Write the shards again."
+        )
     if astray := [name for name in shards.filenames if name != os.path.basename(name) or name in ("", ".", "..")]:
         raise ShardError(
             f"{root / INFO}: split {split!r} names {astray[0]!r}, which is not in this folder. Write the shards again."
         )
+    if twice := [name for name, count in Counter(shards.filenames).items() if count > 1]:
+        raise ShardError(
+            f"{root / INFO}: split {split!r} lists {twice[0]!r} more than once, whose images would count as often. "
+            "Write the shards again."
+        )
     check_sums(root / INFO, shards.sha256, count=len(shards.filenames))
+    if shards.sha256 and (
+        len(shards.sha256) != len(shards.filenames)
+        or not all(re.fullmatch("[0-9a-f]{64}", total) for total in shards.sha256)
+    ):
+        raise ShardError(
+            f"{root / INFO}: split {split!r} has not one sha256 sum a tar, of 64 hexadecimal digits. "
+            "Write the shards again."
+        )
     return shards

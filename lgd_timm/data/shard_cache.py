@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import logging
 import re
 import time
@@ -30,8 +29,9 @@ from huggingface_hub.utils import WeakFileLock
 
 from .. import settings
 from ..errors import CacheError, ShardError
-from ..utils.files import atomic_file, write_json
+from ..utils.files import atomic_file, sha256_of, write_json
 from ..utils.http import PAUSES, Download, Retry, Truncated, is_transient
+from ..utils.typed_json import JSONError, read_json
 from .paths import AnyPath, RemotePath
 from .storage import Refused, source_of
 
@@ -74,14 +74,54 @@ def local_file(path: AnyPath, *, sha256: str | None) -> Path:
             f"{path} has no sha256 in its index, by which it would be trusted. Download the folder and give its path."
         )
     cached = settings.cache_folder() / "shards" / f"{sha256}.tar"
-    if cached.is_file():
+    if _is_whole(cached, sha256):
         return cached
     if failure := _recent_failure(sha256):
         raise ShardError(failure.reason)
     with _as_cache_error(cached), _locked(cached, path) as since:
-        if not cached.is_file():
+        if not _is_whole(cached, sha256):
+            if cached.is_file():
+                log.warning("%s went wrong in the cache (its sha256 is another one): it is fetched again", cached)
+                cached.unlink()
             _fetch(path, cached, sha256, since=since)
+            _stamp(cached)
     return cached
+
+
+def _is_whole(cached: Path, sha256: str) -> bool:
+    """Whether a file of the cache has its sha256. It is read where it changed since it was found right."""
+    if not cached.is_file():
+        return False
+    if _read_stamp(cached) == _state(cached):
+        return True
+    if sha256_of(cached) != sha256:
+        return False
+    _stamp(cached)
+    return True
+
+
+def _state(cached: Path) -> list[int]:
+    """What changes with every write: size, inode, times of change."""
+    stat = cached.stat()
+    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _stamp_path(cached: Path) -> Path:
+    return cached.parent / ".locks" / f"{cached.stem}.right.json"
+
+
+def _stamp(cached: Path) -> None:
+    """Note that a file was found right in its present state."""
+    with suppress(OSError):  # a cache that can't be written costs time, not correctness
+        write_json(_stamp_path(cached), _state(cached))
+
+
+def _read_stamp(cached: Path) -> list[int] | None:
+    try:
+        state: list[int] = read_json(_stamp_path(cached), list[int])
+    except (OSError, JSONError):
+        return None
+    return state
 
 
 def check_sums(path: AnyPath, sums: tuple[str, ...], *, count: int) -> None:
@@ -203,8 +243,9 @@ def _remember(failure: _Failure, address: RemotePath, sha256: str) -> None:
 
 def _read_failure(note: Path) -> _Failure | None:
     try:
-        return _Failure(**json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none, or of another version: then the download is tried
+        failure: _Failure = read_json(note, _Failure)
+        return failure
+    except (OSError, JSONError):  # none, or of another version: then the download is tried
         return None
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.files import atomic_file
+from ..utils.typed_json import LARGEST_JSON, parse_json
 from .index import ShardSet
 from .tar import IndexedTar
 
@@ -192,6 +193,17 @@ def _last_member(tar: IndexedTar) -> Record | None:
             with tarfile.open(fileobj=file, mode="r:") as rest:
                 member = rest.next()
                 data = rest.extractfile(member) if member is not None and member.name == RECORD else None
-                return None if data is None else Record(**json.loads(data.read()))
-    except (tarfile.TarError, ValueError, TypeError, LookupError, OSError, RecursionError):  # cut off, or of others
+                if data is None:
+                    return None
+                record: Record = parse_json(data.read(LARGEST_JSON + 1), Record)
+                return record
+    except (
+        tarfile.TarError,
+        ValueError,
+        TypeError,
+        LookupError,
+        OSError,
+        RecursionError,
+        MemoryError,
+    ):  # cut off, or of others
         return None

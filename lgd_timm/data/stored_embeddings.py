@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
 from ..errors import ShardError, TeacherError
+from ..utils.schema import MOST_DIMENSIONS, Range
+from ..utils.typed_json import JSONError, parse_json
 from .index import INFO, ShardSet, read_info
 from .paths import AnyPath, resolve_path
 from .shard_cache import check_sums, local_file, read_small
@@ -20,6 +21,23 @@ from .tar import IndexedTar
 from .views import Views
 
 TEACHER = "_teacher.json"
+LARGEST_TEACHER = 1 << 22  # bytes
+
+
+class _Taught(TypedDict):
+    fingerprint: str
+    embed_dim: Annotated[int, Range(1, MOST_DIMENSIONS)]
+    dtype: Literal["float16", "int8"]
+    views: Views
+    views_fingerprint: str
+
+
+class _TaughtMore(_Taught, total=False):
+    """What `_teacher.json` says. `teacher` is checked where a teacher is built of it."""
+
+    name: str
+    text_fingerprint: str
+    earlier_fingerprints: list[str]
 
 
 @dataclass
@@ -148,7 +166,7 @@ class StoredEmbeddings:
             raise TeacherError(
                 f"{self.root} holds no embeddings of split {shards.split!r}. Make them with: lgd-timm teach"
             )
-        taught = tuple(entry["taught"])
+        taught = tuple(entry.get("taught", ()))
         resized = bool(taught) and taught == shards.resized_from
         if resized and not self.per_image:
             raise TeacherError(
@@ -196,7 +214,7 @@ def _read_sums(root: AnyPath) -> dict[str, str]:
     """Read the sha256 of each sidecar at an address; none on this disk, where they are not needed."""
     sums: dict[str, str] = {}
     for entry in read_info(root)["splits"].values() if not isinstance(root, Path) else ():
-        names, totals = tuple(entry["filenames"]), tuple(entry.get("sha256", ()))
+        names, totals = tuple(entry.get("filenames", ())), tuple(entry.get("sha256", ()))
         check_sums(root / INFO, totals, count=len(names))
         sums.update(zip(names, totals, strict=True))
     return sums
@@ -206,11 +224,11 @@ def read_teacher_metadata(root: AnyPath) -> dict[str, Any]:
     """Read a folder's `_teacher.json`. Raises: TeacherError for a wrong one, ShardError for an unreadable address."""
     content = read_small(root / TEACHER)
     try:
-        metadata: dict[str, Any] = json.loads(content.decode())
-        assert {"fingerprint", "embed_dim", "dtype", "views", "views_fingerprint"} <= metadata.keys()
-    except (ValueError, AttributeError, AssertionError) as error:
+        parse_json(content, _TaughtMore, limit=LARGEST_TEACHER)
+        metadata: dict[str, Any] = parse_json(content, dict, limit=LARGEST_TEACHER)  # as it is written
+    except JSONError as error:
         raise TeacherError(
-            f"{root / TEACHER} can't be read ({error!r}). Remove the folder and run lgd-timm teach again."
+            f"{root / TEACHER} can't be read ({error}). Remove the folder and run lgd-timm teach again."
         ) from error
     return metadata
 

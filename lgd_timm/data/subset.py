@@ -8,7 +8,6 @@ machine matters, and of two subsets with the same seed the smaller lies within t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ShardError
 from ..utils.files import fingerprint, write_json
+from ..utils.typed_json import JSONError, read_json
 from .index import ShardSet
 from .tar import IndexedTar
 
@@ -134,13 +134,12 @@ def read_subset(path: str | Path) -> Subset:
     """What `Subset.write` or `lgd-timm shards subset` wrote. Raises: ShardError for another file."""
     path = Path(path)
     try:
-        classes = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(classes, dict)
-        assert classes
-        assert all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in classes.values())
-    except (OSError, ValueError, AssertionError) as error:
+        classes: dict[str, list[str]] = read_json(path, dict[str, list[str]])
+        if not classes:
+            raise JSONError("it has no class")
+    except (OSError, JSONError) as error:
         raise ShardError(
-            f"{path} can't be read as a subset, class -> keys ({error!r}). Write one with: lgd-timm shards subset"
+            f"{path} can't be read as a subset, class -> keys ({error}). Write one with: lgd-timm shards subset"
         ) from error
     return Subset({name: tuple(keys) for name, keys in classes.items()}, f"the keys of {path.name}")
 

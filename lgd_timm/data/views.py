@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import RecipeError
 from ..utils.files import fingerprint
-from ..utils.schema import Seed
+from ..utils.schema import LARGEST_SIDE, MOST_VIEWS, Seed, brief
 from .color import ColorOps, apply_color
 from .decode import Box, EncodedImage
 
@@ -84,8 +84,11 @@ class Views:
             raise RecipeError(
                 f"views.augmentation {self.augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}."
             )
-        if self.size < 1 or self.count < 1:
-            raise RecipeError(f"views.size ({self.size}) and views.count ({self.count}) must be at least 1.")
+        if not (1 <= self.size <= LARGEST_SIDE and 1 <= self.count <= MOST_VIEWS):
+            raise RecipeError(
+                f"views.size ({brief(self.size)}) must be 1 to {LARGEST_SIDE}, views.count ({brief(self.count)}) 1 to "
+                f"{MOST_VIEWS}."
+            )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise RecipeError(f"views.interpolation {self.interpolation!r} is unknown; choose bilinear or bicubic.")
         if not 0.1 <= self.crop <= 1:

@@ -17,15 +17,16 @@ open_clip is imported only when one of its sources is read.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from ..errors import VocabularyError, require
 from ..utils.files import fingerprint
+from ..utils.typed_json import LARGEST_ANNOTATIONS, JSONError, parse_json
 from .image_folder import class_folders
 
 log = logging.getLogger(__name__)
@@ -251,14 +252,23 @@ def _folder(rest: str, base: Path) -> list[str]:
     return [_spelled(name) for name in found]
 
 
+class _Category(TypedDict):
+    id: int
+    name: str
+
+
+class _Categories(TypedDict):
+    categories: list[_Category]
+
+
 def _coco(rest: str, base: Path) -> list[str]:
     path = base / rest
     try:
-        categories = json.loads(_text(path))["categories"]
+        categories = parse_json(_text(path), _Categories, limit=LARGEST_ANNOTATIONS)["categories"]
         names = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
-    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+    except JSONError as error:
         need = "Give a COCO or LVIS annotation file: `categories` with `id` and `name`."
-        raise VocabularyError(f"{path} can't be used ({type(error).__name__}: {error}). {need}") from None
+        raise VocabularyError(f"{path} can't be used ({error}). {need}") from None
     return _strings(names, what=f"names in {path}")
 
 

@@ -12,11 +12,10 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.dataset import BadSamples, ShardDataset
@@ -27,7 +26,9 @@ from ..errors import LGDError, ShardError, WeightsError
 from ..settings import cache_folder
 from ..students.model import Student
 from ..teachers.base import module_fingerprint
-from ..utils.files import atomic_file, fingerprint
+from ..utils.files import fingerprint
+from ..utils.summed_tensors import Damaged, load_summed, save_summed
+from ..utils.typed_json import JSONError, parse_json
 from .models import Backbone
 from .zero_shot import progress
 
@@ -134,8 +135,8 @@ def extract(
     name = f"{dataset.shards.root} ({dataset.shards.split})"
     path = cache_folder() / "features" / f"{features_fingerprint(network, dataset)}.safetensors"
     cache = cache and bool(dataset.shards.sha256)
-    if cache and os.path.isfile(path):
-        found = replace(_read(path), name=name)
+    if cache and (cached := _cached(path)) is not None:
+        found = replace(cached, name=name)
         BadSamples(max_bad, size=len(dataset)).add(found.bad)
         _check_finite(found.features, network)
         return found
@@ -152,7 +153,7 @@ def extract(
     if cache and (local or not features.bad):  # an image that a server failed to give may come the next time
         try:
             _write(path, features)
-        except (OSError, SafetensorError) as error:  # what is kept for the next time only is no reason to lose the work
+        except (OSError, WeightsError) as error:  # what is kept for the next time only is no reason to lose the work
             log.warning(
                 "%s can't be written (%s), so features are extracted anew next time. Set LGD_TIMM_CACHE.", path, error
             )
@@ -222,25 +223,31 @@ def _write(path: Path, features: Features) -> None:
     tensors = {"features": features.features, "labels": features.labels, "names": _bytes(json.dumps(names))}
     if features.embeddings is not None:
         tensors["embeddings"] = features.embeddings
-    with atomic_file(path) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+    save_summed(path, tensors)
 
 
-def _read(path: Path) -> Features:
+class _Names(TypedDict):
+    keys: list[str]
+    bad: list[tuple[str, str]]
+
+
+def _cached(path: Path) -> Features | None:
+    """Read a cache file that may be there; None where it is not, or is damaged and has to be made again."""
+    if not os.path.isfile(path):
+        return None
     try:
-        tensors = load_file(path)
-        names = json.loads(bytes(tensors["names"].numpy()))
+        tensors = load_summed(path)
+        names = parse_json(bytes(tensors["names"].numpy()), _Names)
         return Features(
             tensors["features"],
             tensors["labels"],
             tuple(names["keys"]),
             tensors.get("embeddings"),
-            tuple((key, reason) for key, reason in names["bad"]),
+            tuple(names["bad"]),
         )
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise WeightsError(
-            f"{path} can't be read as features ({error}). Remove it: they are made again then."
-        ) from error
+    except (Damaged, KeyError, JSONError) as error:
+        log.warning("%s is damaged, or of an earlier version (%s): features are extracted anew", path, error)
+        return None
 
 
 def _bytes(text: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from huggingface_hub.utils import get_session, validate_repo_id
 from .. import settings
 from ..errors import WeightsError
 from ..utils.http import Retry, Truncated, hub_headers, is_transient, read_all
+from ..utils.typed_json import parse_json
 from .verify import FileFacts, checked_facts
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def resolve(repo_id: str, revision: str | None, token: str | None) -> Snapshot:
         validate_repo_id(repo_id)
         content = retrying(lambda: _ask(repo_id, revision, token))
     try:
-        info = ModelInfo(**json.loads(content))
+        info = ModelInfo(**parse_json(content, dict, limit=LARGEST_ANSWER))
         files = {}
         for file in info.siblings or []:
             if file.lfs:

@@ -8,7 +8,6 @@ models--ORG--NAME/blobs/HASH            content of a file
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -25,6 +24,7 @@ from huggingface_hub.utils import WeakFileLock
 from .. import settings
 from ..errors import WeightsError
 from ..utils.files import fingerprint, write_json
+from ..utils.typed_json import read_json
 from .api import COMMIT, Snapshot, checked_snapshot
 from .verify import StrPath
 
@@ -106,7 +106,7 @@ class RepoCache:
     def read_file_list(self, commit: str) -> Snapshot | None:
         """Return which files the Hub listed at a commit, or None if it was never asked or the list is damaged."""
         try:
-            listing = json.loads(self._file_list(commit).read_text(encoding="utf-8"))
+            listing = read_json(self._file_list(commit), dict)
             if (listing["repo_id"], listing["commit"]) != (self.repo_id, commit):
                 return None  # of another repository or commit: the Hub is asked
             private = bool(listing.get("private", False))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import constants
 
 from .. import settings
+from ..utils.typed_json import JSONError, read_json
 from .api import Snapshot
 from .cache import RepoCache
 from .verify import StrPath, wrong_files
@@ -125,6 +125,10 @@ def _pulled_row(repo: RepoCache, pulled: Snapshot) -> Row:
     )
 
 
+class _Metrics(TypedDict, total=False):
+    summary: dict[str, float | None]
+
+
 def _metrics(folder: Path) -> dict[str, Any]:
     """Return the `summary` of a folder's metrics.json, {} if none can be read: one broken folder must not end the list.
 
@@ -132,7 +136,7 @@ def _metrics(folder: Path) -> dict[str, Any]:
     """
     path = folder / "metrics.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8")).get("summary", {})
-    except (OSError, ValueError, AttributeError):
+        summary: dict[str, Any] = read_json(path, _Metrics).get("summary", {})
+    except (OSError, JSONError):
         return {}
-    return summary if isinstance(summary, dict) else {}
+    return summary

@@ -6,7 +6,6 @@ tensors that the file lacks keep their random values, without a word. Here every
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import timm
 import torch
 
 from ..errors import WeightsError
+from ..utils.typed_json import JSONError, read_json
 
 LARGEST_CONFIG = 1 << 24  # bytes of a config.json: names of 21,000 classes take less than a tenth
 LARGEST_SIDE = 4096  # pixels, and the greatest integer among a model's arguments
@@ -124,14 +124,9 @@ def check_config(folder: Path, *, published: bool = False) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        config = json.loads(path.read_text(encoding="utf-8")) if size <= LARGEST_CONFIG else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} can't be read as timm's config ({error}). Pull or save it again.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(
-            f"{path} is no timm config: it holds no JSON object, or {size} bytes. Pull or save it again."
-        )
+        config: dict[str, Any] = read_json(path, dict, limit=LARGEST_CONFIG)
+    except (OSError, JSONError) as error:
+        raise WeightsError(f"{path} is no timm config ({error}). Pull or save it again.") from error
     return config
 
 

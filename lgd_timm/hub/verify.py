@@ -9,7 +9,6 @@ clock (git does the same with its index). Where no stamp can be written, files a
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypedDict
 from .. import settings
 from ..errors import WeightsError
 from ..utils.files import fingerprint, sha256_of, write_json
+from ..utils.typed_json import JSONError, is_pointer, read_json
 
 StrPath = str | os.PathLike[str]
 
@@ -36,6 +36,13 @@ class FileFacts(TypedDict, total=False):
     size: int
     sha256: str
     git_sha1: str  # the only hash that the Hub tells of small files: git's name for the blob
+
+
+class _Stamp(TypedDict, total=False):
+    state: list[int]
+    sha256: str
+    git_sha1: str
+    at: int
 
 
 Hash = Literal["sha256", "git_sha1"]
@@ -97,6 +104,11 @@ def verify(folder: StrPath, files: Mapping[str, FileFacts]) -> None:
         WeightsError: names every file that differs.
     """
     if wrong := wrong_files(folder, files):
+        if pointers := [name for name in wrong if is_pointer(Path(folder) / name)]:
+            raise WeightsError(
+                f"{folder}: {', '.join(pointers)} are git-lfs pointers and not the files themselves. Run in that "
+                "checkout: git lfs pull"
+            )
         raise WeightsError(
             f"{folder} is not what was published: {'; '.join(wrong.values())}. "
             "Delete the folder and pull it again (`lgd-timm pull`), or restore it from the checkout."
@@ -185,10 +197,10 @@ def _stamps(folder: Path) -> Path:
 
 def _read_stamps(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        stamps = json.loads(_stamps(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: every file is hashed and stamped anew
+        stamps: dict[str, dict[str, Any]] = read_json(_stamps(folder), dict[str, _Stamp])
+    except (OSError, JSONError):  # none yet, or damaged: every file is hashed and stamped anew
         return {}
-    return stamps if isinstance(stamps, dict) and all(isinstance(stamp, dict) for stamp in stamps.values()) else {}
+    return stamps
 
 
 def _write_stamps(folder: Path, stamps: Mapping[str, Any]) -> None:

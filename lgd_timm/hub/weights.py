@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from .. import settings
 from ..errors import WeightsError
+from ..utils.typed_json import read_json
 from .verify import FileFacts, checked_facts, verify
 
 # The files of a published folder, as on the Hub.
@@ -49,7 +49,7 @@ def manifest() -> dict[str, Weight]:
         WeightsError: if manifest.json can't be read.
     """
     try:
-        rows = json.loads(MANIFEST.read_text(encoding="utf-8"))
+        rows = read_json(MANIFEST, dict)
         return {name: _weight(name, **row) for name, row in rows.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"

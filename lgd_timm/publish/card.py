@@ -8,7 +8,6 @@ retarget(text, repo_id)      the same card for another repository
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +24,7 @@ from safetensors import safe_open
 from ..config.reader import read_recipe
 from ..config.recipe import Recipe
 from ..data.vocabulary import Vocabulary
+from ..hub.timm_models import check_config
 from ..objectives.registry import objective_class
 from ..students.entrypoints import short_name
 from ..teachers import Stored
@@ -92,7 +92,7 @@ def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None 
     """
     folder = Path(folder)
     recipe, lgd = read_recipe(folder / "recipe.yaml"), read_lgd(folder / "lgd.safetensors")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = check_config(folder)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         learned = [key for key in file.keys() if not key.endswith(statistics)]  # noqa: SIM118, as it is no dictionary

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import WeightsError
 from ..students.entrypoints import STUDENTS
+from ..utils.typed_json import parse_json
 
 ORGANISATION = "lgd-timm"  # whose weights this package knows by name
 
@@ -63,7 +64,7 @@ def repository_of(text: str) -> str | None:
 def _facts(found: re.Match[str]) -> dict[str, Any]:
     """The arguments of a part. Raises: WeightsError for one that was changed by hand."""
     try:
-        facts = json.loads(found[2])
+        facts = parse_json(found[2], dict)
         section(found[1], facts["repository"], facts)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         line = found[0].partition("\n")[0][:80]

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from ..errors import LGDError, WeightsError
+from ..config.strict_yaml import parse_yaml
+from ..errors import LGDError, RecipeError, WeightsError
 from ..hub.timm_models import check_config
 from ..hub.verify import FileFacts, StrPath, facts_of
 from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
+from ..utils.typed_json import JSONError, read_json
 from .metrics import read_metrics
 
 Shapes = Mapping[str, tuple[int, ...]]
+LARGEST_CARD = 1 << 20  # bytes
 
 
 def check_folder(folder: StrPath) -> dict[str, FileFacts]:
@@ -72,11 +73,9 @@ def _shapes(path: Path) -> Shapes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON ({error}). Write it again.") from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{path} holds {type(data).__name__}, not an object. Write it again.")
+        data: dict[str, Any] = read_json(path, dict)
+    except (OSError, JSONError) as error:
+        raise WeightsError(f"{path} can't be read as JSON ({error}). Write it again.") from error
     return data
 
 
@@ -175,15 +174,21 @@ def _check_open_clip(folder: Path, names: set[str]) -> None:
 
 def _check_card(path: Path) -> None:
     """Check that the model card begins with front matter that YAML and the Hub's client read."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_CARD + 1).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} can't be read as text ({error}). Correct it.") from error
+    if len(text) > LARGEST_CARD:
+        raise WeightsError(f"{path} has more than {LARGEST_CARD} bytes, which no card has. Correct it.")
     before, *parts = text.split("---\n", maxsplit=2)
     try:
-        front = yaml.safe_load(parts[0]) if len(parts) == 2 and not before else None
-    except yaml.YAMLError as error:
+        front = parse_yaml(parts[0], source="it") if len(parts) == 2 and not before else None
+    except RecipeError as error:
         raise WeightsError(f"{path}: its front matter is not YAML ({error}). Correct it.") from error
     if not isinstance(front, dict):
         raise WeightsError(f"{path} has no front matter. Begin it with a line ---, `key: value` lines, a line ---.")
     try:
         ModelCard(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: the Hub's client refuses its front matter ({error}). Correct it.") from error

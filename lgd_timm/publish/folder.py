@@ -11,7 +11,6 @@ README.md                        the model card
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from ..students.entrypoints import stock_name
 from ..students.model import Student
 from ..teachers import TeacherSpec
 from ..utils.files import atomic_folder, explain_full_disk, write_json
+from ..utils.typed_json import read_json
 from .card import card_of
 from .lgd_safetensors import Banks, projector_tensors, read_lgd, write_lgd
 from .metrics import read_metrics, write_metrics
@@ -230,6 +230,6 @@ def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Stude
 
 def _drop_model_args(path: Path) -> None:
     """Remove `model_args`: stock models need none, and with them transformers (5.23) passes num_classes twice."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, dict)
     config.pop("model_args", None)
     write_json(path, config)

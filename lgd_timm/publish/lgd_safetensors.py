@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..students.model import Student
+from ..utils.typed_json import parse_json
 
 FORMAT = "lgd_timm 1"
 BANKS = ("text_bank", "visual_bank", "seen")
@@ -135,10 +136,7 @@ def read_lgd(path: Path) -> LGDFile:
 
 def _texts(text: str) -> tuple[str, ...]:
     """Read a JSON list of texts. Raises: ValueError."""
-    values = json.loads(text)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{text[:100]!a} is no list of texts")
-    return tuple(values)
+    return tuple(parse_json(text, list[str]))
 
 
 def safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

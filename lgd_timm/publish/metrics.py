@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from ..errors import WeightsError
+from ..errors import RecipeError, WeightsError
 from ..utils.files import write_json
+from ..utils.schema import Pixels, build
+from ..utils.typed_json import JSONError, read_json
 
 FILE = "metrics.json"
 
@@ -74,13 +75,46 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         WeightsError: the file is not JSON, or not an object.
     """
     path = Path(folder) / FILE
+    if not path.is_file():
+        return {}
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
+        metrics: dict[str, Any] = read_json(path, _Metrics)
+        for evaluation in (*EVALUATIONS, CALIBRATION):
+            for key in (evaluation.key, f"teacher_{evaluation.key}"):
+                metrics |= {key: build(_Scores | None, metrics[key], where=key)} if key in metrics else {}
+    except (OSError, JSONError, RecipeError) as error:
         raise WeightsError(f"{path} can't be read ({error}). Pull or save the folder again.") from error
-    if not isinstance(metrics, dict):
-        raise WeightsError(f"{path} holds {type(metrics).__name__}, not an object. Pull or save the folder again.")
     return metrics
+
+
+class _Scores(TypedDict, total=False):
+    top1: float
+    top5: float
+    chance: float
+    ece: float
+    samples: int
+
+
+class _Teacher(TypedDict, total=False):
+    name: str
+    teacher: dict[str, Any]
+
+
+class _Input(TypedDict, total=False):
+    size: Pixels
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+
+
+class _Metrics(TypedDict, total=False):
+    summary: dict[str, float | None]
+    teacher: _Teacher
+    training: dict[str, Any]
+    input: _Input
+    agreement: dict[str, Any] | None
+    notes: Any
+    shards: str
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
 from ..hub import weights
+from ..hub.timm_models import check_config
 from ..students.entrypoints import STUDENTS
 from ..utils.files import write_json
+from ..utils.typed_json import read_json
 from .check import check_folder
 from .metrics import read_metrics
 
@@ -37,7 +38,7 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
     folder = Path(folder)
     check_name(folder.name)
     files = check_folder(folder)
-    rows = json.loads(weights.MANIFEST.read_text(encoding="utf-8"))
+    rows = read_json(weights.MANIFEST, dict)
     rows[folder.name] = manifest_row(
         folder, repo_id=repo_id, commit=commit, files=files
     )  # an old row keeps its position
@@ -46,7 +47,7 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:
     """Make the manifest's row of a published folder."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = check_config(folder, published=True)
     keep = ("num_classes", "input_size", "pool_size", "crop_pct", "interpolation", "mean", "std", "origin_url")
     cfg: dict[str, Any] = {key: config["pretrained_cfg"][key] for key in keep if key in config["pretrained_cfg"]}
     cfg["num_classes"] = config["num_classes"]

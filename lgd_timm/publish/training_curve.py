@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import MissingExtra, require
+from ..utils.typed_json import JSONError, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,22 @@ def read_log(path: Path, *, until: int) -> list[Row]:
     return [rows[key] for key in sorted(rows)]
 
 
+class _Step(TypedDict):
+    step: int
+
+
+class _LogRow(_Step, total=False):
+    epoch: float
+    loss: float
+    images_per_second: float | None
+    zero_shot_top1: float
+
+
 def _lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            yield json.loads(line)
-        except ValueError as error:  # a run was killed in the middle of a line
+            yield parse_json(line, _LogRow)
+        except JSONError as error:  # a run was killed in the middle of a line
             log.warning("%s, line %d can't be read (%s); it is left out", path, number, error)
 
 

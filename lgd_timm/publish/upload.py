@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -22,6 +22,7 @@ from ..hub.verify import FileFacts, StrPath, facts_of, wrong_files
 from ..hub.weights import PUBLISHED_FILES
 from ..utils.files import atomic_file
 from ..utils.http import Retry, is_transient
+from ..utils.typed_json import parse_json
 from .check import check_folder
 
 REFUSED = 400  # the Hub's answer to a card that is not as it should be
@@ -166,6 +167,10 @@ def _tagged(api: HfApi, repo_id: str, tag: str | None) -> str | None:
     return next((ref.target_commit for ref in tags if ref.name == tag), None)
 
 
+class _Validation(TypedDict, total=False):
+    errors: list[dict[str, Any]]
+
+
 def _validate_card(card: Path, token: str | None) -> None:
     """Let the Hub check the card's front matter. Raises: WeightsError with its words."""
     body = {"repoType": "model", "content": card.read_text(encoding="utf-8")}
@@ -175,7 +180,7 @@ def _validate_card(card: Path, token: str | None) -> None:
         answer = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=body, headers=headers)
         if answer.status_code != REFUSED:
             hf_raise_for_status(answer)
-        return answer.json()
+        return parse_json(answer.content, _Validation)
 
     if errors := [str(error.get("message", error)) for error in retrying(ask).get("errors", [])]:
         raise WeightsError(

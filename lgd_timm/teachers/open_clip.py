@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..data.preprocess import Preprocess
 from ..errors import TeacherError, require
 from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, weights_folder
+from ..utils.typed_json import JSONError, read_json
 from .base import ImageTeacher, TextTeacher, module_fingerprint
 
 # open_clip takes any other word for fp32. Its amp* mean autocast, which is up to the caller.
@@ -120,15 +120,25 @@ class OpenCLIP:
             )
 
 
+class _TextConfig(TypedDict, total=False):
+    tokenizer_kwargs: dict[str, Any]
+
+
+class _ModelConfig(TypedDict):
+    text_cfg: _TextConfig
+
+
+class _Config(TypedDict):
+    model_cfg: _ModelConfig
+
+
 def _check_config(path: Path) -> None:
     """Refuse settings by which a folder could run code. Raises: TeacherError."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
-        unknown = sorted(set(settings) - TOKENIZER_SETTINGS)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise TeacherError(
-            f"{path} is no open_clip configuration ({type(error).__name__}: {error}). Download it again."
-        ) from error
+        settings = read_json(path, _Config)["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
+    except (OSError, JSONError) as error:
+        raise TeacherError(f"{path} is no open_clip configuration ({error}). Download it again.") from error
+    unknown = sorted(set(settings) - TOKENIZER_SETTINGS)
     if unknown:
         raise TeacherError(
             f"{path}: tokenizer_kwargs {', '.join(unknown)} are not known to be harmless. "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from ..errors import RecipeError, TeacherError, require
 from ..hub.safe_weights import BUILD_ERRORS, PICKLES
 from ..hub.snapshot_download import snapshot
 from ..utils.files import fingerprint, sha256_of
+from ..utils.typed_json import JSONError, read_json
 
 # The classes that a folder's modules.json may name. It could name any class of any module, which loading would import;
 # and some of the library's own classes (Router, WordEmbeddings) read further class names from files.
@@ -109,14 +110,18 @@ def package_folder(name: str) -> Path:
     return Path(locations[0]) / folder
 
 
+class _Module(TypedDict):
+    type: str
+    path: str
+
+
 def _check_folder(name: str, folder: Path) -> None:
     """Refuse an encoder for which loading would import its code, or open pickles. Raises: TeacherError."""
     path = folder / "modules.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        modules = [(str(module["type"]), str(module["path"])) for module in content]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        reason = f"modules.json: {type(error).__name__}: {error}"
+        modules = [(module["type"], module["path"]) for module in read_json(path, list[_Module])]
+    except (OSError, JSONError) as error:
+        reason = f"modules.json: {error}"
         raise TeacherError(
             f"teacher.encoder {name!r} can't be loaded ({reason}). Give a folder of sentence-transformers."
         ) from error

@@ -13,16 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..data.paths import AnyPath
 from ..data.vocabulary import Vocabulary
-from ..errors import TeacherError
+from ..errors import TeacherError, WeightsError
 from ..settings import cache_folder
-from ..utils.files import atomic_file, fingerprint
+from ..utils.files import fingerprint
+from ..utils.summed_tensors import Damaged, load_summed, save_summed
 from .base import TextTeacher
 
 log = logging.getLogger(__name__)
@@ -80,8 +79,8 @@ def text_bank(
     name = text_bank_name(text_fingerprint, vocabulary)
     cache = cache_folder() / "text"
     for folder in (*folders, cache):
-        if isinstance(folder, Path) and os.path.isfile(folder / name):
-            return load_bank(folder / name)
+        if isinstance(folder, Path) and (bank := _stored_bank(folder / name, rows=len(vocabulary))) is not None:
+            return bank
     tower = text()
     if tower.fingerprint != text_fingerprint:
         raise TeacherError(
@@ -91,7 +90,7 @@ def text_bank(
     bank = encode_vocabulary(tower, vocabulary)
     try:
         save_bank(cache / name, bank)
-    except (OSError, SafetensorError) as error:  # kept for the next time only
+    except (OSError, WeightsError) as error:  # kept for the next time only
         log.warning("%s can't be written (%s), so names are read anew next time. Set LGD_TIMM_CACHE.", cache, error)
     return bank
 
@@ -103,11 +102,28 @@ def text_bank_name(text_fingerprint: str, vocabulary: Vocabulary) -> str:
 
 def save_bank(path: Path, bank: Tensor) -> None:
     """Write a bank [C, D] as safetensors."""
-    with atomic_file(path) as temporary:
-        save_file({"text_bank": bank.contiguous()}, temporary)
+    save_summed(path, {"text_bank": bank})
 
 
 def load_bank(path: Path) -> Tensor:
-    """Read a bank [C, D]. Raises: OSError, and SafetensorError for another file."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("text_bank")
+    """Read a bank [C, D] of unit rows. Raises: Damaged for another file, or one that was altered."""
+    bank = load_summed(path, required=False).get("text_bank")  # those of earlier versions have no sum
+    if bank is None or bank.ndim != 2 or not bank.is_floating_point():
+        raise Damaged("it holds no text bank")
+    if not torch.allclose(bank.float().norm(dim=1), torch.ones(len(bank)), atol=1e-3):  # nor is a NaN close
+        raise Damaged("its rows are not of length 1")
+    return bank
+
+
+def _stored_bank(path: Path, *, rows: int) -> Tensor | None:
+    """Read a bank that may be there; None where it is not, or is damaged and has to be made again."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        bank = load_bank(path)
+        if len(bank) != rows:
+            raise Damaged(f"it has {len(bank)} rows for {rows} names")
+    except Damaged as error:
+        log.warning("%s is damaged (%s): its names are read anew", path, error)
+        return None
+    return bank

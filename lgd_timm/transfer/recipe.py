@@ -15,7 +15,7 @@ import yaml
 from ..config.reader import read_mapping
 from ..errors import RecipeError
 from ..hub.safe_weights import refuse_pickle
-from ..utils.schema import MACHINE, Count, Key, Name, Rate, Seed, Share, Size, build, to_plain
+from ..utils.schema import MACHINE, Count, Key, Name, Rate, Seed, Share, Size, Workers, build, to_plain
 
 RecipeT = TypeVar("RecipeT", bound="TransferRecipe")
 
@@ -78,7 +78,7 @@ class TransferMachine:
     seed: Seed = 0
     device: Annotated[str, MACHINE] = "auto"
     amp: Literal["none", "float16", "bfloat16"] = "none"
-    workers: Annotated[Size, MACHINE] = 2
+    workers: Annotated[Workers, MACHINE] = 2
     max_skipped: Annotated[Size, MACHINE] = 10  # steps in a row that may be left out because a gradient is not finite
     checkpoint_every: Annotated[Count, MACHINE] = 1  # epochs
     checkpoint_minutes: Annotated[Rate, MACHINE] = 15.0

@@ -5,12 +5,11 @@ OUT/   recipe.yaml  log.jsonl  checkpoints/  model.safetensors  metrics.json
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import timm
 import torch
@@ -27,6 +26,7 @@ from ..training.engine import check_output, fit, start
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
 from ..utils.files import atomic_file, atomic_folder, explain_full_disk, write_json
+from ..utils.typed_json import JSONError, read_json
 from .backbone import blank_backbone, find_backbone
 from .job import Job
 from .recipe import TransferRecipe, read_transfer
@@ -81,8 +81,7 @@ def transfer(
     out = Path(out)
     if resume and (out / METRICS).is_file():
         log.info("%s is finished already", out)
-        metrics: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
-        return metrics
+        return _read_metrics(out)
     device, ranks = process or join_ranks(recipe)
     job = find_task(task).prepare(recipe, out=out, device=device, ranks=ranks)
     check_output(out, resume=resume)
@@ -94,6 +93,30 @@ def transfer(
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in job.model.state_dict().items()}, file)
         write_json(out / METRICS, metrics)
     ranks.wait()
+    return metrics
+
+
+class _BackboneFacts(TypedDict):
+    architecture: str
+    mean: list[float]
+    std: list[float]
+
+
+class _Metrics(TypedDict):
+    task: str
+    scores: dict[str, Any]  # NaN where nothing was measured
+    classes: list[str]
+    backbone: _BackboneFacts
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    """Read what `transfer` wrote. Raises: WeightsError."""
+    try:
+        metrics: dict[str, Any] = read_json(folder / METRICS, _Metrics)
+    except (OSError, JSONError) as error:
+        raise WeightsError(
+            f"{folder}/{METRICS} is not what lgd-timm transfer wrote ({error}). Run it again."
+        ) from error
     return metrics
 
 
@@ -118,7 +141,7 @@ def open_run(folder: str | Path, *, device: torch.device | str = "cpu") -> Trans
     if missing := [name for name in (METRICS, WEIGHTS, "recipe.yaml") if not (folder / name).is_file()]:
         raise WeightsError(f"{folder} lacks {', '.join(missing)}. Give the folder of a finished lgd-timm transfer.")
     try:
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        metrics = _read_metrics(folder)
         task, classes, facts = metrics["task"], tuple(metrics["classes"]), metrics["backbone"]
         if task not in TASKS:
             raise KeyError(f"task {task!r}")

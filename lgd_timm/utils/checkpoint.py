@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from .files import changed_keys, explain_full_disk, sha256_of, write_json
+from .schema import Size
+from .typed_json import JSONError, read_json
 
 UNFINISHED = ".step-"  # prefix of folders that are being written
 SCORE = "score.json"
@@ -144,11 +145,10 @@ def drop_unfinished(folder: Path) -> None:
 def read_score(checkpoint: Path) -> float | None:
     """Return the score that `note_score` saved; None where there is none, or it is damaged."""
     try:
-        (score,) = json.loads((checkpoint / SCORE).read_text(encoding="utf-8")).values()
-        score = float(score)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none, or damaged: it is scored anew
+        scores: dict[str, float] = read_json(checkpoint / SCORE, dict[str, float])
+    except (OSError, JSONError):  # none, or damaged: it is scored anew
         return None
-    return score if math.isfinite(score) else None
+    return next(iter(scores.values())) if len(scores) == 1 else None
 
 
 def _to_disk(path: Path) -> None:
@@ -216,14 +216,25 @@ def _load(
     return Progress(int(state["step"]), state.get("counts", {}))
 
 
+class _State(TypedDict):
+    step: Size
+    facts: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+class _StateAndSums(_State, total=False):
+    counts: dict[str, Any]
+    sha256: dict[str, str]
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     """Read `state.json`, checking the types of its fields. Raises: ValueError, OSError."""
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    fields = {"step": int, "facts": dict, "optimizer": dict, "scaler": dict, "counts": dict, "sha256": dict}
-    for field, kind in fields.items() if isinstance(state, dict) else ():
-        if field in state and not isinstance(state[field], kind):
-            raise ValueError(f"state.json: {field} is {type(state[field]).__name__}")
-    if not isinstance(state, dict) or state.keys() - fields.keys() or not path.name.endswith(f"-{state['step']:08d}"):
+    try:
+        state: dict[str, Any] = read_json(path / "state.json", _StateAndSums)
+    except JSONError as error:
+        raise ValueError(f"state.json: {error}") from error
+    if not path.name.endswith(f"-{state['step']:08d}"):
         raise ValueError("state.json is of another checkpoint")
     if "sha256" in state and state["sha256"].get("state.json") != _sum_of_state(state):
         raise ValueError("state.json is not what was written")

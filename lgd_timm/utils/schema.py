@@ -1,8 +1,8 @@
 """Build dataclasses from plain data, checking names, types and ranges of fields, and plain data from dataclasses.
 
-`build(hint, data, where=...)` takes any annotation made of dataclasses, unions, Literal, tuple, list, dict and
-scalars. In a union of dataclasses that each have a class variable `kind`, the data's key `kind` chooses, and
-`to_plain` writes it.
+`build(hint, data, where=...)` takes any annotation made of dataclasses, TypedDicts, unions, Literal, tuple, list, dict
+and scalars. A TypedDict's further keys are kept as they are, a dataclass has none. In a union of dataclasses that each
+have a class variable `kind`, the data's key `kind` chooses, and `to_plain` writes it.
 
 What holds for one field stands beside it, in `Annotated`:
 
@@ -22,7 +22,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from ..errors import RecipeError
 
@@ -37,7 +37,7 @@ class Range:
     def check(self, value: Any, *, where: str) -> None:
         """Raises: RecipeError for a number outside; what is no number passes."""
         if isinstance(value, (int, float)) and not self.low <= value <= self.high:
-            raise RecipeError(f"{where} = {value} is outside [{self.low:g}, {self.high:g}].")
+            raise RecipeError(f"{where} = {brief(value)} is outside [{_number(self.low)}, {_number(self.high)}].")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,19 @@ class Mark:
 MACHINE = Mark("the machine's, not the run's: it decides no number but for rounding")
 OMITTED = Mark("left out of plain data where it has its default")
 
-Count = Annotated[int, Range(1)]
-Size = Annotated[int, Range(0)]
+# Greatest values that a machine is asked for: what is beyond them is a slip, and would take its memory or processes.
+MOST_WORKERS = 1024  # processes that load images
+LARGEST_BATCH = 1 << 20  # images
+LARGEST_SIDE = 1 << 12  # pixels of a view
+MOST_VIEWS = 100_000  # of an image
+MOST_DIMENSIONS = 1 << 16  # of an embedding
+LARGEST_COUNT = (1 << 31) - 1  # of epochs, steps and what else is counted
+
+Count = Annotated[int, Range(1, LARGEST_COUNT)]
+Size = Annotated[int, Range(0, LARGEST_COUNT)]
+Workers = Annotated[int, Range(0, MOST_WORKERS)]
+BatchSize = Annotated[int, Range(1, LARGEST_BATCH)]
+Pixels = Annotated[int, Range(1, LARGEST_SIDE)]
 Rate = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
@@ -79,6 +90,10 @@ Name = Annotated[str, FileName()]
 
 _brief = reprlib.Repr()  # values in messages, whatever their size and depth
 _brief.maxstring = _brief.maxother = _brief.maxlong = SHOWN = 200
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def brief(value: Any) -> str:
@@ -181,11 +196,27 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
         return _noted(hint, value, where=where)
     if get_origin(hint) in (Union, types.UnionType):
         return _union(get_args(hint), value, where=where)
-    if is_dataclass(hint):
-        return _build(hint, value, where=where)
+    if is_dataclass(hint) or is_typeddict(hint):
+        return (_entries if is_typeddict(hint) else _build)(hint, value, where=where)
     if get_origin(hint) is not None:
         return _container(hint, value, where=where)
     return _scalar(hint, value, where=where)
+
+
+def _entries(hint: Any, value: Any, *, where: str) -> dict[str, Any]:
+    """A TypedDict: its keys are checked, further ones are kept."""
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{where or 'the content'} must be an object, not {brief(value)}.")
+    if missing := sorted(key for key in hint.__required_keys__ if key not in value):
+        raise RecipeError(f"{where or 'the content'} lacks {', '.join(missing)}.")
+    hints = _entry_hints(hint)
+    return {k: _value(hints[k], v, where=_dotted(where, k)) if k in hints else v for k, v in value.items()}
+
+
+@cache
+def _entry_hints(hint: Any) -> Mapping[str, Any]:
+    """The annotation of each key of a TypedDict."""
+    return get_type_hints(hint, include_extras=True)
 
 
 def _noted(hint: Any, value: Any, *, where: str) -> Any:
@@ -209,11 +240,13 @@ def _container(hint: Any, value: Any, *, where: str) -> Any:
     if origin is list and sequence:
         return [_value(options[0], v, where=where) for v in value]
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return {key: _value(options[1], v, where=_dotted(where, str(key))) for key, v in value.items()}
     raise RecipeError(f"{where} = {brief(value)} is no {_spell(hint)}.")
 
 
 def _scalar(hint: Any, value: Any, *, where: str) -> Any:
+    if hint is Any:
+        return value
     if hint is float and not isinstance(value, bool):
         try:
             number = float(value)  # YAML 1.1 reads 1e-4 as text, and 1 as an integer

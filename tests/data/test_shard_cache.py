@@ -229,6 +229,22 @@ def in_processes(count: int, work: Callable[[], object]) -> list[int | None]:
     return [child.exitcode for child in children]
 
 
+def test_a_shard_that_went_wrong_in_the_cache_is_fetched_again(
+    server: FolderServer, train_shards: ShardSet, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = opened(server)
+    first = shards.path(0)
+    for damaged in (b"", first.read_bytes()[:-1] + b"?"):
+        first.write_bytes(damaged)
+        assert shards.path(0) == first
+        assert sha256_of(first) == train_shards.sha256[0]
+        assert "went wrong in the cache" in caplog.text
+        caplog.clear()
+    assert shards.path(0) == first
+    assert not caplog.text
+    assert_right(cache)
+
+
 def test_processes_share_one_download(server: FolderServer, train_shards: ShardSet, cache: Path) -> None:
     server.faults.add("call", "tar$", call=lambda: time.sleep(0.1))
     expected = read_all(train_shards)

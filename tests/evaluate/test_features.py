@@ -122,11 +122,24 @@ def test_shards_without_sums_are_not_taken_from_the_cache(model: Model, shard_fo
 def test_refusals(model: Model, shard_folder: Path) -> None:
     with pytest.raises(LGDError, match=r"unaugmented views, not of views\.augmentation 'light'"):
         extract(model.network, images_of(shard_folder, augmentation="light"))
-    extract(model.network, images_of(shard_folder))
+
+
+@pytest.mark.parametrize("place", [None, 20, -1, -200])
+def test_a_cache_that_is_damaged_is_made_again_which_is_said(
+    model: Model, shard_folder: Path, caplog: pytest.LogCaptureFixture, place: int | None
+) -> None:
+    features = extract(model.network, images_of(shard_folder))
     (file,) = (cache_folder() / "features").iterdir()
-    file.write_bytes(b"damage")
-    with pytest.raises(WeightsError, match=r"can't be read as features .* Remove it"):
-        extract(model.network, images_of(shard_folder))
+    content = bytearray(file.read_bytes())
+    if place is not None:
+        content[place] ^= 4
+    file.write_bytes(content if place is not None else b"")
+    again = extract(model.network, images_of(shard_folder))
+    assert "is damaged" in caplog.text
+    assert torch.equal(again.features, features.features)
+    caplog.clear()
+    extract(model.network, images_of(shard_folder))
+    assert "is damaged" not in caplog.text
 
 
 def test_rows_are_taken_together(model: Model, shard_folder: Path) -> None:

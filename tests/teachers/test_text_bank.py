@@ -132,6 +132,20 @@ def test_embeddings_that_are_not_finite_are_refused_and_not_cached(value):
 
 
 def test_saved_and_loaded_banks_are_bit_equal(tmp_path):
-    bank = torch.randn(6, 4).T  # not contiguous
+    bank = torch.nn.functional.normalize(torch.randn(6, 4), dim=0).T  # not contiguous
     save_bank(tmp_path / "new" / "bank.safetensors", bank)
     assert torch.equal(load_bank(tmp_path / "new" / "bank.safetensors"), bank)
+
+
+@pytest.mark.parametrize("place", [None, 20, -1, -50])
+def test_a_damaged_bank_is_read_anew_which_is_said(place, caplog):
+    vocabulary, tower = Vocabulary(NAMES), Tower()
+    made = text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=lambda: tower)
+    (cached,) = (cache_folder() / "text").iterdir()
+    content = bytearray(cached.read_bytes())
+    if place is not None:
+        content[place] ^= 1
+    cached.write_bytes(content if place is not None else b"")
+    assert torch.equal(text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=Tower), made)
+    assert "is damaged" in caplog.text
+    assert torch.equal(text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=no_tower), made)

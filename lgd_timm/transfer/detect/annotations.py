@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import defaultdict
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import LGDError, require
+from ...utils.typed_json import LARGEST_ANNOTATIONS, JSONError, read_json
 
 BOX = {"id": int, "image_id": int, "category_id": int, "bbox": list}
 LAYOUTS: dict[str, dict[str, dict[str, type]]] = {  # what each entry of a file's lists has
@@ -132,11 +132,9 @@ def _read(path: Path, format: str) -> Mapping[str, list[Entry]]:
     if not path.is_file():
         raise _wrong(path, "is no file", format)
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise _wrong(path, f"is no JSON ({error})", format) from error
-    if not isinstance(content, dict):
-        raise _wrong(path, f"holds a {type(content).__name__}", format)
+        content: dict[str, Any] = read_json(path, dict, limit=LARGEST_ANNOTATIONS)
+    except (OSError, JSONError) as error:
+        raise _wrong(path, f"can't be read ({error})", format) from error
     for name in LAYOUTS[format]:
         if not isinstance(entries := content.get(name), list) or not entries:
             raise _wrong(path, f"has no list of {name}", format)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ...errors import RecipeError
-from ...utils.schema import MACHINE, Count
+from ...utils.schema import MACHINE, BatchSize
 from ..recipe import TransferRecipe
 
 LVIS_DETECTIONS = 300  # a picture, of which LVIS counts no more
@@ -29,7 +29,7 @@ class DetectData:
     val: Annotated[str | None, MACHINE] = None  # None: nothing is evaluated
     val_images: Annotated[str | None, MACHINE] = None
     format: Literal["coco", "lvis"] = "coco"
-    batch_size: Count = 16  # global: shared by all ranks
+    batch_size: BatchSize = 16  # global: shared by all ranks
     train_sizes: list[int] = field(default_factory=lambda: [800])  # one is drawn each time
     size: Annotated[int, MACHINE] = 800  # of evaluation and prediction
     max_size: int = 1333

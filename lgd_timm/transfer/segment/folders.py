@@ -7,14 +7,13 @@ official table, and the polygon files are checked against it.
 
 from __future__ import annotations
 
-import json
 import logging
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from torchvision.datasets import Cityscapes
 from ...data.decode import upright_size
 from ...data.image_folder import is_image
 from ...errors import LGDError, ShardError
+from ...utils.typed_json import JSONError, read_json
 from .recipe import SegmentData
 
 log = logging.getLogger(__name__)
@@ -168,17 +168,23 @@ def _check_pair(pair: Pair) -> None:
         )
 
 
+class _Polygon(TypedDict):
+    label: str
+
+
+class _Polygons(TypedDict):
+    objects: list[_Polygon]
+
+
 def _check_polygons(label: Path) -> None:
     """Check that the names in the polygon file beside a label image, where there is one, are Cityscapes'."""
     file = label.with_name(label.name.replace("labelIds.png", "polygons.json"))
     if not file.is_file():
         return
     try:
-        names = {
-            entry["label"].removesuffix("group") for entry in json.loads(file.read_text(encoding="utf-8"))["objects"]
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LGDError(f"{file} is no polygon file of Cityscapes ({error!r})") from error
+        names = {entry["label"].removesuffix("group") for entry in read_json(file, _Polygons)["objects"]}
+    except (OSError, JSONError) as error:
+        raise LGDError(f"{file} is no polygon file of Cityscapes ({error})") from error
     if strange := names - {row.name.removesuffix("group") for row in Cityscapes.classes}:
         raise LGDError(f"{file} has names that are not Cityscapes' ({', '.join(sorted(strange))})")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from ...errors import RecipeError
-from ...utils.schema import Count, Name
+from ...utils.schema import BatchSize, Name
 from ..recipe import TransferRecipe
 
 
@@ -18,7 +18,7 @@ class SegmentData:
     layout: Literal["cityscapes", "ade20k", "folder"] = "folder"
     train_split: Name = "train"  # a folder's name; of the plain layout also "all": the pictures that lie in no split
     val_split: Name | None = "val"  # None: nothing is evaluated
-    batch_size: Count = 16  # of all ranks together
+    batch_size: BatchSize = 16  # of all ranks together
     short_side: int | None = (
         None  # pixels to which pictures are resized, before training's own scale; None: they stay as they are
     )

@@ -214,7 +214,7 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
     with pytest.raises(LGDError, match=r"instances\.json is no file\. Expected"):
         read(tmp_path)
     (tmp_path / "instances.json").write_bytes(b"\xff\xd8\xff\xe0 a picture")
-    with pytest.raises(LGDError, match=r"is no JSON .* Expected"):
+    with pytest.raises(LGDError, match=r"can't be read \(no JSON.* Expected"):
         read(tmp_path)
 
 
