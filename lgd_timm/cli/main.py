@@ -27,6 +27,7 @@ from .shards import add_shards
 from .teacher import add_teacher
 from .training import add_training
 from .transfer import add_transfer
+from .vl import add_vl
 
 NOISY = ("sentence_transformers", "httpx", "httpx2", "timm", "onnx_ir", "onnxscript")  # libraries that log each call
 
@@ -82,6 +83,7 @@ def build_parser() -> Parser:
     add_predict(commands)
     add_hub(commands)
     add_transfer(commands)
+    add_vl(commands)
     add_export(commands)
     add_report(commands)
     add_recipes(commands)

@@ -183,7 +183,8 @@ def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: Re
 def _images(dataset: Dataset) -> tuple[list[int], list[int]]:
     """The row of each sample's image, and of each row the first sample that has its image."""
     known: dict[str, int] = {}
-    rows, samples = [], []
+    rows: list[int] = []
+    samples: list[int] = []
     for index in range(len(dataset)):
         row = known.setdefault(dataset[index].image_key or f"\0{index}", len(known))
         rows.append(row)

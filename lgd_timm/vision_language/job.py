@@ -103,7 +103,7 @@ class VLJob(Trainable):
             ranks=self.ranks,
         )
         loader: WorkerDataLoader[Batch] = WorkerDataLoader(
-            self.data,  # type: ignore[arg-type]  # has a length and items, which is all that torch asks of a Dataset
+            self.data,
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.recipe.machine.workers,

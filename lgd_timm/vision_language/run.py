@@ -89,22 +89,13 @@ def pretrain(recipe: VLRecipe, *, out: str | Path, resume: bool = False) -> dict
     return _train(recipe, Path(out), resume=resume)
 
 
-def adapt(teacher: VLRecipe, *, student: VLRecipe, out: str | Path, resume: bool = False) -> dict[str, Any]:
-    """Train a teacher on the boxes of its student, which its own backbone looks at, so that tokens correspond.
+def adapted(teacher: VLRecipe, *, student: VLRecipe) -> VLRecipe:
+    """Change a teacher's recipe so that it is trained on the boxes of its student, which its own backbone looks at.
 
     Args:
         teacher: backbone, transformer, data and schedule; `model.init` names an earlier run of it, if there is one.
-        student: whose `regions`, and lengths of texts, take the place of the teacher's.
-        out: as of `pretrain`.
-        resume: as of `pretrain`.
-
-    Returns, Raises: as `pretrain`.
+        student: whose `regions`, and lengths of texts, take the place of the teacher's: tokens correspond then.
     """
-    return pretrain(adapted(teacher, student=student), out=out, resume=resume)
-
-
-def adapted(teacher: VLRecipe, *, student: VLRecipe) -> VLRecipe:
-    """A teacher's recipe with its student's regions and lengths of texts."""
     text = replace(teacher.text, length=student.text.length, tags=student.text.tags)
     return replace(teacher, regions=student.regions, text=text)
 

@@ -166,7 +166,7 @@ def _write(
             attention = _array(folder / "attention.npy", (*shape, heads.shape[1], tokens, tokens))
         for row, item in enumerate(batch):
             hidden[item][kept] = last[row].numpy()
-            attention[item][np.ix_(range(heads.shape[1]), kept, kept)] = heads[row].numpy()
+            attention[item][np.ix_(np.arange(heads.shape[1]), kept, kept)] = heads[row].numpy()
     assert hidden is not None
     assert attention is not None
     hidden.flush()
