@@ -4,9 +4,10 @@
 
     L_names    = -mean_i sum_k p_ik log softmax(s_i . c_k / tau_S)_k                c: text bank
     L_feature  =  mean_i (1 - cos(x(s_i), x(t_i)))
-    L_contrast = -mean_i log softmax_j(cos(x(s_i), x(t_j)) / tau_C)_i               j: the batches of all ranks
+    L_contrast = -mean_i sum_j r_ij log softmax_j(cos(x(s_i), x(t_j)) / tau_C)       j: the batches of all ranks
 
     x(e)  = (S + shrink v I)^(-whiten / 2) (e - m)      m, S: mean, covariance of the teacher's unit rows; v = tr S / D
+    r_i   = softmax(cos(x(t_i), x(t_j)) / tau_C)_j      the teacher's own similarities
     q_i   = softmax(t_i . c_k / tau_T)_k                the text target of LGD (arXiv 2406.11689)
     g_i   = E q + R^T (t_i - m)                         ridge regression of q on t: R = (S + ridge v I)^-1 Cov(t, q)
     p_ik ~ max(g_ik, floor / C)^sharpen u_k             u: brings E p to (E p at u = 1)^(1 - balance)
@@ -20,7 +21,8 @@ so it is off by default.
 
 *Embedding.* CLIP-KD's two terms (arXiv 2307.12732) in a half-whitened, centred space (standardised teacher features:
 PHI-S, arXiv 2410.01680; UNIC, arXiv 2408.05088), so that the few directions with most of the variance do not decide
-alone.
+alone. The contrast asks for the teacher's similarities to the images of the batch, as SEED does for those of a queue
+(arXiv 2101.04731), and not for the image itself alone: both terms are at their least where student and teacher agree.
 
 Mean, covariances and R are exact where the teacher's embeddings are stored (`fit`). With an online teacher they are
 running means over all images so far, and R and the whitening are computed anew after steps 1 to 8 and then four times
@@ -50,12 +52,12 @@ POTENTIAL_RATE = 0.05  # of the running balance, whose means take some tens of s
 class RefinedConfig:
     """Every switch of the objective. A weight of 0 leaves its term out."""
 
-    names_weight: float = 2.0  # of the refined answers
-    student_temperature: float = 0.05  # divides the student's similarities to the names
+    names_weight: float = 4.0  # of the refined answers
+    student_temperature: float = 0.1  # divides the student's similarities to the names
     teacher_temperature: float = 0.1  # of the answers that are refined: soft ones, or there is little to regress
     refine: bool = True  # False: p = q
-    ridge: float = 1.0  # in mean variances of the embeddings' dimensions, as `shrink`
-    sharpen: float = 2.0
+    ridge: float = 0.03  # in mean variances of the embeddings' dimensions, as `shrink`
+    sharpen: float = 4.0
     floor: float = 0.1  # least refined probability, in parts of 1 / C
     balance: float = 0.0  # 1: the names are equally frequent among the images
     feature_weight: float = 10.0  # of the cosine of half-whitened embeddings
@@ -121,8 +123,8 @@ class RefinedDistillation(Objective):
         if config.feature_weight:
             losses["feature"] = config.feature_weight, (1 - (xs * xt).sum(1)).mean()
         if config.contrast_weight:
-            own = rank_and_world_size()[0] * len(s) + torch.arange(len(s), device=s.device)
-            logits = xs @ concat_all_gather(xt).T / config.contrast_temperature
+            keys = concat_all_gather(xt).T / config.contrast_temperature
+            logits, own = xs @ keys, torch.softmax(xt @ keys, 1)
             losses["contrast"] = config.contrast_weight, cross_entropy(logits, own)
         total = sum((weight * loss for weight, loss in losses.values()), s.new_zeros(()))
         return {"loss": total, **{f"loss_{name}": loss for name, (_, loss) in losses.items()}}
