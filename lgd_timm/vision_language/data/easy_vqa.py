@@ -79,6 +79,7 @@ class EasyVqaDataset:
             image=partial(load_file, self._file(number)),
             question=question,
             answers={answer: 1.0},
+            image_key=str(number),
         )
 
     def _file(self, number: int) -> Path:

@@ -101,6 +101,7 @@ class VqaV2Dataset:
             image=partial(load_file, self._files[entry.image_id]),
             question=entry.question,
             answers=None if given is None else soft_scores(given),
+            image_key=str(entry.image_id),
         )
 
     def _read_annotations(self, path: Path, *, questions: Path) -> None:

@@ -17,7 +17,7 @@ from lgd_timm.vision_language.data.coco_captions import CocoCaptions, CocoCaptio
 from lgd_timm.vision_language.data.easy_vqa import EasyVqa, EasyVqaDataset
 from lgd_timm.vision_language.data.sources import Source
 from lgd_timm.vision_language.data.vqa_v2 import VqaV2, VqaV2Dataset
-from tests.helpers.vl_data import write_coco_captions, write_easy_vqa, write_vqa
+from tests.helpers.vl_files import write_coco_captions, write_easy_vqa, write_vqa
 
 
 def coco(folder: Path) -> CocoCaptionsDataset:
@@ -53,6 +53,7 @@ def test_vqa_gives_a_sample_a_question_with_soft_scores(tmp_path: Path) -> None:
     assert dataset[2].answers == pytest.approx({"dog": 0.9, "puppy": 1.0, "wolf": 0.9})
     assert dataset[2].load().getpixel((0, 0)) == (25, 25, 25)
     assert dataset.common_answers == ("yes", "2", "dog")
+    assert [dataset[index].image_key for index in range(3)] == ["9", "9", "25"]  # features are stored once an image
 
 
 def test_a_test_split_of_vqa_has_no_answers(tmp_path: Path) -> None:

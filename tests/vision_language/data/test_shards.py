@@ -13,7 +13,7 @@ from lgd_timm.data import open_shards
 from lgd_timm.errors import LGDError, ShardError, VocabularyError
 from lgd_timm.vision_language.data.mosaics import CELLS, NOTHING, Mosaics, MosaicsDataset
 from lgd_timm.vision_language.data.shards import CaptionShards
-from tests.helpers.vl_data import NAMES, SHADES, png, write_shards, write_tiles
+from tests.helpers.vl_files import NAMES, SHADES, png, write_shards, write_tiles
 
 
 def record(**fields: object) -> bytes:
@@ -95,10 +95,11 @@ def test_captions_and_boxes_say_what_the_image_shows(tmp_path: Path) -> None:
         for box, label, cell in zip(sample.boxes.long().tolist(), scene.labels, scene.cells, strict=True):
             left, top, right, bottom = box
             assert (pixels[top:bottom, left:right] == SHADES[label]).all()
-            phrase = f"{'an' if NAMES[label] == 'airplane' else 'a'} {NAMES[label]} at the {CELLS[cell]}"
+            phrase = f"{'an' if NAMES[label] == 'airplane' else 'a'} {NAMES[label]} {CELLS[cell]}"
             assert len(sample.captions) == 5
             assert all(phrase in caption for caption in sample.captions)
-        assert all(caption.count(" at the ") == len(sample.boxes) for caption in sample.captions)
+        named = [sum(caption.count(cell) for cell in CELLS) for caption in sample.captions]
+        assert named == [len(sample.boxes)] * 5
     assert counts == {2, 3, 4}
 
 
