@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ..errors import CacheError, ShardError
-from .color import ColorOps, apply_color
+from .color import ColorOps, apply_color, planar
 from .decode import EncodedImage
 from .index import IMAGE_FIELDS, ShardSet
 from .samplers import Item
@@ -171,7 +171,7 @@ class ShardDataset(Dataset):
         image = self.views.crop_and_resize(sample.image, view)
         if self.photometry == "worker":
             image = apply_color(image[None], [view.color_ops])[0]
-        return image, view.color_ops, embedding
+        return planar(image), view.color_ops, embedding
 
     def _embeddings(self, rows: Sequence[Any]) -> Tensor | None:
         if self.stored is None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..errors import WorkerError
 from ..utils.signals import leave_interrupts_to_parent
+from .color import opencv
 from .dataset import Batch, Photometry, ShardDataset
 from .samplers import Item
 
@@ -89,6 +90,8 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
         sampler: the items of each batch.
         workers: processes that read and decode; 0: this one does.
     """
+    if workers:
+        opencv()  # imported once, and without threads, before the workers are forked
     return WorkerDataLoader(
         dataset,
         batch_sampler=sampler,

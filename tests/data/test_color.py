@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from lgd_timm.data import color
 from lgd_timm.data.color import JITTERS, ColorOps, apply_color
 
 TORCHVISION = (
@@ -19,6 +20,15 @@ TORCHVISION = (
     functional.adjust_hue,
 )
 AMOUNTS = (1.35, 0.7, 0.6, -0.08)
+
+
+@pytest.fixture(autouse=True, params=["torch", "opencv"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OpenCV and without."""
+    if request.param == "torch":
+        monkeypatch.setattr(color, "opencv", lambda: None)
+    else:
+        pytest.importorskip("cv2")
 
 
 def images(count: int, size: int = 20) -> Tensor:
