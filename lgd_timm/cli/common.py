@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..errors import RecipeError
+from ..utils.schema import build
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]  # generic for type checkers only
@@ -49,6 +51,26 @@ class Parser(argparse.ArgumentParser):
             if part in message:
                 self.exit(2, f"lgd-timm: error: {advice}\n")
         super().error(message)
+
+
+def number(hint: Any) -> Callable[[str], Any]:
+    """Make the `type` of an option whose number has bounds.
+
+    Args:
+        hint: of `utils.schema`, such as `Count`, `Share` or `int | None` with a range.
+
+    Returns:
+        A function that reads the number; argparse prints why one is refused.
+    """
+
+    def read(text: str) -> Any:
+        try:
+            plain = int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else text
+            return build(hint, plain, where="it")
+        except RecipeError as error:
+            raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+    return read
 
 
 def add_group(commands: Commands, name: str, text: str, *, metavar: str) -> tuple[Parser, Commands]:

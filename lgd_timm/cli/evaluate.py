@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LGDError, TeacherError
-from .common import Command, Parser, add_command, add_device, add_group, print_json
+from ..utils.schema import BatchSize, Count, Pixels, Rate, Seed, Size, Workers
+from .common import Command, Parser, add_command, add_device, add_group, number, print_json
 
 if TYPE_CHECKING:
     from ..data.subset import Subset
@@ -45,7 +46,9 @@ def add_evaluate(commands: Commands) -> None:
         (_add_names if asks else _add_weights)(parser)
         if name not in ("zero-shot", "agreement"):
             parser.add_argument("--train-split", default="train", help="split whose labels are used")
-            parser.add_argument("--seed", type=int, default=0, help="of which labels are used, and of random weights")
+            parser.add_argument(
+                "--seed", type=number(Seed), default=0, help="of which labels are used, and of random weights"
+            )
         if name in _ADD_OPTIONS:
             _ADD_OPTIONS[name](parser)
 
@@ -54,8 +57,10 @@ def _add_data(parser: Parser, *, batch_size: int) -> None:
     """Add what every evaluation is told."""
     parser.add_argument("--data", required=True, help="shard folder, or address of one")
     parser.add_argument("--split", default="val", help="split that is scored")
-    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help="images a batch")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images; 0: none")
+    parser.add_argument("--batch-size", type=number(BatchSize), default=batch_size, metavar="N", help="images a batch")
+    parser.add_argument(
+        "--workers", type=number(Workers), default=0, metavar="N", help="processes that load images; 0: none"
+    )
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, per-class accuracies included")
 
@@ -77,15 +82,22 @@ def _add_weights(parser: Parser) -> None:
     )
     parser.add_argument("--model-name", metavar="NAME", help="timm's name of the architecture, for FILE.safetensors")
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="of a model that is no student (default: timm's)"
+        "--image-size", type=number(Pixels), metavar="PIXELS", help="of a model that is no student (default: timm's)"
     )
 
 
 def _add_knn(parser: Parser) -> None:
     parser.add_argument(
-        "--k", type=int, nargs="+", default=[20], metavar="N", help="neighbours; of several, the first is reported"
+        "--k",
+        type=number(Count),
+        nargs="+",
+        default=[20],
+        metavar="N",
+        help="neighbours; of several, the first is reported",
     )
-    parser.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' weights, exp(cosine / T)")
+    parser.add_argument(
+        "--temperature", type=number(Rate), default=0.07, help="of the neighbours' weights, exp(cosine / T)"
+    )
 
 
 def _add_subset(parser: Parser) -> None:
@@ -93,7 +105,9 @@ def _add_subset(parser: Parser) -> None:
     labels.add_argument(
         "--fraction", type=float, help="learn from this share of each class's labels, such as 0.01 (default: all)"
     )
-    labels.add_argument("--per-class", type=int, metavar="N", help="learn from N images of each class (default: all)")
+    labels.add_argument(
+        "--per-class", type=number(Count), metavar="N", help="learn from N images of each class (default: all)"
+    )
     labels.add_argument(
         "--subset", metavar="FILE", help="learn from the keys in a JSON file of `lgd-timm shards subset`"
     )
@@ -102,7 +116,7 @@ def _add_subset(parser: Parser) -> None:
 def _add_linear_probe(parser: Parser) -> None:
     parser.add_argument("--protocol", default="lbfgs", help="lbfgs, ridge, or the paper's sgd")
     parser.add_argument(
-        "--strength", type=float, help="factor of the L2 penalty (default: chosen on held-out training images)"
+        "--strength", type=number(Rate), help="factor of the L2 penalty (default: chosen on held-out training images)"
     )
     parser.add_argument(
         "--sgd-batch-size",
@@ -116,24 +130,24 @@ def _add_linear_probe(parser: Parser) -> None:
 
 def _add_fine_tune(parser: Parser) -> None:
     _add_subset(parser)
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="passes over the training images")
+    parser.add_argument("--epochs", type=number(Count), default=30, metavar="N", help="passes over the training images")
     parser.add_argument(
-        "--warmup-epochs", type=int, default=1, metavar="N", help="epochs in which the learning rate rises"
+        "--warmup-epochs", type=number(Size), default=1, metavar="N", help="epochs in which the learning rate rises"
     )
     parser.add_argument("--optimizer", default="adamw", help="any of timm's")
-    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the backbone")
-    parser.add_argument("--head-lr", type=float, default=5e-3, help="peak learning rate of the classifier")
+    parser.add_argument("--lr", type=number(Rate), default=5e-4, help="peak learning rate of the backbone")
+    parser.add_argument("--head-lr", type=number(Rate), default=5e-3, help="peak learning rate of the classifier")
     parser.add_argument(
         "--layer-decay",
-        type=float,
+        type=number(Rate),
         help="share of the next layer's learning rate that a layer gets, such as 0.75 (default: 1)",
     )
-    parser.add_argument("--weight-decay", type=float, default=0.05, help="of the optimizer")
+    parser.add_argument("--weight-decay", type=number(Rate), default=0.05, help="of the optimizer")
     parser.add_argument("--augmentation", default="light", help="of the training views: none, flip, light, mocov2")
 
 
 def _add_all(parser: Parser) -> None:
-    parser.add_argument("--k", type=int, default=20, metavar="N", help="neighbours")
+    parser.add_argument("--k", type=number(Count), default=20, metavar="N", help="neighbours")
     parser.add_argument("--protocol", default="lbfgs", help="of the linear probes: lbfgs, ridge, or the paper's sgd")
     parser.add_argument(
         "--write", action="store_true", help="put the scores into the published folder's metrics.json and its card"

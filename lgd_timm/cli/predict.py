@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ShardError
-from .common import add_command, add_device, print_json
+from ..utils.schema import BatchSize, Count
+from .common import add_command, add_device, number, print_json
 
 if TYPE_CHECKING:
     from ..evaluate.predict import Classifier, Prediction
@@ -27,7 +28,7 @@ def add_predict(commands: Commands) -> None:
     parser.add_argument(
         "pictures", nargs="+", metavar="PICTURES", help="files, folders, patterns; -: paths from standard input"
     )
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="names for each picture")
+    parser.add_argument("--top-k", type=number(Count), default=5, metavar="K", help="names for each picture")
     parser.add_argument("--names", help="other names: a text file, '[a, b]', folder:PATH, ... (default: the model's)")
     parser.add_argument(
         "--templates", default="none", help="prompt templates for --names: none, simple, openai, a file"
@@ -36,7 +37,9 @@ def add_predict(commands: Commands) -> None:
     kind.add_argument("--csv", metavar="FILE", help="write a row a picture to this file (default: print lines)")
     kind.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--draw", metavar="FILE", help="write a contact sheet, a PNG (default: none)")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures that are classified together")
+    parser.add_argument(
+        "--batch-size", type=number(BatchSize), default=32, help="pictures that are classified together"
+    )
     add_device(parser)
 
 

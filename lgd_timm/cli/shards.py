@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from .common import add_command, add_group, plain
+from ..utils.schema import Count, Seed, Workers
+from .common import add_command, add_group, number, plain
 
 if TYPE_CHECKING:
     from ..data.index import Resize, ShardSet
@@ -35,9 +36,15 @@ def _add_write(actions: Commands) -> None:
     parser.add_argument("out", help="shard folder; it may already hold other splits")
     parser.add_argument("--split", default="train", help="name of the split that is written")
     parser.add_argument("--no-labels", action="store_true", help="write no cls field, even from class folders")
-    parser.add_argument("--samples-per-shard", type=int, default=5000, metavar="N", help="images in a tar, at most")
     parser.add_argument(
-        "--min-shards", type=int, default=1, metavar="N", help="tars, at least; too few images for it are an error"
+        "--samples-per-shard", type=number(Count), default=5000, metavar="N", help="images in a tar, at most"
+    )
+    parser.add_argument(
+        "--min-shards",
+        type=number(Count),
+        default=1,
+        metavar="N",
+        help="tars, at least; too few images for it are an error",
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that can't be used and list them (default: refuse)"
@@ -65,7 +72,7 @@ def _add_sizes(parser: argparse.ArgumentParser, *, short_side: int | None) -> No
     )
     parser.add_argument("--quality", type=int, default=92, metavar="Q", help="of these JPEGs, 1 to 100")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that encode, 0: this one (default: one a core)"
+        "--workers", type=number(Workers), metavar="N", help="processes that encode, 0: this one (default: one a core)"
     )
 
 
@@ -97,9 +104,9 @@ def _add_subset(actions: Commands) -> None:
     )
     parser.add_argument("shards", help="shard folder or address, with labels")
     parser.add_argument("out", metavar="file", help="JSON file, for `lgd-timm evaluate linear-probe --subset`")
-    parser.add_argument("--per-class", type=int, required=True, metavar="N", help="images of each class")
+    parser.add_argument("--per-class", type=number(Count), required=True, metavar="N", help="images of each class")
     parser.add_argument("--split", default="train", help="split that is drawn from")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw; equal seeds draw equal keys")
+    parser.add_argument("--seed", type=number(Seed), default=0, help="of the draw; equal seeds draw equal keys")
 
 
 def _write(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import MissingExtra, ShardError, require
+from ..utils.lfs import POINTER, POINTER_REASON
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -46,6 +47,8 @@ class EncodedImage:
     """
 
     def __init__(self, data: bytes) -> None:
+        if data.startswith(POINTER):
+            raise ShardError(POINTER_REASON)
         self._data = data
         self._decoded: dict[int, np.ndarray] = {}
         header = _jpeg_size(data)

@@ -18,8 +18,9 @@ from typing import Annotated, Any, TypedDict
 
 from ..errors import RecipeError, ShardError
 from ..utils.files import fingerprint
+from ..utils.lfs import is_pointer
 from ..utils.schema import Range, build
-from ..utils.typed_json import JSONError, is_pointer, parse_json
+from ..utils.typed_json import JSONError, parse_json
 from .paths import AnyPath, resolve_path
 from .shard_cache import LARGEST_INDEX, check_sums, local_file, read_small
 

@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from huggingface_hub import constants, hf_hub_url
-from huggingface_hub.utils import get_session
 
 from .. import settings
 from ..errors import MissingExtra, ShardError, require
-from ..utils.http import Source, Truncated, hub_headers, over_http
+from ..utils.http import Source, Truncated, hub_headers, open_session, over_http
 from .paths import RemotePath
 
 T = TypeVar("T")
@@ -61,7 +60,7 @@ def _from_server(url: str, headers: dict[str, str], offset: int) -> AbstractCont
 @lru_cache(maxsize=1)
 def _client(process: int) -> Any:
     """Create a client of the Hub client's class, without its hooks and token. One a process: forks share sockets."""
-    return type(get_session())(follow_redirects=True)
+    return type(open_session())(follow_redirects=True)
 
 
 @contextmanager
@@ -70,7 +69,7 @@ def _from_hub(url: str, headers: dict[str, str], offset: int) -> Iterator[tuple[
     if settings.offline():
         raise Refused("HF_HUB_OFFLINE is set. Unset it, or give a folder on this disk.")
     headers = {**hub_headers(), **headers}
-    with over_http(get_session(), url, offset, headers=headers) as answer:
+    with over_http(open_session(), url, offset, headers=headers) as answer:
         yield answer
 
 

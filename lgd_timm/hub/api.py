@@ -19,11 +19,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from .. import settings
 from ..errors import WeightsError
-from ..utils.http import Retry, Truncated, hub_headers, is_transient, read_all
+from ..utils.http import Retry, Truncated, hub_headers, is_transient, open_session, read_all
 from ..utils.typed_json import parse_json
 from .verify import FileFacts, checked_facts
 
@@ -103,7 +103,7 @@ def _ask(repo_id: str, revision: str | None, token: str | None) -> bytes:
     """Request what `HfApi.model_info` requests, within a deadline and no more than `LARGEST_ANSWER` bytes."""
     at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
     url = f"{constants.ENDPOINT}/api/models/{repo_id}{at}?blobs=true"
-    return read_all(get_session(), url, headers=hub_headers(token), limit=LARGEST_ANSWER)
+    return read_all(open_session(), url, headers=hub_headers(token), limit=LARGEST_ANSWER)
 
 
 def brief(error: Exception) -> str:
@@ -154,7 +154,7 @@ def true_cause(error: BaseException) -> BaseException:
 @contextmanager
 def client_timeout(seconds: float) -> Iterator[None]:
     """Give the Hub client's calls that set no time-out this one, in seconds; by default they wait for ever."""
-    session = get_session()
+    session = open_session()
     before = session.timeout
     session.timeout = seconds
     try:
@@ -219,4 +219,8 @@ def _reason(error: BaseException) -> str:
         return (
             f"the disk is full ({error.filename or error.strerror}). Free some space, or set HF_HOME to another disk."
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        return f"the disk of the cache has no locks ({error.strerror}). Set HF_HOME to a folder on another disk."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"the cache can't be written ({error.filename or error.strerror}). Set HF_HOME to a folder of your own."
     return f"{detail}. If that is no fault of yours, try again later."

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_url
-from huggingface_hub.utils import get_session
 
 from .. import settings
 from ..errors import WeightsError
-from ..utils.http import Download, Progress, Retry, hub_headers, over_http
+from ..utils.http import Download, Progress, Retry, hub_headers, open_session, over_http
 from .api import OTHER_WAY, Snapshot, as_weights_error
 from .verify import FileFacts, git_digest, hash_of
 
@@ -52,7 +51,7 @@ def download(name: str, snapshot: Snapshot, blobs: Path, *, token: str | None, p
     for more in ({}, {"Cache-Control": "no-cache"}):
 
         def source(offset: int, more: dict[str, str] = more) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
-            return over_http(get_session(), url, offset, headers={**headers, **more}, size=facts["size"])
+            return over_http(open_session(), url, offset, headers={**headers, **more}, size=facts["size"])
 
         path = blobs / f"{digest}.{secrets.token_hex(4)}.incomplete"
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import RecipeError, WeightsError
+from ..utils.lfs import pointers_in
 from .snapshot_download import snapshot
 
 # Endings of files that are pickles, or (.npz, .tar) may contain them.
@@ -82,6 +83,10 @@ def weights_folder(name: str, *, field: str, require: Sequence[str], allow: Sequ
         pickles = ", ".join(sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(PICKLES)))
         reason = f"; it has {pickles}, and pickles can run code: they are never opened. {_CONVERT}" if pickles else "."
         raise WeightsError(f"{field} {name!r} lacks {', '.join(missing)}{reason}")
+    if pointers := pointers_in(folder):
+        raise WeightsError(
+            f"{field} {name!r}: {', '.join(pointers)} are git-lfs pointers and not the files. Run there: git lfs pull"
+        )
     return folder
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 
 from ..errors import WeightsError
+from ..utils.state_keys import prefix_advice, without_prefix
 from ..utils.typed_json import JSONError, read_json
 
 LARGEST_CONFIG = 1 << 24  # bytes of a config.json: names of 21,000 classes take less than a tenth
@@ -81,10 +83,28 @@ def _load_whole(source: str, **options: Any) -> Any:
         reason = " ".join(str(error).split())
         if "state_dict" not in reason:
             raise
+        model, advice = _load_stripped(source, **options)
+        if model is not None:
+            return model
         raise WeightsError(
-            f"{source}: its weights are not those of the architecture that it names ({reason[:500]}). "
+            f"{source}: its weights are not those of the architecture that it names ({reason[:500]}).{advice} "
             "Pull or save it again."
         ) from error
+
+
+def _load_stripped(source: str, **options: Any) -> tuple[Any, str]:
+    """Load a folder whose keys have one prefix, as training code writes them; else None, and how they begin."""
+    file = Path(source.removeprefix("local-dir:")) / "model.safetensors"
+    if not source.startswith("local-dir:") or not file.is_file():
+        return None, ""
+    model: Any = timm.create_model(source, pretrained=False, **options)
+    state, wanted = load_file(file), model.state_dict()
+    advice = prefix_advice(state, wanted)
+    stripped = without_prefix(state, wanted)
+    if stripped.keys() != wanted.keys() or any(stripped[key].shape != wanted[key].shape for key in wanted):
+        return None, advice
+    model.load_state_dict(stripped)
+    return model, advice
 
 
 # ------------------------------------------------------------------------------------------------------- config.json

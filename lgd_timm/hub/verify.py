@@ -20,7 +20,8 @@ from typing import Any, Literal, TypedDict
 from .. import settings
 from ..errors import WeightsError
 from ..utils.files import fingerprint, sha256_of, write_json
-from ..utils.typed_json import JSONError, is_pointer, read_json
+from ..utils.lfs import is_pointer
+from ..utils.typed_json import JSONError, read_json
 
 StrPath = str | os.PathLike[str]
 

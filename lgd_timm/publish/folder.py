@@ -30,6 +30,7 @@ from ..students.entrypoints import stock_name
 from ..students.model import Student
 from ..teachers import TeacherSpec
 from ..utils.files import atomic_folder, explain_full_disk, write_json
+from ..utils.lfs import pointers_in
 from ..utils.typed_json import read_json
 from .card import card_of
 from .lgd_safetensors import Banks, projector_tensors, read_lgd, write_lgd
@@ -189,6 +190,8 @@ def load(folder: str | Path) -> Published:
                 f"{folder} lacks {name}, so it is no folder that lgd_timm published. "
                 "`lgd-timm pull` or `lgd-timm save` makes one."
             )
+    if pointers := pointers_in(folder):
+        raise WeightsError(f"{folder}: {', '.join(pointers)} are git-lfs pointers. Run there: git lfs pull")
     lgd = read_lgd(folder / "lgd.safetensors")
     if lgd.misfit is not None:
         raise WeightsError(f"{folder}/lgd.safetensors: {lgd.misfit}. Pull or save it again.")

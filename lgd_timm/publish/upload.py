@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from .. import settings
 from ..errors import WeightsError
@@ -21,7 +21,7 @@ from ..hub.api import Snapshot, as_weights_error, client_timeout, resolve, retry
 from ..hub.verify import FileFacts, StrPath, facts_of, wrong_files
 from ..hub.weights import PUBLISHED_FILES
 from ..utils.files import atomic_file
-from ..utils.http import Retry, is_transient
+from ..utils.http import Retry, is_transient, open_session
 from ..utils.typed_json import parse_json
 from .check import check_folder
 
@@ -177,7 +177,7 @@ def _validate_card(card: Path, token: str | None) -> None:
     headers = build_hf_headers(token=token, library_name="lgd_timm")
 
     def ask() -> Any:
-        answer = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=body, headers=headers)
+        answer = open_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=body, headers=headers)
         if answer.status_code != REFUSED:
             hf_raise_for_status(answer)
         return parse_json(answer.content, _Validation)

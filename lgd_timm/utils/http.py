@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,9 +18,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: httpx's in huggingface_hub 1, httpx2's in 2
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from .. import settings
+from ..errors import WeightsError
 
 # Statuses of transient failures, and the pauses in seconds before each further request.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -33,6 +35,8 @@ LARGEST_ERROR = 1 << 16  # bytes of the body of an error that are read
 ENCODINGS = ("", "identity", "gzip", "deflate")  # one of them unpacks a thousandfold at most
 OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
 MIN_PROGRESS = 1 << 17  # bytes that must arrive between two failures for the second to count as a first one
+
+INVALID_URL: Any = sys.modules[HTTPError.__module__.partition(".")[0]].InvalidURL  # of the same httpx
 
 T = TypeVar("T")
 
@@ -221,6 +225,22 @@ def over_http(
         resumes = response.headers.get("content-range", "").startswith(f"bytes {offset}-")
         start = offset if resumes else 0
         yield start, _chunks(response, start, size)
+
+
+def open_session() -> Any:
+    """Return the Hub client's session.
+
+    Raises:
+        WeightsError: the environment names a proxy that can't be used.
+    """
+    try:
+        return get_session()
+    except (ImportError, ValueError, INVALID_URL) as error:  # httpx's: for SOCKS without socksio, and for addresses that are none
+        raise WeightsError(
+            f"The proxy that the environment names (ALL_PROXY, HTTPS_PROXY, HTTP_PROXY) can't be used: "
+            f"{' '.join(str(error).split())} For a SOCKS proxy: pip install socksio. Else correct or unset the "
+            "variable."
+        ) from error
 
 
 def read_all(session: Any, url: str, *, headers: Mapping[str, str], limit: int) -> bytes:

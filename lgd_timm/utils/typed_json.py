@@ -18,25 +18,15 @@ from pathlib import Path
 from typing import Any, is_typeddict
 
 from ..errors import RecipeError
+from .lfs import POINTER, POINTER_REASON
 from .schema import build
 
 LARGEST_JSON = 1 << 26  # bytes
 LARGEST_ANNOTATIONS = 1 << 32  # bytes of a COCO or LVIS file: LVIS has 1.2 GB
-POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that git-lfs has not fetched
-POINTER_REASON = "it is a git-lfs pointer and not the file itself; fetch that with: git lfs pull"
 
 
 class JSONError(ValueError):
     """A file that is no JSON, or holds other types than expected. The text is the reason, without the file's name."""
-
-
-def is_pointer(path: Path) -> bool:
-    """Return whether a file is what git-lfs leaves in the place of one that was not fetched."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(POINTER)) == POINTER
-    except OSError:
-        return False
 
 
 def read_json(path: Path, kind: Any = Any, *, limit: int = LARGEST_JSON) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from lgd_timm.cli.common import Parser, parse_overrides, plain, table
+from lgd_timm.cli.common import Parser, number, parse_overrides, plain, table
 from lgd_timm.cli.main import build_parser
 from lgd_timm.errors import RecipeError
+from lgd_timm.utils.schema import Rate, Workers
 
 
 def test_overrides_are_pairs_or_joined_by_an_equals_sign() -> None:
@@ -66,3 +67,13 @@ def test_a_table_fits_and_a_long_name_has_a_line_of_its_own() -> None:
 )
 def test_foreign_text_moves_no_cursor_and_forges_no_line(text: object, shown: str) -> None:
     assert plain(text) == shown
+
+
+@pytest.mark.parametrize("text", ["-1", "1025", "1e3", "9" * 50, "x", "", "nan"])
+def test_numbers_out_of_their_bounds_are_refused_with_them(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        number(Workers)(text)
+    assert number(Workers)("1024") == 1024
+    assert number(Rate)("1e-3") == 0.001
+    with pytest.raises(argparse.ArgumentTypeError, match="not finite"):
+        number(Rate)("nan")

@@ -18,7 +18,7 @@ from lgd_timm.data.index import ShardSet, open_shards
 from lgd_timm.data.tar import OPEN_FILES, IndexedTar, _handle
 from lgd_timm.data.verify_shards import check_shards
 from lgd_timm.errors import ShardError
-from lgd_timm.utils.typed_json import POINTER
+from lgd_timm.utils.lfs import POINTER
 
 
 def write_tar(path: Path, *files: tuple[str, bytes]) -> Path:

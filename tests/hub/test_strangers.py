@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 from lgd_timm.errors import WeightsError
 from lgd_timm.hub import api
 from lgd_timm.hub.cache import RepoCache
 from lgd_timm.hub.verify import checked_facts, is_path_below
-from lgd_timm.utils.http import LARGEST_ERROR, Truncated, over_http, read_all, within
+from lgd_timm.utils.http import LARGEST_ERROR, Truncated, open_session, over_http, read_all, within
 
 COMMIT, SHA256 = "a" * 40, "b" * 64
 FILE = {"rfilename": "config.json", "size": 2, "blobId": "c" * 40}
@@ -260,3 +262,15 @@ def test_the_hubs_own_client_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) 
     start = time.monotonic()
     assert http.hub_headers("hf_x") == {"user-agent": "lgd_timm", "authorization": "Bearer hf_x"}
     assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize("address", ["socks5://127.0.0.1:1080", "nonsense://x", "http://[::1"])
+def test_a_proxy_that_cant_be_used_is_said(address, monkeypatch):
+    set_client_factory(default_client_factory)  # a new session, which reads the environment
+    monkeypatch.setenv("ALL_PROXY", address)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    try:
+        with pytest.raises(WeightsError, match="proxy that the environment names"):
+            open_session()
+    finally:
+        set_client_factory(default_client_factory)

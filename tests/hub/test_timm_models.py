@@ -15,6 +15,7 @@ from lgd_timm.export.loading import open_export_model
 from lgd_timm.hub.timm_models import build_timm_model, check_config
 from lgd_timm.students.model import create_student
 from lgd_timm.teachers.conse import _create_classifier
+from lgd_timm.utils.lfs import POINTER
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,27 @@ def test_arguments_that_timm_itself_writes_are_taken(folder):
     }
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_args": args}))
     assert check_config(folder)["model_args"] == args
+
+
+@pytest.mark.parametrize("opener", OPENERS)
+@pytest.mark.parametrize("prefix", ["model.", "module._orig_mod.", "backbone."])
+def test_weights_under_one_prefix_are_those_without_it(folder, opener, prefix):
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    save_file({**{prefix + key: tensor for key, tensor in state.items()}, "queue": torch.ones(3)}, file)
+    OPENERS[opener](folder)
+    model = build_timm_model(f"local-dir:{folder}", pretrained=True)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+def test_keys_that_do_not_fit_are_named(folder):
+    file = folder / "model.safetensors"
+    save_file({f"net.{key}": tensor for key, tensor in load_file(file).items() if key != "bn1.weight"}, file)
+    with pytest.raises(WeightsError, match=r"Its other keys begin with net\."):
+        build_timm_model(f"local-dir:{folder}", pretrained=True)
+
+
+def test_pointers_of_git_lfs_are_said(folder):
+    (folder / "model.safetensors").write_bytes(POINTER + b"v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(LGDError, match="git lfs pull"):
+        find_model(f"local-dir:{folder}")

@@ -48,3 +48,8 @@ def test_memory_that_was_freed_is_kept() -> None:
     }
     assert left["keep"] > 350
     assert left["default"] < 50
+
+
+def test_the_meta_device_is_refused_as_it_computes_nothing() -> None:
+    with pytest.raises(LGDError, match="device 'meta' can't be used here"):
+        pick_device("meta")

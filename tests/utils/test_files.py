@@ -186,3 +186,38 @@ def test_a_folder_is_held_by_one_process_whose_death_frees_it(tmp_path: Path, mo
         holder.kill()
     hold_folder(tmp_path)
     hold_folder(tmp_path)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_the_umask_decides_who_may_read_what_is_written(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "a.json", 1)
+        with atomic_folder(tmp_path / "folder") as temporary:
+            (temporary / "file").write_bytes(b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_a_folder_that_cant_be_renamed_is_moved_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def without_folders(source: Path, target: Path) -> None:
+        if Path(source).is_dir():
+            raise OSError(errno.EPERM, "no renames of folders here")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", without_folders)
+    for name in ("first", "second"):  # a new folder, and one that exists, with a folder in it
+        with atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / name).write_text(name)
+            (temporary / f"_{name}").write_text(name)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
+        "out/_first",
+        "out/_second",
+        "out/inner/first",
+        "out/inner/second",
+    ]

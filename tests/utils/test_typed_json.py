@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 
 import pytest
 
-from lgd_timm.utils.typed_json import POINTER, JSONError, is_pointer, parse_json, read_json
+from lgd_timm.utils.lfs import POINTER, is_pointer
+from lgd_timm.utils.typed_json import JSONError, parse_json, read_json
 from tests.helpers.mutations import mutated_json
 
 
