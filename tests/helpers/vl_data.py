@@ -50,7 +50,7 @@ def _square(draw: np.random.Generator, colour: str) -> Any:
 
 
 def tiny(scenes: Path, **changes: Any) -> Dict:
-    """A recipe of 2 epochs of 3 steps of 4 samples."""
+    """A recipe of 2 epochs of 3 steps of 4 samples. A part with a `kind` is replaced, others are changed."""
     source = {"kind": "json_lines", "path": str(scenes)}
     recipe: Dict = {
         "name": "tiny",
@@ -64,7 +64,8 @@ def tiny(scenes: Path, **changes: Any) -> Dict:
         "schedule": {"epochs": 2},
         "run": {"device": "cpu", "workers": 0, "log_every": 1},
     }
-    return merge(recipe, changes)
+    whole = {part: values for part, values in changes.items() if isinstance(values, dict) and "kind" in values}
+    return {**merge(recipe, changes), **whole}
 
 
 def recipe(scenes: Path, **changes: Any) -> VLRecipe:
