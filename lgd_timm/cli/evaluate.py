@@ -163,8 +163,11 @@ _ADD_OPTIONS = {
 
 
 def _evaluate(options: argparse.Namespace) -> int | None:
+    from ..data import open_shards
     from ..utils.device import keep_memory
 
+    for split in dict.fromkeys((getattr(options, "train_split", options.split), options.split)):
+        open_shards(options.data, split=split)  # what is not there is said before a model is loaded
     keep_memory()
     return _COMMANDS[options.what](options)
 

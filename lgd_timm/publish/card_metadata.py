@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from ..config.recipe import Recipe
-from ..hub.repo_ids import is_repo_id, repo_id_of, timm_repository
+from ..hub.repo_ids import repo_id_of, timm_repository
 from .metrics import EVALUATIONS, SCORES
 
 
@@ -60,9 +59,12 @@ def _results(recipe: Recipe, metrics: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def dataset_id(shards: str) -> str | None:
-    """Return a data set's id on the Hub from a shard folder's name: data/CIFAR10 -> cifar10; None where it is none."""
-    name = PurePath(shards).name.lower()
-    return name if is_repo_id(name) else None
+    """Return a data set's id on the Hub from its shards' address: hf://datasets/org/name/folder -> org/name.
+
+    None for others: a folder may be called as a data set is, and hold anything.
+    """
+    address = shards.partition("hf://datasets/")
+    return None if address[0] or not address[1] else repo_id_of(address[2])
 
 
 def teacher_spec(recipe: Recipe, metrics: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -82,9 +82,9 @@ def transfer(
     if resume and (out / METRICS).is_file():
         log.info("%s is finished already", out)
         return _read_metrics(out)
+    check_output(out, resume=resume)
     device, ranks = process or join_ranks(recipe)
     job = find_task(task).prepare(recipe, out=out, device=device, ranks=ranks)
-    check_output(out, resume=resume)
     start(job, recipe=recipe.to_yaml(), resume=resume)
     scores = fit(job)
     metrics = _metrics(task, job, scores)

@@ -96,7 +96,7 @@ def test_the_hub_reads_library_licence_and_scores() -> None:
     task = "zero-shot-image-classification"
     assert found == [(task, "zero-shot top-1", "accuracy", 61.26), (task, "zero-shot top-5", "accuracy", 95.0)]
     assert {(row.dataset_name, row.dataset_type, row.dataset_split) for row in data.eval_results} == {
-        ("data/birds", "birds", "test")
+        ("data/birds", "images", "test")
     }
     assert data.model_name == NAME
 
@@ -108,14 +108,16 @@ def test_a_backbone_is_not_called_a_classifier() -> None:
 @pytest.mark.parametrize(
     ("shards", "expected"),
     [
-        ("data/CIFAR10", ["cifar10"]),
+        ("hf://datasets/org/birds/shards", ["org/birds"]),
+        ("hf://datasets/org/birds@v1/a/b", ["org/birds"]),
+        ("data/CIFAR10", None),
         ("/mnt/my images", None),
-        ("a/b--c", None),
+        ("https://host/datasets/org/birds", None),
+        ("hf://datasets/org--x", None),
         ("größe", None),
-        ("data/in1k/", ["in1k"]),
     ],
 )
-def test_a_data_set_is_named_where_its_folder_can_be_an_id(shards: str, expected: list[str] | None) -> None:
+def test_a_data_set_is_named_where_it_lies_on_the_hub(shards: str, expected: list[str] | None) -> None:
     assert ModelCard(card(shards=shards)).data.datasets == expected
 
 

@@ -17,7 +17,7 @@ from ...config.sandbox import check_reach
 from ...errors import LGDError, WeightsError
 from ...objectives import objective_config
 from ...publish.metrics import read_metrics
-from ...publish.training_curve import Row, read_log
+from ...publish.training_curve import Row, read_log, training_seconds
 from ...utils.files import fingerprint
 from ...utils.schema import MACHINE, marked
 from .labels import label_groups
@@ -33,7 +33,7 @@ class Trial:
         path: as the user named it.
         published: the published folder; None of a run that is not finished.
         recipe: of the run.
-        metrics: of metrics.json; empty where there is none.
+        metrics: of metrics.json; of a run that is not finished, what its log holds.
         log: rows of log.jsonl; empty of a published folder.
     """
 
@@ -132,13 +132,40 @@ def read_trial(path: str | Path) -> Trial:
     else:
         published = path / "published" if (path / "published" / "lgd.safetensors").is_file() else None
     source = published or path
-    return Trial(
-        path=path,
-        published=published,
-        recipe=read_recipe(source / "recipe.yaml"),
-        metrics=read_metrics(source),
-        log=read_log(path / "log.jsonl", until=sys.maxsize),
-    )
+    recipe = read_recipe(source / "recipe.yaml")
+    rows = read_log(path / "log.jsonl", until=sys.maxsize)
+    metrics = read_metrics(source) if published else logged_metrics(rows, batch_size=recipe.data.batch_size)
+    return Trial(path=path, published=published, recipe=recipe, metrics=metrics, log=rows)
+
+
+def logged_metrics(rows: Sequence[Row], *, batch_size: int) -> dict[str, Any]:
+    """Make of a run's log what it tells of metrics.json: the scores of the last evaluation, its epoch, and the time.
+
+    Args:
+        rows: of the log.
+        batch_size: images of a step.
+    """
+    scores = [row for row in rows if "zero_shot_top1" in row]
+    if not rows:
+        return {}
+    seconds = training_seconds(rows, images=rows[-1]["step"] * batch_size)
+    training = {"steps": rows[-1]["step"], **({} if seconds is None else {"seconds": seconds})}
+    if not scores:
+        return {"training": training}
+    last = scores[-1]
+    return {
+        "zero_shot": {"top1": last["zero_shot_top1"], "top5": last.get("zero_shot_top5")},
+        "training": {**training, "epochs": last.get("epoch")},
+    }
+
+
+def unfinished_note(trial: Trial) -> str:
+    """Say how far a run came that is not finished."""
+    steps, epoch, whole = trial.number("training", "steps"), trial.number("training", "epochs"), trial.recipe.schedule
+    if steps is None:
+        return f"{trial.path} is not finished, and its log is empty."
+    scored = "was not evaluated" if epoch is None else f"scores are those after epoch {epoch:.0f} of {whole.epochs}"
+    return f"{trial.path} is not finished: its log ends at step {steps:.0f}, {scored}."
 
 
 def read_trials(paths: Iterable[str | Path]) -> tuple[list[Trial], list[str]]:
@@ -156,6 +183,7 @@ def read_trials(paths: Iterable[str | Path]) -> tuple[list[Trial], list[str]]:
             notes.append(f"Left out: {path} is {trials[resolved].path}, which is shown already.")
         else:
             trials[resolved] = trial
+            notes += [] if trial.published else [unfinished_note(trial)]
     if not trials:
         raise WeightsError(f"No run can be read. {' '.join(note.removeprefix('Left out: ') for note in notes)}")
     for note in notes:
@@ -164,7 +192,7 @@ def read_trials(paths: Iterable[str | Path]) -> tuple[list[Trial], list[str]]:
 
 
 def group_trials(trials: Sequence[Trial]) -> list[Group]:
-    """Group runs; the best zero-shot comes first, those without a score last, in the order in which they were given."""
+    """Group runs: finished ones first, the best zero-shot first, those without a score last, as they were given."""
     settings = {fingerprint(found): found for found in map(_settings, trials)}
     members: dict[str, list[Trial]] = {key: [] for key in settings}
     for trial in trials:
@@ -174,7 +202,13 @@ def group_trials(trials: Sequence[Trial]) -> list[Group]:
         for key, (label, differs) in zip(settings, label_groups(list(settings.values())), strict=True)
     ]
     scores = {group.label: group.spread("zero_shot", "top1") for group in groups}
-    return sorted(groups, key=lambda group: -score.mean if (score := scores[group.label]) else math.inf)
+    return sorted(
+        groups,
+        key=lambda group: (
+            group.trials[0].published is None,
+            -score.mean if (score := scores[group.label]) else math.inf,
+        ),
+    )
 
 
 def _settings(trial: Trial) -> dict[str, Any]:

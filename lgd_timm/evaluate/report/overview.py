@@ -281,9 +281,9 @@ def _score_line(group: Group, colour: str) -> figures.Line | None:
 
 
 def _scores(trial: Trial) -> dict[float, float]:
-    """Map epochs to zero-shot top-1: those of the log, and the last one of metrics.json."""
+    """Map epochs to zero-shot top-1: those of the log, and of a finished run the last one of metrics.json."""
     scores = {float(row["epoch"]): float(row["zero_shot_top1"]) for row in trial.log if "zero_shot_top1" in row}
-    if scores and (last := trial.number("zero_shot", "top1")) is not None:
+    if scores and trial.published and (last := trial.number("zero_shot", "top1")) is not None:
         scores[float(trial.recipe.schedule.epochs)] = last
     return scores
 

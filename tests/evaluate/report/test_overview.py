@@ -154,5 +154,10 @@ def test_an_unfinished_run_is_shown_with_its_curve(make: Make) -> None:
     folder = make("a")
     shutil.rmtree(folder / "published")
     groups = groups_of(folder)
-    assert cells(groups)[0]["Zero-shot"] == overview.NONE
+    scores = [row["zero_shot_top1"] for row in groups[0].trials[0].log if "zero_shot_top1" in row]
+    assert cells(groups)[0]["Zero-shot"] == f"{scores[-1]:.1f}"
+    assert cells(groups)[0]["Epochs"] == "2"
     assert overview.curves(groups).blocks
+    assert overview.bars(groups).blocks
+    (folder / "log.jsonl").write_text("")
+    assert cells(groups_of(folder))[0]["Zero-shot"] == overview.NONE

@@ -136,7 +136,8 @@ def test_an_unfinished_run_and_one_that_is_none(make: Make, tmp_path: Path) -> N
     found = Page(report([folder, tmp_path / "nowhere"], out=tmp_path / "out"))
     assert "nowhere is no folder" in found.text
     assert "the run is not finished" in found.text
-    assert pngs(tmp_path / "out") == ["3-loss.png", "3-zero-shot.png"]
+    assert f"{folder} is not finished: its log ends at step 9, scores are those after epoch 2 of 3." in found.text
+    assert pngs(tmp_path / "out") == ["2-zero-shot.png", "3-loss.png", "3-zero-shot.png"]
 
 
 @pytest.fixture
