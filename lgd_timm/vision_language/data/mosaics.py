@@ -76,6 +76,7 @@ class MosaicsDataset:
 
     Attributes:
         vocabulary: all answers.
+        tiles_fingerprint: of the photographs.
 
     Raises:
         LGDError: there are no scenes or tiles, or positions lie outside the shards.
@@ -110,6 +111,7 @@ class MosaicsDataset:
         self.vocabulary = (*self.names, NOTHING, "yes", "no", *COUNTS)
         self.tile_size = tuple(self._reader.image(self._tiles[0]).shape[1:])
         self._labels = {position: self._label(position) for position in self._tiles}
+        self.tiles_fingerprint = shards.fingerprint
         self.fingerprint = fingerprint("mosaics", VERSION, shards.fingerprint, shards.split, tiles, scenes, seed, task)
 
     def __len__(self) -> int:

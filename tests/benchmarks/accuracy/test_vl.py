@@ -38,7 +38,7 @@ def test_tiles_named_rightly_are_those_of_the_right_class_in_the_right_place(tmp
 def test_the_rows_are_those_of_the_papers_claims() -> None:
     rows = vl.ROWS
     assert not rows["no teacher"].taught
-    assert not rows["no teacher, three times the steps"].taught
+    assert not rows["no teacher, four times the steps"].taught
     assert sum(row.taught for row in rows.values()) == len(rows) - 2
     assert {row.queue for name, row in rows.items() if "queue" in name} == {256, 1024, 4096}
     recipe = rows["full, unadapted teacher"].recipe
