@@ -67,6 +67,7 @@ def _add_save(commands: Commands) -> None:
 
 def _teach(options: argparse.Namespace) -> None:
     from ..config.reader import read_teach_recipe
+    from ..training.build import check_names
     from ..training.teach import teach_recipe
     from ..utils.device import keep_memory
 
@@ -76,6 +77,7 @@ def _teach(options: argparse.Namespace) -> None:
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return
+    check_names(options.recipe)
     keep_memory()
     stored = teach_recipe(recipe)
     if first_rank():

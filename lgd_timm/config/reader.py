@@ -206,7 +206,7 @@ def _teach_fields(recipe: Recipe, *, own: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(teacher, Stored) and teacher.taught_by is not None:
         fields |= {"teacher": data["teacher"]["taught_by"], "dtype": teacher.dtype or "float16"}
         if not any(key.partition(".")[0] in ("teacher", "views", "shards", "dtype") for key in own):
-            fields["out"] = teacher.embeddings
+            fields["out"] = teacher.folder
     return fields
 
 

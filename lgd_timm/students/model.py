@@ -81,6 +81,15 @@ class Student(nn.Module):
         return self.projector(self.features(images))
 
 
+def check_name(model: str) -> None:
+    """Check that timm knows a model by its name. Raises: LGDError."""
+    if not timm.is_model(model) and ":" not in model:
+        known = ", ".join(timm.list_models("lgd_*"))
+        raise LGDError(
+            f"student.model {model!r} is unknown to timm {timm.__version__}. Ours: {known}; all: timm.list_models()."
+        )
+
+
 def create_student(
     model: str,
     *,
@@ -110,11 +119,7 @@ def create_student(
     Raises:
         LGDError: timm does not know the model, or can't build it.
     """
-    if not timm.is_model(model) and ":" not in model:
-        known = ", ".join(timm.list_models("lgd_*"))
-        raise LGDError(
-            f"student.model {model!r} is unknown to timm {timm.__version__}. Ours: {known}; all: timm.list_models()."
-        )
+    check_name(model)
     statistics: dict[str, Any] = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     if image_size:
         statistics["input_size"] = (3, image_size, image_size)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..config.reader import read_mapping, read_recipe
 from ..config.recipe import Recipe
 from ..data import Views, open_shards
 from ..data.dataset import BadSamples, ShardDataset
@@ -18,16 +20,17 @@ from ..data.index import ShardSet
 from ..data.loader import color_device
 from ..data.samplers import EpochSampler
 from ..data.vocabulary import Vocabulary, class_order, load_vocabulary
-from ..errors import RecipeError
+from ..errors import RecipeError, ShardError, VocabularyError
 from ..evaluate.zero_shot import ClassCountError, check_labels, match_classes
 from ..objectives import create_objective
-from ..students.model import create_student
+from ..students.model import check_name, create_student
 from ..students.small_conv import speed_up_small_convs
 from ..task import LGDTask
+from ..teachers import Stored
 from ..teachers.prepare import PreparedTeacher, prepare_teacher
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
-from .optim import build_optimizer, build_scheduler
+from .optim import build_optimizer, build_scheduler, check_optimizer
 from .state import Run, Validation
 from .step import Skipped
 
@@ -40,12 +43,13 @@ def build(recipe: Recipe, out: Path) -> Run:
     """
     device, ranks = torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join()
     check_batch_size(recipe, ranks.world_size)
+    check_settings(recipe)
     shards = open_shards(recipe.data.shards, split=recipe.data.train_split)
     vocabulary = recipe.vocabulary.load()
     labels = open_labels(recipe, vocabulary) if recipe.data.val_split else None  # before a teacher is loaded
+    if isinstance(recipe.teacher, Stored):
+        recipe = replace(recipe, teacher=open_embeddings(recipe, recipe.teacher, shards))
     teaching, bank_of = prepare_teacher(recipe.teacher, vocabulary=vocabulary, views=recipe.views)
-    if teaching.stored is not None:
-        teaching.stored.check(shards, teaching.views)
     validation = prepare_validation(recipe, labels, teaching, bank_of) if labels else None
     # Pixels that are kept in memory are kept with their colours done.
     photometry = color_device(recipe.machine.photometry, torch.device("cpu") if recipe.data.in_memory else device)
@@ -101,6 +105,50 @@ def all_embeddings(teaching: PreparedTeacher, shards: ShardSet, ranks: Ranks) ->
     views = 1 if teaching.stored.per_image else teaching.views.count
     share = ranks.share(range(len(shards.filenames)))
     return map(torch.from_numpy, teaching.stored.batches(shards, views=views, numbers=share))
+
+
+def open_embeddings(recipe: Recipe, teacher: Stored, shards: ShardSet) -> Stored:
+    """Find stored embeddings and check that they are of these shards and views, before any tower is loaded.
+
+    Raises:
+        TeacherError: they are not there, or do not fit.
+    """
+    found = teacher.found_beside(recipe.data.shards, split=recipe.data.train_split, views=recipe.views)
+    stored = found.open()
+    stored.check(shards, recipe.views or stored.views)
+    return found
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Check what needs no model, before any is loaded.
+
+    Raises:
+        LGDError: student or optimizer are unknown to timm, or the warm-up is as long as the run.
+    """
+    check_name(recipe.student.model)
+    check_optimizer(recipe.optimizer.name)
+    schedule = recipe.schedule
+    if schedule.warmup_epochs >= schedule.epochs:
+        raise RecipeError(
+            f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}."
+        )
+
+
+def check_names(source: str | Path) -> None:
+    """Check a recipe's names against its evaluation split, which costs less than hours of teaching for them.
+
+    Args:
+        source: recipe of a distillation or of `teach`. Only a file is looked into, as it is the user's own.
+
+    Raises:
+        RecipeError: there are more or fewer names than classes.
+    """
+    if not Path(source).is_file() or "data" not in read_mapping(source):
+        return
+    recipe = read_recipe(source)
+    if recipe.data.val_split:
+        with suppress(ShardError, VocabularyError):  # `teach` needs neither the split nor the names, but to distil
+            open_labels(recipe, recipe.vocabulary.load())
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
@@ -223,16 +271,8 @@ def task_optimizer(recipe: Recipe, task: LGDTask) -> torch.optim.Optimizer:
 
 
 def task_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int) -> Any:
-    """Build the recipe's schedule.
-
-    Raises:
-        RecipeError: the warm-up is as long as the run.
-    """
+    """Build the recipe's schedule."""
     schedule = recipe.schedule
-    if schedule.warmup_epochs >= schedule.epochs:
-        raise RecipeError(
-            f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be below schedule.epochs = {schedule.epochs}."
-        )
     return build_scheduler(
         optimizer,
         name=schedule.name,

@@ -64,7 +64,7 @@ def distill(recipe: Recipe, *, out: str | Path, resume: bool = False, source: st
         origin = {"shards": run.dataset.shards.fingerprint, "teacher": run.teaching.metadata}
         published = read_recipe(Path(source) / "recipe.yaml")
         compare(Path(source), metrics=origin, recipe=publishable_recipe(run).to_dict(), published=published.to_dict())
-    start(run, recipe=recipe.to_yaml(), resume=resume)
+    start(run, recipe=run.recipe.to_yaml(), resume=resume)  # with the folder of embeddings that were found
     fit(run)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -15,6 +15,12 @@ from ..errors import RecipeError
 BUILD_ERRORS = (ValueError, TypeError, RuntimeError, AssertionError, ImportError)  # values refused, libraries missing
 
 
+def check_optimizer(name: str) -> None:
+    """Check that timm knows an optimizer. Raises: RecipeError."""
+    if name not in list_optimizers():
+        raise RecipeError(f"optimizer.name {name!r} is unknown to timm. See timm.optim.list_optimizers().")
+
+
 def build_optimizer(
     model: nn.Module,
     *,
@@ -39,8 +45,7 @@ def build_optimizer(
     Raises:
         RecipeError: the optimizer is unknown, refuses a value, or needs a library that is missing.
     """
-    if name not in list_optimizers():
-        raise RecipeError(f"optimizer.name {name!r} is unknown to timm. See timm.optim.list_optimizers().")
+    check_optimizer(name)
     if groups is not None:
         options["param_group_fn"] = lambda _: list(groups)
     try:

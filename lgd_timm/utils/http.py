@@ -235,7 +235,11 @@ def open_session() -> Any:
     """
     try:
         return get_session()
-    except (ImportError, ValueError, INVALID_URL) as error:  # httpx's: for SOCKS without socksio, and for addresses that are none
+    except (
+        ImportError,
+        ValueError,
+        INVALID_URL,
+    ) as error:  # httpx's: for SOCKS without socksio, and for addresses that are none
         raise WeightsError(
             f"The proxy that the environment names (ALL_PROXY, HTTPS_PROXY, HTTP_PROXY) can't be used: "
             f"{' '.join(str(error).split())} For a SOCKS proxy: pip install socksio. Else correct or unset the "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import yaml
 
-from lgd_timm import hub
+from lgd_timm import cli, hub
 from lgd_timm.config.reader import read_recipe
 from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.hub import weights
@@ -111,3 +113,31 @@ def test_distill_and_save(
     )
     assert "(chance 33.33 %)" in said  # distilled for two names, asked about three
     assert say(capsys, "distill", recipe, "--output", "file", "--resume") == "published: file/published\n"
+
+
+def test_one_recipe_teaches_and_distils_and_names_no_folder(
+    recipe_dict: dict[str, Any], shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = shutil.copytree(shard_folder, tmp_path / "shards")
+    recipe = {
+        **recipe_dict,
+        "teacher": {"kind": "stored", "taught_by": recipe_dict["teacher"]},
+        "data": {**recipe_dict["data"], "shards": str(shards), "val_split": None},
+        "schedule": {"epochs": 1, "warmup_epochs": 0},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    folder = say(capsys, "teach", path).removeprefix("embeddings: ").strip()
+    assert Path(folder).parent == Path(shards)
+    say(capsys, "distill", path, "--output", tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["teacher"]["embeddings"] == folder
+
+
+def test_teaching_for_names_that_do_not_fit_is_refused_first(
+    recipe_dict: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe_dict, "vocabulary": {"source": ["red", "green"]}}))
+    assert cli.main(["teach", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "has 3 classes, its vocabulary 2 names" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
