@@ -16,7 +16,7 @@ from lgd_timm.students.entrypoints import STUDENTS
 from lgd_timm.utils.device import keep_memory, pick_device
 
 from .settings import Settings, cores, machine
-from .speed import allocator, loader, objective, pulling, ranks, small_conv, startup, steps, teaching, views
+from .speed import allocator, gpu, loader, objective, pulling, ranks, small_conv, startup, steps, teaching, views
 from .speed.pairs import Row, table
 from .speed.photographs import describe, photographs
 
@@ -42,6 +42,8 @@ def main() -> int:
     logging.disable(logging.WARNING)
     try:
         settings = _settings(arguments)
+        if arguments.what == "gpu":
+            return _gpu(settings, arguments)
         if arguments.profile:
             print(steps.top_operations(settings, arguments.profile))
             return 0
@@ -60,6 +62,17 @@ def main() -> int:
     return 0
 
 
+def _gpu(settings: Settings, arguments: argparse.Namespace) -> int:
+    results = gpu.run(settings)
+    path = Path(arguments.json or "output/benchmarks-gpu.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results.to_dict(), indent=1), encoding="utf-8")
+    print(results.markdown(), f"Every value is in {path}.", sep="\n\n")
+    if arguments.fill:
+        gpu.fill(arguments.fill, results.markdown())
+    return 0
+
+
 def _measured(name: str, settings: Settings) -> list[Row]:
     rows = []
     for row in ROWS[name][0](settings):
@@ -69,12 +82,14 @@ def _measured(name: str, settings: Settings) -> list[Row]:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    device = torch.device(pick_device(arguments.device))
+    accelerator = arguments.what == "gpu"
+    device = torch.device(pick_device(arguments.device or ("cuda" if accelerator else "cpu")))
     cuda = device.type == "cuda"
+    share = cores() if accelerator else cores() // 2
     return Settings(
         device=device,
         rounds=arguments.rounds or (1 if arguments.quick else 5),
-        workers=arguments.workers or max(1, cores() // 2),
+        workers=arguments.workers or max(1, share),
         students=tuple(arguments.students or list(STUDENTS)[: 1 if arguments.quick else None]),
         batch_size=arguments.batch_size or (8 if arguments.quick else 256 if cuda else 32),
         amp=arguments.amp or ("bfloat16" if cuda else "none"),
@@ -88,12 +103,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=f"{__doc__}\n\n{rows}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "what", nargs="?", choices=("gpu",), help="instead of rows: what one accelerator does, within eight minutes"
+    )
+    parser.add_argument("--fill", type=Path, metavar="PAGE", help="of gpu: put the table between the page's marks")
     parser.add_argument("--only", type=_names, default=tuple(ROWS), metavar="step,pull", help="these rows")
     parser.add_argument("--rounds", type=int, help="pairs of measurements in a row [5]")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that all runs, measures nothing")
-    parser.add_argument("--json", metavar="FILE", help="write every value")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
-    parser.add_argument("--workers", type=int, help="of the loaders in rows step, online and teach [half the cores]")
+    parser.add_argument("--json", metavar="FILE", help="write every value [of gpu: output/benchmarks-gpu.json]")
+    parser.add_argument("--device", help="cpu or cuda [cpu; of gpu: cuda]")
+    parser.add_argument(
+        "--workers", type=int, help="of the loaders in rows step, online and teach [half the cores; of gpu: all]"
+    )
     parser.add_argument("--students", nargs="+", choices=tuple(STUDENTS), help="of rows step and online [all]")
     parser.add_argument("--batch-size", type=int, help="of rows step, online, loader and teach [32, on cuda 256]")
     parser.add_argument("--amp", choices=("none", "bfloat16"), help="of the students [none, on cuda bfloat16]")

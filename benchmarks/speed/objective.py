@@ -31,9 +31,13 @@ def rows(settings: Settings) -> Iterator[Row]:
         for stored in (True, False):
             for names in NAMES[:3:2] if settings.quick else NAMES[::3]:
                 yield _refined_over_rival(settings, kind, names, stored=stored)
+    yield from over_loop(settings)
+    yield _memory(settings)
+
+
+def over_loop(settings: Settings) -> Iterator[Row]:
     for known in (True, False):
         yield _over_loop(settings, 1000, known=known)
-    yield _memory(settings)
 
 
 def embeddings(count: int, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ def main() -> int:
     for student in STUDENTS:
         model = create_student(student, embed_dim=arguments.dimension)
         gradients = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        efficiencies = (_efficiency(count, gradients + bank, arguments) for count in arguments.gpus)
+        line = {name: getattr(arguments, name) for name in ("step_ms", "machine", "inside", "bandwidth", "hop")}
+        efficiencies = (efficiency(count, gradients + bank, **line) for count in arguments.gpus)
         _print(
             student,
             f"{gradients / 1e6:.1f}",
@@ -41,10 +42,16 @@ def main() -> int:
     return 0
 
 
-def _efficiency(count: int, size: int, arguments: argparse.Namespace) -> float:
-    bandwidth = 1e9 * (arguments.inside if count <= arguments.machine else arguments.bandwidth)
-    costs = 2 * (count - 1) / count * size / bandwidth + 2 * math.ceil(math.log2(count)) * arguments.hop * 1e-6
-    step: float = arguments.step_ms / 1000
+def efficiency(
+    count: int, size: int, *, step_ms: float, machine: int, inside: float, bandwidth: float, hop: float
+) -> float:
+    """t / (t + c(N)) of `count` GPUs that share `size` bytes a step, by the formula above.
+
+    `bandwidth` is in GB/s between machines of `machine` GPUs, `inside` within one, `hop` in microseconds.
+    """
+    speed = 1e9 * (inside if count <= machine else bandwidth)
+    costs = 2 * (count - 1) / count * size / speed + 2 * math.ceil(math.log2(count)) * hop * 1e-6
+    step = step_ms / 1000
     return step / (step + costs)
 
 

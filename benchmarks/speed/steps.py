@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from torch.autograd.profiler_util import EventList
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,16 +27,16 @@ from lgd_timm.training.step import TrainStep
 from ..settings import Settings, cores
 from .feed import Feed
 from .pairs import Goal, Row, Side, measure, seconds
-from .photographs import photographs
+from .photographs import SIZES, photographs
 from .teaching import NAMES, online_teacher, stored_teaching
 
 ENDLESS = 10**9  # steps
 SPEEDUP = {"lgd_mobilenetv2": Goal(3, least=True), "lgd_resnet18": Goal(2, least=True)}
 
 
-def prepare(settings: Settings, student: str) -> Run:
+def prepare(settings: Settings, student: str, *, sizes: Mapping[tuple[int, int], int] = SIZES) -> Run:
     """A distillation as `lgd-timm distill` builds it: stored embeddings of two views, 1,000 names."""
-    shards = photographs(settings.photographs)
+    shards = photographs(settings.photographs, sizes=sizes)
     stored = stored_teaching(shards, Views(size=settings.size, count=2), workers=settings.workers)
     recipe = recipe_from_dict(
         {
@@ -146,7 +147,7 @@ def stored_over_bare(settings: Settings) -> Iterator[Row]:
                     "same step, batch in memory": partial(distil_step, TrainStep(other), batch),
                     "supervised step": supervised_step(other, batch),
                 }
-            _warm_up(run, batches)
+            warm_up(run, batches)
             for name, step in sides.items():
                 yield measure(
                     f"step: {student}, {settings.where}",
@@ -169,25 +170,31 @@ def stored_over_online(settings: Settings) -> Iterator[Row]:
             with feed(online) as online_batches, feed(stored) as stored_batches:
                 sides = []
                 for side, run, batches in ((name, online, online_batches), ("stored", stored, stored_batches)):
-                    _warm_up(run, batches)
+                    warm_up(run, batches)
                     sides.append(Side(side, fed(run, batches, settings.steps)))
                 what = f"online: {student}, {settings.where}"
                 yield measure(what, *sides, unit="ms a step", rounds=settings.rounds, goal=SPEEDUP[student])
 
 
-def _warm_up(run: Run, batches: Feed) -> None:
+def warm_up(run: Run, batches: Feed) -> None:
     """As many batches as the queue holds: what is in it then was made while steps were taken."""
     fed(run, batches, 4 * run.recipe.data.workers + 1)()
 
 
 def top_operations(settings: Settings, student: str) -> str:
     """Where a step of distillation spends its time: the ten operations that take most of it."""
+    cuda = settings.device.type == "cuda"
+    return profiled(settings, student).table(
+        sort_by="self_device_time_total" if cuda else "self_cpu_time_total", row_limit=10
+    )
+
+
+def profiled(settings: Settings, student: str) -> EventList:
+    """What `settings.steps` steps of distillation did, from shards."""
     run = prepare(settings, student)
     cuda = run.device.type == "cuda"
     with feed(run) as batches:
-        _warm_up(run, batches)
-        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiled:
+        warm_up(run, batches)
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
             fed(run, batches, settings.steps)()
-    return profiled.key_averages().table(
-        sort_by="self_device_time_total" if cuda else "self_cpu_time_total", row_limit=10
-    )
+    return profiler.key_averages()

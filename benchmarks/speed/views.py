@@ -19,6 +19,7 @@ import torch
 from lgd_timm.data import Views, color
 from lgd_timm.data.decode import Box, EncodedImage
 from lgd_timm.data.index import ShardSet
+from lgd_timm.data.resize import Resize, resize_image
 from lgd_timm.data.tar import IndexedTar
 
 from ..settings import Settings
@@ -33,6 +34,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     try:
         yield _view(settings, files)
         yield _colors(settings, files)
+        yield _resized(settings, files)
         if find_spec("nvidia") and find_spec("nvidia.nvimgcodec"):
             yield _regions(settings, files)
     finally:
@@ -68,6 +70,25 @@ def _colors(settings: Settings, files: Sequence[bytes]) -> Row:
 
     what = f"views: MoCo v2's colours alone, {settings.size} px"
     return _with_and_without(what, change, drawn, rounds=settings.rounds)
+
+
+def _resized(settings: Settings, files: Sequence[bytes]) -> Row:
+    """Decode, crop, resize and flip: what is left for a worker where colours are changed on a device."""
+    views = Views(size=settings.size)
+    small = [resize_image(file, Resize(short_side=288, quality=92)) for file in files]
+
+    def geometry(index: int, file: bytes) -> object:
+        image = EncodedImage(file)
+        view = views.draw(str(index), 0, height=image.height, width=image.width)
+        return color.planar(views.crop_and_resize(image, view))
+
+    return measure(
+        f"views: crop, resize and flip, {settings.size} px, from JPEG",
+        Side("short side 288", lambda: rate(geometry, small)),
+        Side("photographs", lambda: rate(geometry, files)),
+        unit="a CPU second",
+        rounds=settings.rounds,
+    )
 
 
 def _with_and_without(
