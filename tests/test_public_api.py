@@ -43,6 +43,10 @@ AMONG = {
     "transfer.backbone": "find_backbone",
     "transfer.recipe": "TransferRecipe read_transfer",
     "transfer.run": "compare open_run predict transfer",
+    "vision_language.describe": "Describer answer caption",
+    "vision_language.folder": "VLModel open_model save_model",
+    "vision_language.recipe": "VLRecipe read_vl_recipe",
+    "vision_language.run": "adapted distill evaluate pretrain publish",
     "utils.device": "keep_memory pick_device",
 }  # module -> those of its names that are public; the others may change
 

@@ -17,8 +17,8 @@ MODEL = "published folder, hub://ORG/NAME, or run folder of `lgd-timm vl`"
 def add_vl(commands: Commands) -> None:
     """Add the parsers."""
     _, group = add_group(commands, "vl", "small models that caption and answer, distilled", metavar="COMMAND")
-    _add_run(group, "pretrain", _pretrain, "train a vision-language model without a teacher, on its recipe's task")
-    adapt = _add_run(group, "adapt", _adapt, "train a teacher on the boxes of its student, for lgd-timm vl distill")
+    _add_run(group, "pretrain", _pretrain, "train a model without a teacher")
+    adapt = _add_run(group, "adapt", _adapt, "train a teacher on its student's boxes")
     adapt.add_argument("--student", required=True, help="recipe of the student, whose regions the teacher learns")
     _add_run(group, "distill", _distill, "train a student with the teacher that its recipe names")
     evaluate = add_command(group, "evaluate", _evaluate, "score a model on its recipe's evaluation data")

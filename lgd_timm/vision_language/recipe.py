@@ -1,7 +1,7 @@
 """Settings of a vision-language model: task, data, text, regions, backbone, transformer, distillation.
 
 Defaults follow the paper's student (MiniVLM's transformer) and the authors' code family where those are known, see
-docs/guides/vision_language.md.
+docs/guides/vision-language.md.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from lgd_timm.cli.main import build_parser
 from lgd_timm.config import read_recipe, read_teach_recipe
 from lgd_timm.transfer.recipe import read_transfer
 from lgd_timm.transfer.tasks import find_task
+from lgd_timm.vision_language.recipe import read_vl_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,7 +102,9 @@ def test_the_command_line_takes_it(name: str, words: list[str]) -> None:
 def read_as_documented(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Read a command's recipe with the fields that it overrides; an unknown field or a missing file is an error."""
     recipe = ROOT / options.recipe
-    if hasattr(options, "task"):
+    if options.command.__module__ == "lgd_timm.cli.vl":
+        read_vl_recipe(recipe, overrides=overrides)
+    elif hasattr(options, "task"):
         read_transfer(find_task(options.task).RECIPE, recipe, overrides=overrides)
     elif hasattr(options, "vocabulary"):
         read_recipe(recipe, overrides=overrides)
