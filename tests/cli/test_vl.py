@@ -58,7 +58,7 @@ def test_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() in {"red", "green", "blue"}
     with_val = write(tmp_path / "b.yaml", **ANSWERS)
     content = yaml.safe_load(Path(with_val).read_text())
-    content["data"]["val"] = content["data"]["train"]
+    content["data"]["val"] = dict(content["data"]["train"])
     Path(with_val).write_text(yaml.safe_dump(content))
     assert cli.main(["vl", "evaluate", "run", "--recipe", with_val, "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("run: accuracy ")
