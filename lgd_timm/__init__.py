@@ -13,12 +13,13 @@ from .utils.lazy import lazy_names, when_imported
 if TYPE_CHECKING:
     from . import students
     from .evaluate.predict import load
+    from .training.auto import distill_folder
 
 __version__ = "0.1.0"
 
-__all__ = ["LGDError", "MissingExtra", "__version__", "hub", "load", "students"]
+__all__ = ["LGDError", "MissingExtra", "__version__", "distill_folder", "hub", "load", "students"]
 
-__getattr__ = lazy_names(__name__, {"load": "evaluate.predict", "students": ""})
+__getattr__ = lazy_names(__name__, {"distill_folder": "training.auto", "load": "evaluate.predict", "students": ""})
 
 
 def _register_students() -> None:

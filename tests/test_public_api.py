@@ -13,7 +13,7 @@ import pytest
 import lgd_timm
 
 ALL = {
-    "": "LGDError MissingExtra __version__ hub load students",
+    "": "LGDError MissingExtra __version__ distill_folder hub load students",
     "cli": "main",
     "config": "Recipe TeachRecipe read_recipe read_teach_recipe recipe_from_dict",
     "data": "ShardSet Views open_shards",

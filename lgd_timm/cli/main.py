@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import LGDError, MissingExtra, WorkerError
 from ..utils.signals import INTERRUPTED, STATUS, Stopped, ending_in_order
+from .auto import add_auto
 from .common import Parser, first_rank, parse_overrides, plain
 from .completion import add_completion
+from .demo import add_demo
 from .evaluate import add_evaluate
 from .export import add_export
 from .hub import add_hub
@@ -76,11 +78,13 @@ def build_parser() -> Parser:
         "invalid choice: 'subset'": "subsets are drawn with `lgd-timm shards subset SHARDS FILE --per-class N`."
     }
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_auto(commands)
     add_shards(commands)
     add_training(commands)
     add_teacher(commands)
     add_evaluate(commands)
     add_predict(commands)
+    add_demo(commands)
     add_hub(commands)
     add_transfer(commands)
     add_vl(commands)

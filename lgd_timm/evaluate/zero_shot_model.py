@@ -277,17 +277,7 @@ def _published_student(
         own_model = _published_student(folder, opened, published, own, folders)
         return _reordered(own_model, [own.names.index(name) for name in vocabulary.names])
     if vocabulary != own:
-
-        def text() -> TextTeacher:
-            if "teacher" not in teacher:
-                raise LGDError(
-                    f"{folder.path}/metrics.json does not say which teacher reads new names. Use the folder's own "
-                    "names."
-                )
-            if folder.untrusted:
-                check_reach({"teacher": teacher["teacher"]})
-            return spec_from_dict(teacher["teacher"]).text()
-
+        text = partial(text_tower, folder, published)
         bank = text_bank(vocabulary, text_fingerprint=published.banks.text_fingerprint, text=text, folders=folders)
     folded = published.label_names and vocabulary == own
     return ZeroShotModel(
@@ -301,6 +291,23 @@ def _published_student(
         other_names=vocabulary.names != own.names,
         classifier=cache(partial(_folded_classifier, folder.path)) if folded else None,
     )
+
+
+def text_tower(folder: StudentFolder, published: Published) -> TextTeacher:
+    """Build the text tower of a published student's teacher.
+
+    Raises:
+        LGDError: the folder does not say which teacher it was, or the tower can't be built.
+        RecipeError: an untrusted folder names a path outside of the working directory.
+    """
+    teacher = published.metrics.get("teacher", {})
+    if "teacher" not in teacher:
+        raise LGDError(
+            f"{folder.path}/metrics.json does not say which teacher reads new names. Use the folder's own names."
+        )
+    if folder.untrusted:
+        check_reach({"teacher": teacher["teacher"]})
+    return spec_from_dict(teacher["teacher"]).text()
 
 
 def _folded_classifier(folder: Path) -> nn.Module:

@@ -77,11 +77,13 @@ class Graph:
         model: what is exported; its `label_names` are those of this graph's answers.
         network: takes normalised images, float32 [B, 3, size, size].
         output: what the network answers: "logits" [B, C] or "features" [B, F].
+        more: names of what it answers besides, in a tuple: `with_embedding` adds "embedding" [B, D], unit rows.
     """
 
     model: ExportModel
     network: nn.Module
     output: str
+    more: tuple[str, ...] = ()
 
     @property
     def module(self) -> nn.Module:
@@ -107,8 +109,9 @@ class Graph:
     def answers(self, pixels: Tensor) -> Tensor:
         """Answer with timm's own model: uint8 [B, 3, size, size] -> float32 [B, C] or [B, F]."""
         preprocess = Preprocess(size=self.model.size, mean=self.model.mean, std=self.model.std)
-        answers: Tensor = self.network(preprocess(pixels))
-        return answers
+        answers = self.network(preprocess(pixels))
+        first: Tensor = answers[0] if self.more else answers
+        return first
 
     def compare(self, run: Callable[[np.ndarray], np.ndarray], *, to: str, allowed: float = ALLOWED) -> float:
         """Compare a runtime's answers with timm's, in batches of several sizes.
@@ -176,6 +179,30 @@ def graph_of(
         return _zero_shot_graph(model, model.folder, Vocabulary(banks.names, banks.templates))
     named = read_value("vocabulary", vocabulary) if isinstance(vocabulary, str) else vocabulary
     return _zero_shot_graph(model, model.folder, load_vocabulary(named, templates=templates))
+
+
+class _WithEmbedding(nn.Module):
+    """Logits [B, C] of a head, and unit embeddings [B, D] of a projector, of one backbone's features."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head, self.projector = backbone, head, projector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return self.head(features), normalize(self.projector(features), dim=1)
+
+
+def with_embedding(graph: Graph) -> Graph:
+    """Let a published student's graph answer with its embeddings too, by which images are compared with any names."""
+    model, network = graph.model, graph.network
+    assert model.folder is not None
+    banks = read_lgd(model.folder / "lgd.safetensors").banks
+    names = Vocabulary(banks.names, banks.templates)
+    encoder: Any = zero_shot_student(StudentFolder(model.folder, model.untrusted), names).encoder
+    stock: Any = network
+    head = network[-1] if isinstance(network, nn.Sequential) else stock.get_classifier()
+    return replace(graph, network=_WithEmbedding(encoder.backbone, head, encoder.projector).eval(), more=("embedding",))
 
 
 def _zero_shot_graph(model: ExportModel, folder: Path, names: Vocabulary) -> Graph:

@@ -94,7 +94,7 @@ def _proto(graph: Graph) -> Any:
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=[INPUT],
-            output_names=[graph.output],
+            output_names=[graph.output, *graph.more],
             opset_version=OPSET,
             verbose=False,
         )

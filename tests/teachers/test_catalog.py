@@ -51,7 +51,7 @@ def test_the_classifier_is_taken_from_the_installed_package_once() -> None:
 
 
 def test_an_unknown_classifier_is_refused() -> None:
-    with pytest.raises(TeacherError, match="'builtin:vgg' is unknown. There are: efficientnet_lite0"):
+    with pytest.raises(TeacherError, match=r"'builtin:vgg' is unknown\. There are: efficientnet_lite0"):
         locate_classifier("builtin:vgg")
 
 

@@ -2,7 +2,7 @@
 "use strict";
 
 const facts = LGD_MODEL.facts;
-const TOP = Math.min(5, facts.label_names.length);
+const TOP = 5;
 const element = (id) => document.getElementById(id);
 const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
@@ -98,20 +98,37 @@ function softmax(logits) {
   return powers.map((x) => x / sum);
 }
 
-// Probabilities of an ImageData, one a name.
+let others = null; // names that the user typed, with their text embeddings and the temperature
+let seen = null; // what the model answered to the last picture, and how long it took
+
+const names = () => (others ? others.names : facts.label_names);
+
+// Logits of the model's own names, or cosines with the text embeddings of others over the temperature.
+function logits() {
+  if (!others) return seen.logits;
+  return others.bank.map((row) => row.reduce((sum, x, index) => sum + x * seen.embedding[index], 0) / others.temperature);
+}
+
 async function classify(image) {
   const planes = new ort.Tensor("uint8", pixels(image), [1, 3, facts.size, facts.size]);
   const results = await session.run({ images: planes });
-  return softmax(results.logits.data);
+  seen = { logits: results.logits.data, embedding: results.embedding && results.embedding.data, milliseconds: 0 };
+}
+
+function rank() {
+  if (!seen) return;
+  const probabilities = softmax(logits()), milliseconds = seen.milliseconds;
+  const best = probabilities.map((p, index) => [p, names()[index]]).sort((a, b) => b[0] - a[0]).slice(0, TOP);
+  element("answers").replaceChildren(...best.map(([probability, name]) => row(name, probability)));
+  globalThis.LGD_ANSWER = { names: names(), probabilities, milliseconds };
 }
 
 async function answer(image) {
-  const start = performance.now(), probabilities = await classify(image);
-  const milliseconds = performance.now() - start;
-  const best = probabilities.map((p, index) => [p, facts.label_names[index]]).sort((a, b) => b[0] - a[0]).slice(0, TOP);
-  element("answers").replaceChildren(...best.map(([probability, name]) => row(name, probability)));
-  element("latency").textContent = `${milliseconds.toFixed(0)} ms on this device, ${image.width} x ${image.height} pixels.`;
-  globalThis.LGD_ANSWER = { probabilities, milliseconds };
+  const start = performance.now();
+  await classify(image);
+  seen.milliseconds = performance.now() - start;
+  rank();
+  element("latency").textContent = `${seen.milliseconds.toFixed(0)} ms on this device, ${image.width} x ${image.height} pixels.`;
 }
 
 function row(name, probability) {
@@ -122,6 +139,43 @@ function row(name, probability) {
   bar.setAttribute("aria-hidden", "true");
   item.append(bar, ...[name, percent].map((text) => Object.assign(document.createElement("span"), { textContent: text })));
   return item;
+}
+
+// ------------------------------------------------------------------------------------------------------- other names
+
+const sayNames = (text) => { element("names-state").textContent = text; };
+
+// The server of `lgd-timm demo` embeds names; the picture stays here, and is not classified again.
+async function useNames(list) {
+  sayNames("Reading the names ...");
+  try {
+    const reply = await fetch("names", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ names: list }),
+    });
+    const found = await reply.json();
+    if (!reply.ok) return sayNames(found.error);
+    others = found;
+  } catch {
+    return sayNames("The server does not answer. Is lgd-timm demo still running?");
+  }
+  sayNames(`${others.names.length} names are compared with the picture.`);
+  rank();
+}
+
+function useOwnNames() {
+  others = null;
+  sayNames("");
+  rank();
+}
+
+function offerNames() {
+  if (!facts.asks) return;
+  element("other").hidden = false;
+  element("own").addEventListener("click", useOwnNames);
+  element("other").addEventListener("submit", (event) => {
+    event.preventDefault();
+    useNames(element("names").value.split("\n").map((line) => line.trim()).filter(Boolean));
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------- pictures
@@ -203,4 +257,5 @@ function describe() {
 
 describe();
 listen();
+offerNames();
 globalThis.LGD_READY = load().then(() => say("Ready."), (error) => say(`The model can't run here: ${error.message}`));
