@@ -13,7 +13,6 @@ from .utils.lazy import lazy_names, when_imported
 if TYPE_CHECKING:
     from . import students
     from .evaluate.predict import load
-    from .training.auto import distill_folder
 
 __version__ = "0.1.0"
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "utils": "",
     "settings": "",
     "errors": "",
-    "": "students hub utils evaluate training",  # `load` and `distill_folder` are lazy
+    "": "students hub utils evaluate",  # `load` is lazy
 }
 
 

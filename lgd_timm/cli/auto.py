@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def add_auto(commands: Commands) -> None:
     """Add the parser."""
-    parser = add_command(commands, "auto", _auto, "pictures to a published student, all in one; again to go on")
+    text = "a folder of pictures to a published student, all in one"
+    parser = add_command(commands, "auto", _auto, text, go_on="The same command goes on.")
     parser.add_argument("images", metavar="PHOTOS", help="folder of pictures, with one folder a class, or flat")
     parser.add_argument(
         "--names", help="names: a text file with one a line, '[a, b]', ... (default: those of the class folders)"

@@ -337,10 +337,14 @@ def _run_student(folder: StudentFolder, opened: Model, vocabulary: Vocabulary | 
     )
 
 
+def student_temperature(recipe: Recipe) -> float:
+    """Return by what the similarities of a recipe's student are divided, as its objective has it."""
+    return float(objective_config(recipe.objective).student_temperature)
+
+
 def _temperatures(recipe: Recipe) -> dict[str, Any]:
-    config = objective_config(recipe.objective)
-    teacher = getattr(config, "teacher_temperature", TEACHER_TEMPERATURE)
-    return {"student_temperature": config.student_temperature, "teacher_temperature": teacher}
+    teacher = getattr(objective_config(recipe.objective), "teacher_temperature", TEACHER_TEMPERATURE)
+    return {"student_temperature": student_temperature(recipe), "teacher_temperature": teacher}
 
 
 def _recipe_teacher(path: Path, vocabulary: Vocabulary | None) -> ZeroShotModel:

@@ -21,8 +21,7 @@ from typing import Any
 from ..data.vocabulary import Vocabulary, load_vocabulary
 from ..errors import LGDError, MissingExtra, TeacherError
 from ..evaluate.models import StudentFolder
-from ..evaluate.zero_shot_model import text_tower
-from ..objectives.registry import objective_config
+from ..evaluate.zero_shot_model import student_temperature, text_tower
 from ..publish.folder import Published, load
 from ..teachers import TextTeacher
 from ..teachers.text_bank import encode_vocabulary
@@ -97,8 +96,11 @@ def _embed_names(published: Published, tower: TextTeacher, lock: threading.Lock,
     vocabulary = read_names(data)
     with lock:  # a tower is not made for several threads
         bank = encode_vocabulary(tower, vocabulary)
-    temperature = objective_config(published.recipe.objective).student_temperature
-    return {"names": list(vocabulary.names), "bank": bank.tolist(), "temperature": temperature}
+    return {
+        "names": list(vocabulary.names),
+        "bank": bank.tolist(),
+        "temperature": student_temperature(published.recipe),
+    }
 
 
 class _Server(ThreadingHTTPServer):

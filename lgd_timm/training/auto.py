@@ -114,7 +114,16 @@ def distill_folder(
     photos = read_photos(root, names=names, templates=own_templates if templates is None else templates)
     pretrained = not from_scratch and _start_of(student) is not None
     work.begin()
-    plan = _planned(work, photos, spec, student=student, pretrained=pretrained, seconds=seconds, device=device)
+    plan = _planned(
+        work,
+        photos,
+        spec,
+        tune=isinstance(teacher, str) and not _is_recipe(teacher),
+        student=student,
+        pretrained=pretrained,
+        seconds=seconds,
+        device=device,
+    )
     shards = _written(work, photos, plan, name=tag)
     stored = _taught(work, shards, plan, photos)
     recipe = _recipe(plan, photos, stored, shards, student=student, name=tag)
@@ -184,27 +193,14 @@ def _planned(
     work: _Work,
     photos: Photos,
     teacher: Conse | OpenCLIP,
-    *,
-    student: str,
-    pretrained: bool,
-    seconds: float,
-    device: str,
+    **options: Any,
 ) -> Plan:
-    key = fingerprint(
-        VERSION,
-        photos.fingerprint,
-        photos.vocabulary.fingerprint,
-        photos.labelled,
-        to_plain(teacher),
-        student,
-        pretrained,
-        seconds,
-        device,
-    )
+    found = [photos.fingerprint, photos.vocabulary.fingerprint, photos.labelled]
+    key = fingerprint(VERSION, found, to_plain(teacher), options)
     if work.is_done("plan", key):
         log.info("plan: as before")
         return build(Plan, work.done["plan"]["plan"], where="plan")
-    plan = make_plan(photos, teacher, student=student, pretrained=pretrained, seconds=seconds, device=device)
+    plan = make_plan(photos, teacher, **options)
     work.note("plan", key, plan=to_plain(plan))
     return plan
 
@@ -339,11 +335,15 @@ def _tag(root: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", root.name).strip("_")[:60] or "photos"
 
 
+def _is_recipe(teacher: str) -> bool:
+    return teacher.endswith((".yaml", ".yml"))
+
+
 def _find_teacher(teacher: str | Conse | OpenCLIP) -> tuple[Conse | OpenCLIP, str]:
     """Get a teacher, and the templates in which it reads names. Raises: TeacherError, RecipeError."""
     if not isinstance(teacher, str):
         return teacher, "none"
-    if not teacher.endswith((".yaml", ".yml")):
+    if not _is_recipe(teacher):
         log.info("teacher: %s, %s", teacher, find_teacher(teacher).about)
         return get_teacher(teacher), find_teacher(teacher).templates
     found = read_teacher(teacher).teacher

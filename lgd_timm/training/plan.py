@@ -91,13 +91,21 @@ class Speed:
 
 
 def make_plan(
-    photos: Photos, teacher: Conse | OpenCLIP, *, student: str, pretrained: bool, seconds: float, device: str
+    photos: Photos,
+    teacher: Conse | OpenCLIP,
+    *,
+    tune: bool,
+    student: str,
+    pretrained: bool,
+    seconds: float,
+    device: str,
 ) -> Plan:
     """Measure teacher and student on some of the images, and choose what fits into the time.
 
     Args:
         photos: the images and names.
-        teacher: whose temperature and image size are chosen here, where it is a ConSE teacher.
+        teacher: who teaches.
+        tune: whether temperature and image size are chosen here, where it is a ConSE teacher.
         student: timm's name of the model.
         pretrained: whether it starts from published weights.
         seconds: for teaching and distilling.
@@ -107,10 +115,10 @@ def make_plan(
         LGDError: the teacher or the student can't be built, or no image can be read.
     """
     teach_size = min(photos.side, LARGEST)
-    if isinstance(teacher, Conse) and teacher.image_size is None and photos.side <= TINY:
+    if tune and isinstance(teacher, Conse) and photos.side <= TINY:
         teacher = replace(teacher, image_size=FOR_TINY)
     images, reading = _read(photos.sample(PROBED), size=teach_size)
-    teacher, embed_dim, rate = _try_teacher(teacher, images, photos, device)
+    teacher, embed_dim, rate = _try_teacher(teacher, images, photos, tune=tune, device=device)
     trial = _Trial(student, embed_dim, device)
     size = _student_size(photos, trial, seconds)
     speed = Speed(rate, trial.rate(size), reading)
@@ -134,7 +142,7 @@ def _read(paths: Sequence[Path], *, size: int) -> tuple[Tensor, float]:
 
 
 def _try_teacher(
-    spec: Conse | OpenCLIP, images: Tensor, photos: Photos, device: str
+    spec: Conse | OpenCLIP, images: Tensor, photos: Photos, *, tune: bool, device: str
 ) -> tuple[Conse | OpenCLIP, int, float]:
     """Choose a ConSE teacher's temperature, and measure its speed. Returns the spec, D and images/s."""
     tower, text = spec.image(), spec.text()
@@ -143,7 +151,7 @@ def _try_teacher(
     batches = [batch.to(device) for batch in images.split(TRIED)]
     tower(batches[0][:2])  # memory and kernels are found now
     start = time.perf_counter()
-    if not isinstance(spec, Conse):
+    if not (tune and isinstance(spec, Conse)):
         _embed(tower, batches[:2])
         return spec, tower.embed_dim, sum(map(len, batches[:2])) / (time.perf_counter() - start)
     found = confidences(tower, batches, bank)

@@ -250,7 +250,9 @@ def test_a_teachers_temperature_is_that_of_the_surest_answers(
     monkeypatch.setattr(plan, "confidences", lambda *_: {1.0: 0.2, 2.0: 0.5, 3.0: 0.4})
     photos = read_photos(image_folder, names=None, templates="none")
     photos = Photos(photos.root, photos.train, photos.val, photos.vocabulary, True, side, "0")
-    found = plan.make_plan(photos, Conse("a", "b"), student="test_resnet", pretrained=False, seconds=60, device="cpu")
+    found = plan.make_plan(
+        photos, Conse("a", "b"), tune=True, student="test_resnet", pretrained=False, seconds=60, device="cpu"
+    )
     assert isinstance(found.teacher, Conse)
     assert found.teacher.temperature == 2.0
     assert found.teacher.image_size == wanted
