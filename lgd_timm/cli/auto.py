@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_auto(commands: Commands) -> None:
     """Add the parser."""
-    text = "a folder of pictures to a published student, all in one"
+    text = "make a student of a folder of pictures, in one"
     parser = add_command(commands, "auto", _auto, text, go_on="The same command goes on.")
     parser.add_argument("images", metavar="PHOTOS", help="folder of pictures, with one folder a class, or flat")
     parser.add_argument(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add_demo(commands: Commands) -> None:
     """Add the parser."""
-    parser = add_command(commands, "demo", _demo, "serve a page that classifies pictures, on this machine alone")
+    parser = add_command(commands, "demo", _demo, "serve a page that classifies pictures, on loopback")
     parser.add_argument("model", help="published folder, hub://ORG/NAME[@REV], name as lgd_mobilenetv2, or run folder")
     parser.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; 0: any that is free")
     parser.add_argument(

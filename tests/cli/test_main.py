@@ -49,7 +49,10 @@ def test_the_help_has_a_line_for_each_command(
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main(["--help"])
     lines = capsys.readouterr().out.partition("  COMMAND\n")[2].partition("\n\n")[0].splitlines()
-    names = "shards teach distill save evaluate predict push pull list transfer vl export report recipes init"
+    names = (
+        "auto shards teach distill save teacher evaluate predict demo push pull list transfer vl export report recipes "
+        "init"
+    )
     assert [line.split()[0] for line in lines] == names.split()
 
 
