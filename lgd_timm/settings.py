@@ -3,6 +3,7 @@
 LGD_TIMM_HUB             folder with published weights, searched before the Hub   [the checkout's hub/]
 LGD_TIMM_CACHE           folder for what can be made or downloaded again: text banks, stamps of verified files, shards
                          [~/.cache/lgd_timm]
+LGD_TIMM_CACHE_SIZE      bytes that fetched shards may take there, such as 20GB   [80 % of what the disk has free]
 LGD_TIMM_HUB_TIMEOUT     seconds until the Hub, or a server of shards, must answer or send the next bytes   [5]
 LGD_TIMM_HUB_PATIENCE    seconds for which a failing request is repeated   [10]
 LGD_TIMM_SHARD_PATIENCE  the same for a shard that a running training waits for   [60]
@@ -17,10 +18,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from .errors import LGDError
+
+UNITS = ("", "k", "m", "g", "t")  # of sizes, each a thousand of the one before, or 1,024 with an i
 
 
 def hub_folder() -> Path:
@@ -49,6 +53,22 @@ def cache_folder() -> Path:
     # a container's user without HOME and passwd entry
     cache = os.environ.get("XDG_CACHE_HOME")
     return Path(cache) / "lgd_timm" if cache else Path(tempfile.gettempdir()) / f"lgd_timm-{os.getuid()}"
+
+
+def cache_size() -> int | None:
+    """Return how many bytes fetched shards may take in the cache; None: a share of what the disk has free.
+
+    Raises:
+        LGDError: LGD_TIMM_CACHE_SIZE is no number of bytes.
+    """
+    text = os.environ.get("LGD_TIMM_CACHE_SIZE")
+    if not text:
+        return None
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*(?:([kmgt]?)(i?)b?)", text.strip().lower())
+    size = 0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** UNITS.index(found[2]))
+    if size < 1:
+        raise LGDError(f"LGD_TIMM_CACHE_SIZE={text!r} is no number of bytes above 0. Write 20GB, 500MB or 20000000000.")
+    return size
 
 
 def hub_timeout() -> float:

@@ -148,7 +148,7 @@ def _workers(options: argparse.Namespace) -> int:
 
 
 def _print_written(out: str, shards: ShardSet) -> None:
-    size = sum(shards.path(number).stat().st_size for number in range(len(shards.filenames)))
+    size = sum(os.path.getsize(os.path.join(out, name)) for name in shards.filenames)
     print(
         f"{out}: {len(shards)} images in {len(shards.filenames)} shards, {size / 1e6:.1f} MB, split {shards.split!r}"
         + (f" ({shards.resized})" if shards.resized else "")

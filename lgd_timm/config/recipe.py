@@ -69,6 +69,8 @@ class DataRecipe:
     # share of the short side that evaluation sees, timm's crop_pct; 0.875 is Resize(256), CenterCrop(224)
     val_crop: float = 1.0
     batch_size: BatchSize = 256  # global: shared by all ranks
+    # shards whose samples are shuffled together; of remote shards, the cache should hold two windows
+    window: Annotated[Count, OMITTED] = 16
     workers: Annotated[Workers, MACHINE] = 0  # processes that load images; 0: the training process does
     # render each view once and keep its pixels: for small images, and with workers 0
     in_memory: Annotated[bool, MACHINE] = False

@@ -22,7 +22,7 @@ from ..utils.lfs import is_pointer
 from ..utils.schema import Range, build
 from ..utils.typed_json import JSONError, parse_json
 from .paths import AnyPath, resolve_path
-from .shard_cache import LARGEST_INDEX, check_sums, local_file, read_small
+from .shard_cache import LARGEST_INDEX, CachedFile, check_sums, file_at, read_small
 
 INFO = "_info.json"
 # In this order, as a sample may have several: those that timm reads come first.
@@ -106,9 +106,9 @@ class ShardSet:
         """16 hexadecimal digits over file names, counts and sums."""
         return fingerprint(self.filenames, self.lengths, self.sha256)
 
-    def path(self, shard: int) -> Path:
-        """Return a shard's path on this disk; one at an address is fetched first. Raises: as `local_file`."""
-        return local_file(self.root / self.filenames[shard], sha256=self.sha256[shard] if self.sha256 else None)
+    def path(self, shard: int) -> Path | CachedFile:
+        """Return a shard, which can be opened; one at an address is fetched then. Raises: as `file_at`."""
+        return file_at(self.root / self.filenames[shard], sha256=self.sha256[shard] if self.sha256 else None)
 
 
 def read_info(root: AnyPath) -> Index:

@@ -17,6 +17,7 @@ from ..errors import WorkerError
 from ..utils.signals import leave_interrupts_to_parent
 from .color import opencv
 from .dataset import Batch, Photometry, ShardDataset
+from .prefetch import fetching_ahead
 from .samplers import Item
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ def _translate_worker_signals() -> None:
 
 
 def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int = 0) -> WorkerDataLoader[Batch]:
-    """Load batches with worker processes.
+    """Load batches with worker processes. What an epoch reads next at an address is fetched meanwhile.
 
     Args:
         dataset: takes a list of items and gives a Batch.
@@ -94,7 +95,7 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
         opencv()  # imported once, and without threads, before the workers are forked
     return WorkerDataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=fetching_ahead(sampler, dataset.shards, dataset.stored),
         collate_fn=_identity,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),

@@ -50,12 +50,22 @@ class EpochSampler(Sampler[list[Item]]):
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
 
+    def windows(self, epoch: int) -> list[np.ndarray]:
+        """Compute the shards of each window in an epoch's order, the same on every rank."""
+        return self._windows(self._generator(epoch))
+
+    def _generator(self, epoch: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=(self.seed << 64) + epoch))
+
+    def _windows(self, draw: np.random.Generator) -> list[np.ndarray]:
+        shards = draw.permutation(len(self.lengths))
+        return [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
+
     def order(self, epoch: int) -> np.ndarray:
         """Compute the positions of all samples in an epoch's order, int64 [N], the same on every rank."""
-        draw = np.random.Generator(np.random.Philox(key=(self.seed << 64) + epoch))
+        draw = self._generator(epoch)
         starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        shards = draw.permutation(len(self.lengths))
-        windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
+        windows = self._windows(draw)
         return np.concatenate(
             [
                 draw.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in window]))

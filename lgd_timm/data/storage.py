@@ -6,7 +6,7 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from huggingface_hub import constants, hf_hub_url
 
 from .. import settings
 from ..errors import MissingExtra, ShardError, require
-from ..utils.http import Source, Truncated, hub_headers, open_session, over_http
+from ..utils.http import Body, Source, Truncated, hub_headers, open_session, over_http
 from .paths import RemotePath
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def source_of(address: RemotePath, *, fresh: bool = False) -> Source:
     return partial(_from_file_system, *_file_system(address))
 
 
-def _from_server(url: str, headers: dict[str, str], offset: int) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
+def _from_server(url: str, headers: dict[str, str], offset: int) -> AbstractContextManager[Body]:
     return over_http(_client(os.getpid()), url, offset, headers=headers)
 
 
@@ -64,7 +64,7 @@ def _client(process: int) -> Any:
 
 
 @contextmanager
-def _from_hub(url: str, headers: dict[str, str], offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
+def _from_hub(url: str, headers: dict[str, str], offset: int) -> Iterator[Body]:
     """Read from the Hub by plain HTTP, as `hub.file_download` does: the Hub's client gives up on a reset connection."""
     if settings.offline():
         raise Refused("HF_HUB_OFFLINE is set. Unset it, or give a folder on this disk.")
@@ -105,12 +105,12 @@ def _file_system(address: RemotePath) -> tuple[Any, str]:
 
 
 @contextmanager
-def _from_file_system(system: Any, path: str, offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
-    yield offset, _read_blocks(system, path, offset)
-
-
-def _read_blocks(system: Any, path: str, offset: int) -> Iterator[bytes]:
+def _from_file_system(system: Any, path: str, offset: int) -> Iterator[Body]:
     size = _bounded(partial(system.size, path))
+    yield Body(offset, _read_blocks(system, path, offset, size), size)
+
+
+def _read_blocks(system: Any, path: str, offset: int, size: int) -> Iterator[bytes]:
     for start in range(offset, size, BLOCK):
         end = min(start + BLOCK, size)
         block = _bounded(partial(system.cat_file, path, start=start, end=end))

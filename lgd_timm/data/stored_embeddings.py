@@ -15,7 +15,7 @@ from ..utils.schema import MOST_DIMENSIONS, Range
 from ..utils.typed_json import JSONError, parse_json
 from .index import INFO, ShardSet, read_info
 from .paths import AnyPath, resolve_path
-from .shard_cache import check_sums, local_file, read_small
+from .shard_cache import CachedFile, check_sums, file_at, read_small
 from .sidecar import npy_header, parse_npy, unpack
 from .tar import IndexedTar
 from .views import Views
@@ -81,10 +81,14 @@ class StoredEmbeddings:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tars": {}}  # each worker indexes the tars that it reads
 
+    def path(self, filename: str) -> Path | CachedFile:
+        """Return the sidecar of a shard, which can be opened. Raises: as `file_at`."""
+        return file_at(self.root / filename, sha256=self.sha256.get(filename))
+
     def tar(self, filename: str) -> IndexedTar:
-        """Open the sidecar of a shard, once. Raises: OSError where it is missing; at an address as `local_file`."""
+        """Open the sidecar of a shard, once. Raises: OSError where it is missing, or as `CachedFile.open`."""
         if filename not in self._tars:
-            self._tars[filename] = IndexedTar(local_file(self.root / filename, sha256=self.sha256.get(filename)))
+            self._tars[filename] = IndexedTar(self.path(filename))
         return self._tars[filename]
 
     def rows(self, filename: str, key: str) -> np.ndarray:

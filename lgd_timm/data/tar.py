@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from .shard_cache import CachedFile
+
 
 class IndexedTar:
     """Random access to the samples of one tar: all headers are read once, then each field takes one read.
@@ -17,23 +19,28 @@ class IndexedTar:
     A key is the part of the name before the first dot, as in webdataset; files without key or field are ignored. Of a
     tar that ends early the complete samples can be read, and `damage` says what is wrong.
 
+    Args:
+        path: the file, or one at an address, which is fetched again when it is not in the cache any more.
+
     Raises:
         OSError: the file can't be opened.
+        ShardError, CacheError: it can't be fetched.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | CachedFile) -> None:
         self.path = path
         self.damage: str | None = None
         self.samples: dict[str, dict[str, tuple[int, int]]] = {}
-        if not path.stat().st_size:  # an empty file can't be mapped
-            self.damage = "the file is empty"
-        else:
-            self._index()
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:  # an empty file can't be mapped
+                self.damage = "the file is empty"
+            else:
+                self._index(file)
         self.keys = tuple(self.samples)
 
-    def _index(self) -> None:
+    def _index(self, file: BinaryIO) -> None:
         try:
-            for name, offset, size, whole in _members(self.path):
+            for name, offset, size, whole in _members(file):
                 folder, slash, base = name.rpartition("/")
                 stem, dot, field = base.partition(".")
                 key = folder + slash + stem
@@ -53,7 +60,11 @@ class IndexedTar:
         return self.read_at(offset, size)
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Read `size` bytes from a byte offset. Raises: OSError."""
+        """Read `size` bytes from a byte offset. Raises: OSError; ShardError, CacheError for one at an address."""
+        if isinstance(self.path, CachedFile):
+            with self.path.open("rb") as cached:
+                cached.seek(offset)
+                return cached.read(size)
         file = _handle(self, os.getpid())
         file.seek(offset)
         return file.read(size)
@@ -68,13 +79,14 @@ MOST_MEMBERS = 100_000_000
 
 @lru_cache(maxsize=OPEN_FILES)
 def _handle(tar: IndexedTar, process: int) -> BinaryIO:
-    """Open a tar, once a process: forked processes would share the file's position."""
+    """Open a tar on this disk, once a process: forked processes would share the file's position."""
+    assert isinstance(tar.path, Path)
     return tar.path.open("rb", buffering=0)
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, int, bool]]:
+def _members(file: BinaryIO) -> Iterator[tuple[str, int, int, bool]]:
     """Yield (name, offset, size, whole) of each file in a tar. Raises: tarfile.ReadError at the first damage."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = yield from _plain_members(data)
         file.seek(start)  # tarfile reads what is not a plain file: long names, links, damage
         with tarfile.open(fileobj=file, mode="r:") as tar:

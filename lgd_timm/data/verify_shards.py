@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import LGDError, ShardError, TeacherError
-from ..utils.files import sha256_of
+from ..utils.files import sha256_of_open
 from ..utils.progress import progress_bar
 from .decode import EncodedImage
 from .index import IMAGE_FIELDS, ShardSet, read_info, read_split
@@ -136,13 +136,17 @@ def _unreadable(path: AnyPath, error: Exception) -> str:
 
 def _tar_problems(path: AnyPath, tar: IndexedTar, sha256: str | None, length: int, *, advice: str) -> Iterator[str]:
     """Yield how a tar differs from its index."""
-    if sha256 is not None and (actual := sha256_of(tar.path)) != sha256:
-        remedy = advice if path == tar.path else f"It went wrong in the cache: remove {tar.path}."
-        yield f"{path}: should have sha256 {sha256}, but has {actual}. {remedy}"
+    if sha256 is not None and (actual := _sum_of(tar)) != sha256:
+        yield f"{path}: should have sha256 {sha256}, but has {actual}. {advice}"
     if tar.damage:
         yield f"{path}: the tar is damaged ({tar.damage}) and holds {len(tar.keys)} of {length} samples. {advice}"
     elif len(tar.keys) != length:
         yield f"{path}: holds {len(tar.keys)} samples, its index says {length}. {advice}"
+
+
+def _sum_of(tar: IndexedTar) -> str:
+    with tar.path.open("rb") as file:
+        return sha256_of_open(file)
 
 
 # ----------------------------------------------------------------------------------------------------------- embeddings

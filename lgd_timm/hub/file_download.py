@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from huggingface_hub import constants, hf_hub_url
 
 from .. import settings
 from ..errors import WeightsError
-from ..utils.http import Download, Progress, Retry, hub_headers, open_session, over_http
+from ..utils.http import Body, Download, Progress, Retry, hub_headers, open_session, over_http
 from .api import OTHER_WAY, Snapshot, as_weights_error
 from .verify import FileFacts, git_digest, hash_of
 
@@ -50,7 +49,7 @@ def download(name: str, snapshot: Snapshot, blobs: Path, *, token: str | None, p
     found = ""
     for more in ({}, {"Cache-Control": "no-cache"}):
 
-        def source(offset: int, more: dict[str, str] = more) -> AbstractContextManager[tuple[int, Iterable[bytes]]]:
+        def source(offset: int, more: dict[str, str] = more) -> AbstractContextManager[Body]:
             return over_http(open_session(), url, offset, headers={**headers, **more}, size=facts["size"])
 
         path = blobs / f"{digest}.{secrets.token_hex(4)}.incomplete"

@@ -63,6 +63,7 @@ def build(recipe: Recipe, out: Path) -> Run:
         seed=recipe.machine.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        window=recipe.data.window,
     )
     task = build_task(recipe, teaching, device)
     if recipe.machine.accumulate > 1 and not task.objective.per_image:

@@ -85,7 +85,9 @@ class Run(Trainable):
             "seed": self.recipe.machine.seed,
             "amp": self.recipe.machine.amp,
             "ema_decay": self.recipe.machine.ema_decay,
-            "shards": self.dataset.shards.fingerprint,
+            "shards": self.dataset.shards.fingerprint
+            # earlier checkpoints, all of the default, don't say it
+            + ("" if self.plan.window == EpochSampler.window else f" (windows of {self.plan.window})"),
             "views": [self.teaching.views.fingerprint, self.teaching.views.count],
             "names": self.teaching.vocabulary.fingerprint,
             "teacher": self.teaching.metadata["fingerprint"]

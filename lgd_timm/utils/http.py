@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: httpx's in huggingface_hub 1, httpx2's in 2
@@ -43,8 +43,19 @@ T = TypeVar("T")
 Progress = Callable[
     [int], object
 ]  # called with the number of bytes that arrived, negative where they are fetched again
-# Opens the file from an offset on; yields the true offset (0 where the server can't resume) and the bytes.
-Source = Callable[[int], AbstractContextManager[tuple[int, Iterable[bytes]]]]
+
+
+class Body(NamedTuple):
+    """What a server sends of a file."""
+
+    start: int  # offset of its first byte; 0 where the server can't resume
+    chunks: Iterable[bytes]
+    size: int | None = None  # bytes of the whole file, where the server says so
+
+
+Source = Callable[[int], AbstractContextManager[Body]]  # opens the file from an offset on
+# Called with the bytes that a file is going to have, before they are written, and whether that is all of them.
+Reserve = Callable[[int, bool], object]
 
 
 class Truncated(ConnectionError):
@@ -99,6 +110,7 @@ class Download:
         digest: makes a hash object of hashlib.
         max_size: bytes after which the download stops, as the file is too large anyway.
         progress: see `Progress`.
+        reserve: see `Reserve`.
 
     Attributes:
         size: bytes that arrived.
@@ -111,14 +123,16 @@ class Download:
         digest: Callable[[], Any],
         max_size: int | None = None,
         progress: Progress | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self._file, self._new_digest, self._max_size = file, digest, max_size
+        self._reserve = reserve or (lambda size, whole: None)
         self._progress = progress or (lambda _: None)
         self._hasher = ThreadPoolExecutor(max_workers=1)  # hashes while the next bytes arrive
         self._start()
 
     def _start(self) -> None:
-        self.size = self._hashed = 0
+        self.size = self._hashed = self._reserved = 0
         self._chunks: list[bytes] = []
         self._digest = self._new_digest()
 
@@ -159,15 +173,23 @@ class Download:
 
     def _stream(self, source: Source) -> None:
         """Make one request, for the bytes that are missing."""
-        with source(self.size) as (start, chunks):
-            if start != self.size:
+        with source(self.size) as body:
+            if body.start != self.size:
                 self._restart()
-            for chunk in chunks:  # written one by one, to keep those that arrive before a break
+            if body.size is not None:
+                self._make_room(body.size, whole=True)
+            for chunk in body.chunks:  # written one by one, to keep those that arrive before a break
                 self._write(chunk)
                 if self._max_size is not None and self.size > self._max_size:
                     return
 
+    def _make_room(self, size: int, *, whole: bool) -> None:
+        if size > self._reserved and (self._max_size is None or size <= self._max_size):
+            self._reserve(size, whole)
+            self._reserved = size
+
     def _write(self, chunk: bytes) -> None:
+        self._make_room(self.size + len(chunk), whole=False)
         self._file.write(chunk)
         self._chunks.append(chunk)
         self.size += len(chunk)
@@ -194,7 +216,7 @@ def _update(digest: Any, chunks: list[bytes]) -> None:
 @contextmanager
 def over_http(
     session: Any, url: str, offset: int, *, headers: Mapping[str, str], size: int | None = None
-) -> Iterator[tuple[int, Iterable[bytes]]]:
+) -> Iterator[Body]:
     """Request a file from byte `offset` on, as a `Source`.
 
     Args:
@@ -205,7 +227,7 @@ def over_http(
         size: bytes of the whole file, if known.
 
     Yields:
-        The offset at which the response starts (0 if the server can't resume), and its bytes.
+        What the server sends.
 
     Raises:
         HfHubHTTPError: for a status that is an error, also of servers that are no Hub.
@@ -219,12 +241,20 @@ def over_http(
     }
     with _answer(session, url, headers=wanted) as response:
         if response.status_code == 416:  # nothing is left: the file is shorter than the one published
-            yield offset, ()
+            yield Body(offset, ())
             return
         _raise_for_status(response)
         resumes = response.headers.get("content-range", "").startswith(f"bytes {offset}-")
         start = offset if resumes else 0
-        yield start, _chunks(response, start, size)
+        yield Body(start, _chunks(response, start, size), size or _whole_size(response, start))
+
+
+def _whole_size(response: Any, start: int) -> int | None:
+    """Bytes of the whole file, as the headers say."""
+    length, encoding = response.headers.get("content-length", ""), response.headers.get("content-encoding", "identity")
+    if encoding.lower() not in ("", "identity") or not re.fullmatch("[0-9]{1,15}", length):
+        return None
+    return start + int(length)
 
 
 def open_session() -> Any:

@@ -233,15 +233,17 @@ def test_a_shard_that_went_wrong_in_the_cache_is_fetched_again(
     server: FolderServer, train_shards: ShardSet, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards = opened(server)
-    first = shards.path(0)
+    assert len(read_all(shards)) == 3
+    first = cache / f"{train_shards.sha256[0]}.tar"
     for damaged in (b"", first.read_bytes()[:-1] + b"?"):
         first.write_bytes(damaged)
-        assert shards.path(0) == first
+        assert same(read_all(shards), read_all(train_shards))
         assert sha256_of(first) == train_shards.sha256[0]
         assert "went wrong in the cache" in caplog.text
         caplog.clear()
-    assert shards.path(0) == first
+    assert same(read_all(shards), read_all(train_shards))
     assert not caplog.text
+    assert server.asked(FIRST) == 3
     assert_right(cache)
 
 
@@ -445,6 +447,9 @@ def test_a_full_disk_is_one_clear_error(server: FolderServer, tmp_path: Path, mo
     with small_disk(tmp_path / "disk", size="12k") as disk:
         monkeypatch.setenv("LGD_TIMM_CACHE", str(disk))
         dataset = ShardDataset(opened(server), views=VIEWS, allow_empty=True)
+        with pytest.raises(CacheError, match=r"80% of what its disk has free. Free some space, or set LGD_TIMM_CACHE"):
+            dataset.__getitems__([(0, 0), (20, 0)])
+        monkeypatch.setenv("LGD_TIMM_CACHE_SIZE", "1GB")  # more than there is
         for _ in range(2):
             with pytest.raises(
                 CacheError, match=r"can't be written: the disk is full. Free some space, or set LGD_TIMM_CACHE"

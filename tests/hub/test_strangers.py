@@ -36,8 +36,8 @@ def client() -> Any:
 
 
 def whole(session: Any, url: str) -> bytes:
-    with over_http(session, url, 0, headers={}) as (_, chunks):
-        return b"".join(chunks)
+    with over_http(session, url, 0, headers={}) as body:
+        return b"".join(body.chunks)
 
 
 READERS = {"read_all": lambda session, url: read_all(session, url, headers={}, limit=10**6), "over_http": whole}
