@@ -88,7 +88,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     share = cores() if accelerator else cores() // 2
     return Settings(
         device=device,
-        rounds=arguments.rounds or (1 if arguments.quick else 5),
+        rounds=arguments.rounds or (1 if arguments.quick else 4 if accelerator else 5),
         workers=arguments.workers or max(1, share),
         students=tuple(arguments.students or list(STUDENTS)[: 1 if arguments.quick else None]),
         batch_size=arguments.batch_size or (8 if arguments.quick else 256 if cuda else 32),
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fill", type=Path, metavar="PAGE", help="of gpu: put the table between the page's marks")
     parser.add_argument("--only", type=_names, default=tuple(ROWS), metavar="step,pull", help="these rows")
-    parser.add_argument("--rounds", type=int, help="pairs of measurements in a row [5]")
+    parser.add_argument("--rounds", type=int, help="pairs of measurements in a row [5; of gpu: 4]")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that all runs, measures nothing")
     parser.add_argument("--json", metavar="FILE", help="write every value [of gpu: output/benchmarks-gpu.json]")
     parser.add_argument("--device", help="cpu or cuda [cpu; of gpu: cuda]")
