@@ -71,12 +71,13 @@ class Scale:
     teacher_scenes: int = 8000
     student_scenes: int = 1000
     test_scenes: int = 200
-    teacher_steps: int = 250
-    student_steps: int = 300
-    teacher_batch: int = 64
+    teacher_steps: int = 4000
+    student_steps: int = 1000
+    teacher_batch: int = 32
     student_batch: int = 16
     variants: int = 5  # captions of a scene, whose teacher states are stored
-    rate: float = 1e-3
+    student_rate: float = 4e-3
+    teacher_rate: float = 3e-3
     teacher_layers: int = 3
     teacher_width: int = 128
     student_layers: int = 2
@@ -254,7 +255,13 @@ class Lab:
         print(f"teacher, {kind}", file=sys.stderr, flush=True)
         scale, features = self.scale, self._table(self._many, "teacher", jittered=kind == "unadapted")
         data = TrainingSet(self._many, encoder=self._encoder(100), features=features)
-        train(Learner(model, task=TASK), data, steps=scale.teacher_steps, batch=scale.teacher_batch, rate=scale.rate)
+        train(
+            Learner(model, task=TASK),
+            data,
+            steps=scale.teacher_steps,
+            batch=scale.teacher_batch,
+            rate=scale.teacher_rate,
+        )
         with atomic_file(path) as temporary:
             save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, temporary)
         return model.eval()
@@ -274,7 +281,13 @@ class Lab:
         learner, steps = Learner(model, task=TASK, distillation=distillation), row.length * scale.student_steps
         torch.manual_seed(seed)
         seconds = train(
-            learner, self._data, steps=steps, batch=scale.student_batch, rate=scale.rate, teacher=teacher, seed=seed
+            learner,
+            self._data,
+            steps=steps,
+            batch=scale.student_batch,
+            rate=scale.student_rate,
+            teacher=teacher,
+            seed=seed,
         )
         return self._score(model.eval(), "student") | {"steps": steps, "cpu_seconds": round(seconds, 1)}
 
@@ -304,8 +317,8 @@ class Lab:
 def named_rightly(text: str, scenes: MosaicsDataset, index: int) -> float:
     """Compute the share of a scene's tiles that a caption names at their places, of those that are there or named."""
     scene = scenes.scene(index)
-    truth = {(scenes.names[label], CELLS[cell]) for label, cell in zip(scene.labels, scene.cells, strict=True)}
-    said = set(re.findall(rf"\b({'|'.join(scenes.names)}) ({'|'.join(CELLS)})\b", text))
+    truth = {(CELLS[cell], scenes.names[label]) for cell, label in zip(scene.cells, scene.labels, strict=True)}
+    said = set(re.findall(rf"\b({'|'.join(CELLS)}) an? ({'|'.join(scenes.names)})\b", text))
     return len(truth & said) / max(len(truth), len(said))
 
 

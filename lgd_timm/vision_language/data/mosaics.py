@@ -28,7 +28,7 @@ CELLS = ("top left", "top right", "bottom left", "bottom right")
 COUNTS = ("0", "1", "2", "3", "4")
 NOTHING = "nothing"
 BACKGROUND = (124, 116, 104)  # ImageNet's mean
-VERSION = 2  # of how scenes and sentences are drawn
+VERSION = 3  # of how scenes and sentences are drawn
 CAPTIONS = 5  # references of a scene, as in COCO
 
 
@@ -170,8 +170,8 @@ class MosaicsDataset:
     def _describe(self, scene: Scene, draw: np.random.Generator) -> tuple[str, ...]:
         """Five captions: tiles in different orders, in sentences of different forms."""
         names = [self.names[label] for label in scene.labels]
-        placed = [f"{_article(name)} {name} {CELLS[cell]}" for name, cell in zip(names, scene.cells, strict=True)]
-        forms = ("{}", "{}", "there is {}", "a picture of {}", "we see {}")
+        placed = [f"{CELLS[cell]} {_article(name)} {name}" for name, cell in zip(names, scene.cells, strict=True)]
+        forms = ("{}", "{}", "{}", "we see {}", "here are {}")
         orders = [list(range(len(names))), *(draw.permutation(len(names)).tolist() for _ in range(CAPTIONS - 1))]
         return tuple(
             form.format(_join([placed[place] for place in order])) for form, order in zip(forms, orders, strict=True)

@@ -26,12 +26,13 @@ def test_tiles_named_rightly_are_those_of_the_right_class_in_the_right_place(tmp
         scene, (caption, *_) = scenes.scene(index), scenes[index].captions
         assert vl.named_rightly(caption, scenes, index) == 1
         assert vl.named_rightly(caption.replace(",", " ,"), scenes, index) == 1  # as tokens are joined
-        first = f"{scenes.names[scene.labels[0]]} {CELLS[scene.cells[0]]}"
-        wrong = f"{scenes.names[(scene.labels[0] + 1) % 4]} {CELLS[scene.cells[0]]}"
-        assert vl.named_rightly(f"a {first}", scenes, index) == pytest.approx(1 / len(scene.cells))
+        here, name = CELLS[scene.cells[0]], scenes.names[scene.labels[0]]
+        first = f"{here} {'an' if name == 'airplane' else 'a'} {name}"
+        wrong = f"{here} a {'dog' if name == 'cat' else 'cat'}"
+        assert vl.named_rightly(first, scenes, index) == pytest.approx(1 / len(scene.cells))
         assert vl.named_rightly(caption.replace(first, wrong), scenes, index) == pytest.approx(1 - 1 / len(scene.cells))
         assert vl.named_rightly("", scenes, index) == 0
-    every = ", ".join(f"a {name} {cell}" for name in scenes.names for cell in CELLS)
+    every = ", ".join(f"{cell} a {name}" for name in scenes.names for cell in CELLS)
     assert vl.named_rightly(every, scenes, 0) == pytest.approx(len(scenes.scene(0).cells) / 16)
 
 

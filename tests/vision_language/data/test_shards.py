@@ -95,7 +95,7 @@ def test_captions_and_boxes_say_what_the_image_shows(tmp_path: Path) -> None:
         for box, label, cell in zip(sample.boxes.long().tolist(), scene.labels, scene.cells, strict=True):
             left, top, right, bottom = box
             assert (pixels[top:bottom, left:right] == SHADES[label]).all()
-            phrase = f"{'an' if NAMES[label] == 'airplane' else 'a'} {NAMES[label]} {CELLS[cell]}"
+            phrase = f"{CELLS[cell]} {'an' if NAMES[label] == 'airplane' else 'a'} {NAMES[label]}"
             assert len(sample.captions) == 5
             assert all(phrase in caption for caption in sample.captions)
         named = [sum(caption.count(cell) for cell in CELLS) for caption in sample.captions]
