@@ -16,7 +16,20 @@ from lgd_timm.students.entrypoints import STUDENTS
 from lgd_timm.utils.device import keep_memory, pick_device
 
 from .settings import Settings, cores, machine
-from .speed import allocator, gpu, loader, objective, pulling, ranks, small_conv, startup, steps, teaching, views
+from .speed import (
+    allocator,
+    gpu,
+    loader,
+    objective,
+    pulling,
+    ranks,
+    resizing,
+    small_conv,
+    startup,
+    steps,
+    teaching,
+    views,
+)
 from .speed.pairs import Row, table
 from .speed.photographs import describe, photographs
 
@@ -25,6 +38,7 @@ ROWS = {
     "online": (steps.stored_over_online, "the same step over one with the teacher at work"),
     "loader": (loader.rows, "the loader alone, images/s a core"),
     "views": (views.rows, "one view on one core, with OpenCV over without"),
+    "resize": (resizing.rows, "images resized once: the loader's rate, and what it costs in pixels and to a teacher"),
     "objective": (objective.rows, "loss and bank: time over matrix products and over a loop, memory"),
     "teach": (teaching.rows, "`lgd-timm teach` over its teacher's forward"),
     "startup": (startup.rows, "import and create_model over timm's"),
