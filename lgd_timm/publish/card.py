@@ -168,6 +168,7 @@ def _recipe_facts(recipe: Recipe) -> dict[str, Any]:
     objective = objective_class(recipe.objective)
     return {
         "model": recipe.student.model,
+        "pretrained": recipe.student.pretrained,
         "linear": recipe.student.projector == "linear",
         "needs_labels": objective.needs_labels,
         "method": objective.method,

@@ -110,8 +110,8 @@ def distill_folder(
     root, seconds, device = Path(images).resolve(), read_seconds(time), pick_device(device)
     tag = _tag(root)
     work = _Work.open(Path(out) if out is not None else Path("output") / f"{student}.{tag}")
-    spec, own_templates = _find_teacher(teacher)
-    photos = read_photos(root, names=names, templates=own_templates if templates is None else templates)
+    photos = read_photos(root, names=names, templates=_templates_of(teacher) if templates is None else templates)
+    spec = _find_teacher(teacher)
     pretrained = not from_scratch and _start_of(student) is not None
     work.begin()
     plan = _planned(
@@ -339,18 +339,23 @@ def _is_recipe(teacher: str) -> bool:
     return teacher.endswith((".yaml", ".yml"))
 
 
-def _find_teacher(teacher: str | Conse | OpenCLIP) -> tuple[Conse | OpenCLIP, str]:
-    """Get a teacher, and the templates in which it reads names. Raises: TeacherError, RecipeError."""
+def _templates_of(teacher: str | Conse | OpenCLIP) -> str:
+    """Return in which templates a teacher reads names. Raises: TeacherError for an unknown short name."""
+    return "none" if not isinstance(teacher, str) or _is_recipe(teacher) else find_teacher(teacher).templates
+
+
+def _find_teacher(teacher: str | Conse | OpenCLIP) -> Conse | OpenCLIP:
+    """Get a teacher. Raises: TeacherError, RecipeError."""
     if not isinstance(teacher, str):
-        return teacher, "none"
+        return teacher
     if not _is_recipe(teacher):
         log.info("teacher: %s, %s", teacher, find_teacher(teacher).about)
-        return get_teacher(teacher), find_teacher(teacher).templates
+        return get_teacher(teacher)
     found = read_teacher(teacher).teacher
     spec = found.taught_by if isinstance(found, Stored) else found
     if spec is None:
         raise TeacherError(f"{teacher} has stored embeddings, and does not say who made them. Name another teacher.")
-    return spec, "none"
+    return spec
 
 
 def _start_of(student: str) -> str | None:

@@ -181,7 +181,7 @@ def test_times() -> None:
 def test_a_recipes_teacher_is_taken(tmp_path: Path) -> None:
     recipe = tmp_path / "teach.yaml"
     recipe.write_text("teacher: {kind: open_clip, model: RN50, pretrained: openai}\n")
-    assert auto._find_teacher(str(recipe)) == (OpenCLIP("RN50", "openai"), "none")
+    assert auto._find_teacher(str(recipe)) == OpenCLIP("RN50", "openai")
     recipe.write_text("teacher: {kind: stored, embeddings: here}\n")
     with pytest.raises(TeacherError, match="does not say who made them"):
         auto._find_teacher(str(recipe))
