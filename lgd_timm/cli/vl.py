@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..vision_language.recipe import VLRecipe
     from .common import Commands
 
-MODEL = "published folder, hub://ORG/NAME, or run folder of `lgd-timm vl`"
+MODEL = "published folder or run folder of `lgd-timm vl`"
 
 
 def add_vl(commands: Commands) -> None:

@@ -26,7 +26,7 @@ class Describer:
     """A model that looks at plain pictures.
 
     Args:
-        source: a published folder, hub://ORG/NAME, or a finished run.
+        source: a published folder or a finished run.
         grid: cells of a side, which take the place of the model's own regions; None: its own.
         device: auto, cpu, cuda or mps.
 

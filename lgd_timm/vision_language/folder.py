@@ -8,7 +8,6 @@ FOLDER/  config.json        sizes, task, answers, regions, backbone
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config.reader import local_source, read_mapping
+from ..config.reader import read_mapping
 from ..errors import LGDError, WeightsError
 from ..teachers.base import module_fingerprint
 from ..transfer.backbone import blank_backbone
+from ..utils.checkpoint import DAMAGE
 from ..utils.files import atomic_folder, explain_full_disk, write_json
 from ..utils.schema import build, to_plain
+from ..utils.typed_json import read_json
 from .batch import Encoder
 from .features import RegionFeatures
 from .model import ModelConfig, VisionLanguageModel
@@ -41,7 +41,6 @@ CONFIG, WEIGHTS, METRICS, RECIPE, DETECTOR = (
     "detector",
 )
 FORMAT = "lgd_timm vision_language 1"
-DAMAGE = (SafetensorError, RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def _copy_detector(run: Path, folder: Path) -> None:
 
 def model_folder(source: str | Path) -> Path:
     """Find a model's folder: a published one, or a run's `model/`. Raises: WeightsError where there is none."""
-    path = local_source(source)
+    path = Path(source)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
@@ -164,7 +163,7 @@ def model_folder(source: str | Path) -> Path:
 
 
 def open_model(source: str | Path) -> VLModel:
-    """Open a published folder, hub://ORG/NAME, or a finished run, on the CPU and in eval mode.
+    """Open a published folder or a finished run, on the CPU and in eval mode.
 
     Raises:
         WeightsError: it is none, or is damaged.
@@ -181,8 +180,7 @@ def open_model(source: str | Path) -> VLModel:
 
 
 def _open(folder: Path) -> VLModel:
-    plain = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config: FolderConfig = build(FolderConfig, plain, where=CONFIG)
+    config: FolderConfig = read_json(folder / CONFIG, FolderConfig)
     if config.format != FORMAT:
         raise WeightsError(f"{CONFIG} has the format {config.format!r}, and {FORMAT!r} is known. Update lgd_timm.")
     tokenizer = Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
@@ -203,7 +201,7 @@ def _open(folder: Path) -> VLModel:
         regions=regions,
         regions_fingerprint=config.regions_fingerprint,
         recipe=build(VLRecipe, read_mapping(folder / RECIPE), where=""),
-        metrics=dict(json.loads((folder / METRICS).read_text(encoding="utf-8"))),
+        metrics=read_json(folder / METRICS, dict[str, Any]),
     )
 
 
