@@ -108,7 +108,9 @@ def test_what_is_no_installed_package_is_refused(module: str) -> None:
 
 
 @needs_encoder
-def test_names_of_the_hub_come_verified_and_without_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_the_hub_come_verified_and_without_pickles(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert PACKAGE is not None
     assert PACKAGE.origin is not None
     own = Path(PACKAGE.origin).parent / "model"
@@ -120,6 +122,7 @@ def test_names_of_the_hub_come_verified_and_without_pickles(monkeypatch: pytest.
 
     monkeypatch.setattr("lgd_timm.teachers.sentence_encoder.snapshot", snapshot)
     fetched = [SentenceEncoder("all-MiniLM-L6-v2"), SentenceEncoder("org/name@v1")]
+    assert "Loading" not in capfd.readouterr().err  # as a bar of transformers
     assert [name for name, *_ in asked] == ["sentence-transformers/all-MiniLM-L6-v2", "org/name@v1"]
     assert asked[0][1:] == (("modules.json", "*.safetensors"), ("*.json", "*.txt", "*.model"))
     assert {encoder.fingerprint for encoder in fetched} == {
