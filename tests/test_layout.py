@@ -12,7 +12,7 @@ import lgd_timm
 from tests.helpers import ROOT
 
 TESTS = ROOT / "tests"
-OTHER_FOLDERS = {"benchmarks", "docs", "end_to_end", "golden", "helpers", "recipes"}
+OTHER_FOLDERS = {"benchmarks", "docs", "end_to_end", "fuzz", "golden", "helpers", "recipes"}
 
 
 def imported(path: Path) -> Iterator[str]:

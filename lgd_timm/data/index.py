@@ -160,6 +160,10 @@ def open_shards(root: str | AnyPath, *, split: str) -> ShardSet:
     return shards
 
 
+def _is_file_name(name: str) -> bool:
+    return name == os.path.basename(name) and name not in ("", ".", "..") and name.isprintable() and len(name) < 256
+
+
 def _check_length(path: Path, length: int) -> None:
     """Refuse a tar that is too small for the samples that its index promises, whose order takes memory."""
     size = path.stat().st_size
@@ -199,9 +203,9 @@ def read_split(root: AnyPath, info: Index, *, split: str) -> ShardSet:
             f"{root / INFO}: split {split!r} has {len(shards.filenames)} file names and {len(shards.lengths)} lengths. "
             "Write the shards again."
         )
-    if astray := [name for name in shards.filenames if name != os.path.basename(name) or name in ("", ".", "..")]:
+    if astray := [name for name in shards.filenames if not _is_file_name(name)]:
         raise ShardError(
-            f"{root / INFO}: split {split!r} names {astray[0]!r}, which is not in this folder. Write the shards again."
+            f"{root / INFO}: split {split!r} names {ascii(astray[0])[:200]}, which is not in this folder. Write the shards again."
         )
     if twice := [name for name, count in Counter(shards.filenames).items() if count > 1]:
         raise ShardError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -157,26 +156,34 @@ def _check_embeddings(
 ) -> None:
     """Verify a folder of embeddings, for the splits that it has."""
     try:
-        stored, taught = open_stored(root), read_info(root)["splits"]
+        stored, info = open_stored(root), read_info(root)
+        taught = {name: read_split(root, info, split=name) for name in info["splits"]}
     except (ShardError, TeacherError) as error:
         report.problems.append(str(error))
         return
     report.embeddings += 1
     for shards in splits:
-        entry = taught.get(shards.split)
+        entry = info["splits"].get(shards.split)
         if entry is None:
             bar.update(len(shards))
-        elif tuple(entry["taught"]) != shards.sha256:
+        elif tuple(entry.get("taught", ())) != shards.sha256:
             report.problems.append(f"{root}: was made from other shards of {shards.split!r} than these. {TEACH}")
             bar.update(len(shards))
         else:
-            _check_sidecars(stored, entry, keys[shards.split], report, bar)
+            left_out = entry.get("left_out", {})
+            _check_sidecars(stored, taught[shards.split], left_out, keys[shards.split], report=report, bar=bar)
 
 
 def _check_sidecars(
-    stored: StoredEmbeddings, entry: Mapping[str, Any], keys: Keys, report: ShardReport, bar: tqdm
+    stored: StoredEmbeddings,
+    taught: ShardSet,
+    left_out: Collection[str],
+    keys: Keys,
+    *,
+    report: ShardReport,
+    bar: tqdm,
 ) -> None:
-    for number, (filename, length) in enumerate(zip(entry["filenames"], entry["shard_lengths"], strict=True)):
+    for number, (filename, length) in enumerate(zip(taught.filenames, taught.lengths, strict=True)):
         path = stored.root / filename
         try:
             tar = stored.tar(filename)
@@ -184,9 +191,11 @@ def _check_sidecars(
             report.problems.append(_unreadable(path, error))
             bar.update(length)
             continue
-        report.problems += _tar_problems(path, tar, entry["sha256"][number], length, advice=TEACH)
+        report.problems += _tar_problems(
+            path, tar, taught.sha256[number] if taught.sha256 else None, length, advice=TEACH
+        )
         if filename in keys:
-            expected = {key for key in keys[filename] if f"{filename}/{key}" not in entry["left_out"]}
+            expected = {key for key in keys[filename] if f"{filename}/{key}" not in left_out}
             if strange := expected.symmetric_difference(tar.keys):
                 report.problems.append(
                     f"{path}: has other keys than its shard, {len(strange)} differ, first {min(strange)!r}. {TEACH}"

@@ -82,7 +82,7 @@ class Views:
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
             raise RecipeError(
-                f"views.augmentation {self.augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}."
+                f"views.augmentation {brief(self.augmentation)} is unknown; choose one of {', '.join(AUGMENTATIONS)}."
             )
         if not (1 <= self.size <= LARGEST_SIDE and 1 <= self.count <= MOST_VIEWS):
             raise RecipeError(
@@ -90,7 +90,9 @@ class Views:
                 f"{MOST_VIEWS}."
             )
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise RecipeError(f"views.interpolation {self.interpolation!r} is unknown; choose bilinear or bicubic.")
+            raise RecipeError(
+                f"views.interpolation {brief(self.interpolation)} is unknown; choose bilinear or bicubic."
+            )
         if not 0.1 <= self.crop <= 1:
             raise RecipeError(f"views.crop ({self.crop}) is the share of the short side that is kept: 0.1 to 1.")
         if self.crop != 1 and AUGMENTATIONS[self.augmentation].scale is not None:

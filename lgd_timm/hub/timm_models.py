@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = read_json(path, dict, limit=LARGEST_CONFIG)
     except (OSError, JSONError) as error:
-        raise WeightsError(f"{path} is no timm config ({error}). Pull or save it again.") from error
+        raise WeightsError(f"{path} can't be read as timm's config ({error}). Pull or save it again.") from error
     return config
 
 
@@ -206,6 +206,7 @@ def _is_small(value: Any) -> bool:
 
 
 def _check_published(path: Path, config: dict[str, Any], cfg: dict[str, Any]) -> None:
+    classes = config.get("num_classes", cfg.get("num_classes"))
     if config["architecture"].startswith("lgd_"):
         raise _refused(path, "architecture", config["architecture"], "a stock one, which plain timm has")
     if "model_args" in config:
@@ -213,9 +214,7 @@ def _check_published(path: Path, config: dict[str, Any], cfg: dict[str, Any]) ->
     if given := [field for field in SOURCES if cfg.get(field)]:
         raise _refused(path, f"pretrained_cfg.{given[0]}", cfg[given[0]], "there in a folder of lgd_timm")
     size = cfg.get("input_size")
-    if size is None or size[0] != 3 or any(len(cfg.get(field, ())) != 3 for field in ("mean", "std")):
+    if size is None or size[0] != 3 or any(len(cfg.get(field) or ()) != 3 for field in ("mean", "std")):
         raise _refused(path, "input_size", size, "[3, height, width], with a mean and std of three colours")
-    if "label_names" in config and len(config["label_names"]) != config["num_classes"]:
-        raise _refused(
-            path, "label_names", config["label_names"], f"{config['num_classes']} names, as num_classes says"
-        )
+    if "label_names" in config and len(config["label_names"]) != classes:
+        raise _refused(path, "label_names", config["label_names"], f"{classes} names, as num_classes says")

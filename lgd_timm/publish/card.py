@@ -24,6 +24,7 @@ from safetensors import safe_open
 from ..config.reader import read_recipe
 from ..config.recipe import Recipe
 from ..data.vocabulary import Vocabulary
+from ..errors import LGDError, WeightsError
 from ..hub.timm_models import check_config
 from ..objectives.registry import objective_class
 from ..students.entrypoints import short_name
@@ -31,7 +32,7 @@ from ..teachers import Stored
 from ..utils.files import atomic_file
 from .card_metadata import front_matter, teacher_spec
 from .card_snippets import ORGANISATION, repository_of, retarget, section
-from .lgd_safetensors import read_lgd
+from .lgd_safetensors import LGDFile, read_lgd
 from .metrics import EVALUATIONS, SCORES, read_metrics
 
 __all__ = ["Network", "card_of", "model_card", "retarget", "rewrite_card", "weight_name"]
@@ -95,12 +96,38 @@ def card_of(folder: str | Path, *, name: str | None = None, repo_id: str | None 
     config = check_config(folder)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         statistics = ("running_mean", "running_var", "num_batches_tracked")
-        learned = [key for key in file.keys() if not key.endswith(statistics)]  # noqa: SIM118, as it is no dictionary
+        learned = [key for key in file.keys() if not key.endswith(statistics)]  # noqa: SIM118 - not a dict
         parameters = sum(prod(file.get_slice(key).get_shape()) for key in learned)
+    metrics = read_metrics(folder)
+    try:
+        return _card(
+            folder, name=name or weight_name(recipe), recipe=recipe, metrics=metrics, lgd=lgd, config=config,
+            parameters=parameters, repo_id=repo_id,
+        )  # fmt: skip
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
+        if isinstance(error, LGDError):
+            raise
+        raise WeightsError(
+            f"{folder}/metrics.json holds what no card can show ({' '.join(repr(error).split())[:200]}). "
+            "Pull or save the folder again."
+        ) from error
+
+
+def _card(
+    folder: Path,
+    *,
+    name: str,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    lgd: LGDFile,
+    config: Mapping[str, Any],
+    parameters: int,
+    repo_id: str | None,
+) -> str:
     return model_card(
-        name=name or weight_name(recipe),
+        name=name,
         recipe=recipe,
-        metrics=read_metrics(folder),
+        metrics=metrics,
         vocabulary=Vocabulary(lgd.banks.names, lgd.banks.templates),
         network=Network(str(config["architecture"]), parameters, features=lgd.features),
         files={path.name for path in folder.iterdir()},

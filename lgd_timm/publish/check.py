@@ -66,7 +66,7 @@ def _shapes(path: Path) -> Shapes:
     """Read name and shape of every tensor of a safetensors file, not the tensors themselves."""
     try:
         with safe_open(path, framework="pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} does not open as safetensors ({error}). Write it again.") from error
 

@@ -29,7 +29,7 @@ from ..objectives import objective_config
 from ..students.entrypoints import stock_name
 from ..students.model import Student
 from ..teachers import TeacherSpec
-from ..utils.files import atomic_folder, explain_full_disk, write_json
+from ..utils.files import atomic_folder, explain_full_disk, sha256_of, write_json
 from ..utils.lfs import pointers_in
 from ..utils.typed_json import read_json
 from .card import card_of
@@ -60,6 +60,9 @@ class Published:
     recipe: Recipe
     metrics: dict[str, Any]
     label_names: tuple[str, ...]
+
+
+SUMMED = ("config.json", "model.safetensors", "lgd.safetensors")  # files whose sums metrics.json has
 
 
 def save(
@@ -114,7 +117,8 @@ def save(
         _drop_model_args(temporary / "config.json")
         write_lgd(temporary / "lgd.safetensors", student=student, banks=banks, dtype=dtype)
         (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        write_metrics(temporary, metrics)
+        sums = {name: sha256_of(temporary / name) for name in SUMMED}
+        write_metrics(temporary, {**metrics, "sha256": sums})
         if curve is not None:
             (temporary / "training.png").write_bytes(curve)
         if open_clip is not None:
@@ -213,13 +217,14 @@ def load(folder: str | Path) -> Published:
         raise WeightsError(
             f"{folder}: config.json and lgd.safetensors have other names. Pull or save it again, all of one run."
         )
-    return Published(
-        student=student.eval(),
-        banks=lgd.banks,
-        recipe=read_recipe(folder / "recipe.yaml"),
-        metrics=read_metrics(folder),
-        label_names=names,
-    )
+    recipe, metrics = read_recipe(folder / "recipe.yaml"), read_metrics(folder)
+    sums = metrics.pop("sha256", None)
+    if changed := [] if sums is None else [name for name in SUMMED if sha256_of(folder / name) != sums.get(name)]:
+        raise WeightsError(
+            f"{folder}: {', '.join(changed)} were altered since they were saved, as their sha256 in metrics.json says. "
+            "Pull or save the folder again. If you altered them, remove `sha256` from metrics.json."
+        )
+    return Published(student=student.eval(), banks=lgd.banks, recipe=recipe, metrics=metrics, label_names=names)
 
 
 def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Student:

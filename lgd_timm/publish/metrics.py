@@ -92,6 +92,7 @@ class _Scores(TypedDict, total=False):
     top5: float
     chance: float
     ece: float
+    per_class: dict[str, float | None] | None
     samples: int
 
 
@@ -107,6 +108,11 @@ class _Input(TypedDict, total=False):
     interpolation: str
 
 
+_Sums = TypedDict(
+    "_Sums", {"config.json": str, "model.safetensors": str, "lgd.safetensors": str}, total=False
+)  # of the files beside it, since they were saved
+
+
 class _Metrics(TypedDict, total=False):
     summary: dict[str, float | None]
     teacher: _Teacher
@@ -115,6 +121,7 @@ class _Metrics(TypedDict, total=False):
     agreement: dict[str, Any] | None
     notes: Any
     shards: str
+    sha256: _Sums
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
+LARGEST_LOSS = 1e30  # above which a row is taken for damaged
 POINTS = 300  # on a line; more are averaged, as noise hides the trend and enlarges the file
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#e07b20", "#3a9150", "#555555"
 STYLES = {"loss": (BLUE, 2.0), "loss_text": (ORANGE, 1.2), "loss_visual": (GREEN, 1.2)}
@@ -51,7 +53,10 @@ class _LogRow(_Step, total=False):
 def _lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            yield parse_json(line, _LogRow)
+            row = parse_json(line, _LogRow)
+            if wrong := [name for name, value in row.items() if name.startswith("loss") and not _is_number(value)]:
+                raise JSONError(f"{wrong[0]} is no number")
+            yield row
         except JSONError as error:  # a run was killed in the middle of a line
             log.warning("%s, line %d can't be read (%s); it is left out", path, number, error)
 
@@ -150,5 +155,11 @@ def _draw_scores(
     axes.set_ylabel("zero-shot top-1 (%)")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_LOSS
+
+
 def _mean(rows: Sequence[Row], name: str) -> float:
-    return sum(row[name] for row in rows) / len(rows)
+    """Mean over the rows that have the number; NaN, which is not drawn, where none has."""
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else math.nan

@@ -62,6 +62,10 @@ class Truncated(ConnectionError):
     """A response that ended early without any other error."""
 
 
+class TooSlow(Truncated):
+    """A response whose bytes come, but too slowly to be of use."""
+
+
 class Retry:
     """Say how often a failing request is repeated.
 
@@ -72,7 +76,9 @@ class Retry:
 
     def __init__(self, seconds: float, *, pauses: Iterable[float] = PAUSES) -> None:
         self._pauses = iter(pauses)
-        self._end = time.monotonic() + seconds
+        self._began = time.monotonic()  # of the present request
+        self._end = self._began + seconds
+        self._last_end = self._began + 1.2 * seconds  # of one that takes as long as one that was too slow
 
     def wait(self, error: BaseException) -> bool:
         """Sleep until the next request, if there is to be one.
@@ -89,9 +95,12 @@ class Retry:
         if isinstance(error, HfHubHTTPError):
             asked = error.response.headers.get("retry-after", "")
             pause = max(pause, float(asked) if re.fullmatch("[0-9]{1,6}", asked) else 0)
-        if time.monotonic() + pause > self._end:
+        now = time.monotonic()
+        again = now - self._began if isinstance(error, TooSlow) else 0  # who drips once does so again
+        if now + pause > self._end or now + pause + again > self._last_end:
             return False
         time.sleep(pause)
+        self._began = time.monotonic()
         return True
 
 
@@ -418,7 +427,7 @@ def _in_time(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
         if (elapsed := time.monotonic() - start) >= seconds:
             if received < LEAST_RATE * elapsed:
-                raise Truncated(f"{received} bytes in {elapsed:.1f} s, which is too slow")
+                raise TooSlow(f"{received} bytes in {elapsed:.1f} s, which is too slow")
             start, received = time.monotonic(), 0
 
 

@@ -78,6 +78,10 @@ class Annotations:
         api = require("pycocotools.coco", extra="detect").COCO()
         api.imgs = {image["id"]: image}
         try:
+            if isinstance(segmentation, list) and not all(
+                len(part) >= 6 and len(part) % 2 == 0 for part in segmentation
+            ):
+                raise ValueError("a polygon without three corners, or of an odd count of numbers")  # pairs are no boxes
             if (
                 isinstance(segmentation, dict)
                 and isinstance(runs := segmentation["counts"], list)
