@@ -205,7 +205,8 @@ def read_split(root: AnyPath, info: Index, *, split: str) -> ShardSet:
         )
     if astray := [name for name in shards.filenames if not _is_file_name(name)]:
         raise ShardError(
-            f"{root / INFO}: split {split!r} names {ascii(astray[0])[:200]}, which is not in this folder. Write the shards again."
+            f"{root / INFO}: split {split!r} names {ascii(astray[0])[:200]}, which is not in this folder. "
+            "Write the shards again."
         )
     if twice := [name for name, count in Counter(shards.filenames).items() if count > 1]:
         raise ShardError(
