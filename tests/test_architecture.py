@@ -16,8 +16,8 @@ import lgd_timm
 PACKAGE = Path(lgd_timm.__file__).parent
 ANYWHERE = {"errors", "settings", ""}  # "" is the package itself, for __version__
 MAY_IMPORT = {
-    "cli": "vision_language transfer training export evaluate publish config students teachers objectives hub data utils "
-    "task",
+    "cli": "vision_language transfer training export evaluate publish config students teachers objectives hub data "
+    "utils task",
     "vision_language": "transfer training evaluate publish config students teachers data hub utils",
     "transfer": "training evaluate students config data hub utils",
     "training": "evaluate publish task config students teachers objectives hub data utils",

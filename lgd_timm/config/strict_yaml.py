@@ -48,12 +48,13 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(text, source=str(path))
 
 
-def parse_yaml(text: str, *, source: str) -> Any:
+def parse_yaml(text: str, *, source: str, aliases: bool = False) -> Any:
     """Read a YAML text.
 
     Args:
         text: the YAML.
         source: what errors call it.
+        aliases: whether anchors and aliases are read, as the Hub's client writes them into model cards.
 
     Returns:
         Its content as plain data.
@@ -63,6 +64,7 @@ def parse_yaml(text: str, *, source: str) -> Any:
     """
     try:
         loader = _Loader(text)
+        loader.aliases = aliases
         return loader.get_single_data()
     except _Refused as error:
         raise RecipeError(f"{source}, line {error.line}: {error.reason}") from None
@@ -82,15 +84,16 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader, less what is not plain data. Nodes are checked before anything is built from them."""
 
     depth = values = 0
+    aliases = False
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+        if not self.aliases and (isinstance(event, yaml.AliasEvent) or event.anchor is not None):
             raise _Refused(
                 event,
                 "anchors (&) and aliases (*) are not read. Write the value where it is needed, or quote the text.",
             )
-        if event.tag is not None:
+        if not isinstance(event, yaml.AliasEvent) and event.tag is not None:
             raise _Refused(event, f"the tag {event.tag!r} is not read. Write a plain value, or quote the text.")
         if self.depth == MAX_DEPTH:
             raise _Refused(event, f"nested deeper than {MAX_DEPTH} levels. A recipe has three.")

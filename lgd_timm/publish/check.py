@@ -183,7 +183,7 @@ def _check_card(path: Path) -> None:
         raise WeightsError(f"{path} has more than {LARGEST_CARD} bytes, which no card has. Correct it.")
     before, *parts = text.split("---\n", maxsplit=2)
     try:
-        front = parse_yaml(parts[0], source="it") if len(parts) == 2 and not before else None
+        front = parse_yaml(parts[0], source="it", aliases=True) if len(parts) == 2 and not before else None
     except RecipeError as error:
         raise WeightsError(f"{path}: its front matter is not YAML ({error}). Correct it.") from error
     if not isinstance(front, dict):
