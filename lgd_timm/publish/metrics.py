@@ -114,7 +114,7 @@ _Sums = TypedDict(
 
 
 class _Metrics(TypedDict, total=False):
-    summary: dict[str, float | None]
+    summary: dict[str, Any]  # printed by who lists it, escaped
     teacher: _Teacher
     training: dict[str, Any]
     input: _Input

@@ -65,7 +65,8 @@ def parse_json(content: bytes | str, kind: Any = Any, *, limit: int = LARGEST_JS
     except JSONError:
         raise
     except RecipeError as error:  # the schema's words, which are those of recipes
-        raise JSONError(str(error).rstrip(".")) from None
+        said = str(error).rstrip(".")
+        raise JSONError(said if said.isprintable() else ascii(said)[1:-1]) from None
     except (ValueError, RecursionError) as error:  # a RecursionError's text is of no use to who reads it
         reason = "nested too deep" if isinstance(error, RecursionError) else ascii(str(error))[1:-1][:200]
         raise JSONError(f"no JSON: {reason}") from None
