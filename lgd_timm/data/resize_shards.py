@@ -6,7 +6,6 @@ is missing.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ import webdataset
 from ..errors import ShardError
 from ..utils.files import atomic_file, sha256_of, sole_writer, write_json
 from ..utils.progress import progress_bar
+from ..utils.typed_json import JSONError, read_json
 from .index import INFO, Resize, ShardSet, open_shards, read_info, read_split
 from .paths import AnyPath, require_local, resolve_path
 from .resize import ResizeReport, Sample, resize_samples
@@ -124,8 +124,8 @@ def _check_output(shards: ShardSet, out: Path, how: Resize) -> None:
 
 def _read_claim(claim: Path) -> Any:
     try:
-        return json.loads(claim.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_json(claim)
+    except JSONError as error:
         raise ShardError(f"{claim} can't be read ({error}). Remove the folder and start again.") from error
 
 

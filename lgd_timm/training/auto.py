@@ -6,7 +6,6 @@ output folder says what was done with which inputs; the folder itself is the run
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -39,6 +38,7 @@ from ..teachers.prepare import prepare_teacher
 from ..utils.device import pick_device
 from ..utils.files import atomic_file, fingerprint, hold_folder, write_json
 from ..utils.schema import build, to_plain
+from ..utils.typed_json import JSONError, read_json
 from .distill import distill
 from .photos import Photos, chosen, read_photos
 from .plan import Plan, make_plan, settings_of
@@ -153,9 +153,8 @@ class _Work:
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return cls(out, {})
         try:
-            done = json.loads((out / RECORD).read_text(encoding="utf-8"))
-            assert isinstance(done, dict)
-        except (OSError, ValueError, AssertionError):
+            done = read_json(out / RECORD, dict[str, dict[str, Any]])
+        except (OSError, JSONError):
             raise RecipeError(
                 f"{out} is not empty, and nothing that lgd-timm auto has begun. Choose another --out."
             ) from None

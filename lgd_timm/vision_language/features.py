@@ -30,9 +30,12 @@ from ..transfer.recipe import BackboneRecipe
 from ..utils.distributed import Ranks
 from ..utils.files import atomic_folder, fingerprint
 from ..utils.progress import progress_bar
+from ..utils.typed_json import read_json
 from .data.sample import Dataset
 from .recipe import VisionRecipe
 from .regions import Found, RegionSource, box_numbers
+
+LARGEST_TAGS = 1 << 32  # bytes: some tags of each of some million images
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,7 @@ class FeatureTable:
             load = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("features", "boxes")}
             self._features, self._boxes = load["features"], load["boxes"]
             self._sizes, self._counts, self._rows = (np.load(folder / f"{n}.npy") for n in ("sizes", "counts", "rows"))
-            self._tags = json.loads((folder / "tags.json").read_text(encoding="utf-8"))
+            self._tags = read_json(folder / "tags.json", list[list[str]], limit=LARGEST_TAGS)
         except (OSError, ValueError) as error:
             raise LGDError(f"{folder} can't be read ({error}). Remove it: it is made again.") from error
 

@@ -5,7 +5,6 @@ OUT/   recipe.yaml  log.jsonl  checkpoints/  model/  metrics.json
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import __version__
-from ..errors import RecipeError, TeacherError
+from ..errors import RecipeError, TeacherError, WeightsError
 from ..training.engine import check_output, fit, start
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
 from ..utils.files import write_json
+from ..utils.typed_json import JSONError, read_json
 from .batch import Encoder, TrainingSet, all_texts, frequent_answers
 from .data.sample import Dataset
 from .features import FeatureTable, RegionFeatures, open_region_features, stored_features
@@ -157,11 +157,18 @@ def publish(run: str | Path, folder: str | Path) -> Path:
     return Path(folder)
 
 
+def _stored_metrics(path: Path) -> dict[str, Any]:
+    try:
+        metrics: dict[str, Any] = read_json(path, dict[str, Any])
+    except JSONError as error:
+        raise WeightsError(f"{path} can't be read ({error}). Remove it: the run scores its model again.") from error
+    return metrics
+
+
 def _train(recipe: VLRecipe, out: Path, *, resume: bool) -> dict[str, Any]:
     if resume and (out / METRICS).is_file():
         log.info("%s is finished already", out)
-        metrics: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
-        return metrics
+        return _stored_metrics(out / METRICS)
     check_output(out, resume=resume)
     process = Process(torch.device(init_distributed(pick_device(recipe.machine.device))), Ranks.join())
     parts, job, facts = _prepare(recipe, out, process)

@@ -7,7 +7,6 @@ N samples in V variants (maskings, captions); T tokens: the longest text, names 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..errors import TeacherError
 from ..utils.distributed import Ranks
 from ..utils.files import atomic_folder, fingerprint, write_json
 from ..utils.progress import progress_bar
+from ..utils.typed_json import JSONError, read_json
 from .batch import Batch, TrainingSet, collate
 from .learner import Taught, task_logits
 from .losses.blocks import States
@@ -130,9 +130,8 @@ def store_states(
 def _check(folder: Path, facts: dict[str, Any]) -> None:
     """Raises: TeacherError where the stored states are not those of these facts."""
     try:
-        found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        found = dict(found)
-    except (OSError, ValueError, TypeError) as error:
+        found = read_json(folder / FACTS, dict[str, Any])
+    except (OSError, JSONError) as error:
         raise TeacherError(f"{folder} holds no teacher's states ({error}). Name a new folder.") from error
     if found.get("fingerprint") != fingerprint(facts):
         other = [name for name, value in facts.items() if found.get(name) != value]

@@ -82,7 +82,7 @@ class JsonLinesDataset:
 def _read(text: str, *, where: str) -> _Line:
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LGDError(f"{where} is no JSON ({error}). Write one object a line.") from error
     line: _Line = build(_Line, data, where=where)
     if any(len(box) != 4 for box in line.boxes or ()):
