@@ -11,10 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lgd_timm.config.reader import recipe_from_dict
 from lgd_timm.config.recipe import TeachRecipe
@@ -22,8 +20,7 @@ from lgd_timm.data import Views
 from lgd_timm.data.index import ShardSet
 from lgd_timm.data.writer import write_shards
 from lgd_timm.teachers import OpenCLIP
-
-CLASSES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+from tests.helpers.images import draw_images
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -40,18 +37,6 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "cache"))
-
-
-def draw_images(folder: Path, *, per_class: int, size: int = 32, seed: int = 0) -> Path:
-    """Class folders of noisy coloured squares, half of them JPEG and half PNG."""
-    draw = np.random.default_rng(seed)
-    for name, colour in CLASSES.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(per_class):
-            noise = draw.integers(-40, 40, (size, size, 3))
-            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i:03d}.{'png' if i % 2 else 'jpg'}")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,8 @@ from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.data.views import Views
 from lgd_timm.data.writer import write_shards
 from lgd_timm.errors import CacheError, LGDError
-from tests.conftest import draw_images
 from tests.helpers.folder_server import FolderServer
+from tests.helpers.images import draw_images
 from tests.helpers.runs import assert_bit_equal, last_checkpoint, run
 from tests.helpers.tiny_teacher import Tiny
 
