@@ -20,7 +20,7 @@ from lgd_timm.data import Views
 from lgd_timm.data.index import ShardSet
 from lgd_timm.data.writer import write_shards
 from lgd_timm.teachers import OpenCLIP
-from tests.helpers.images import draw_images
+from tests.helpers.images import CLASSES, draw_images
 
 TINY_CLIP = {
     "embed_dim": 16,
