@@ -66,7 +66,7 @@ def number(hint: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             plain = int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else text
-            return build(hint, plain, where="it")
+            return build(hint, plain, where="the value")
         except RecipeError as error:
             raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 

@@ -40,7 +40,7 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: pytes
     (tmp_path / "tiny.yaml").touch()
     for words, expected in {
         "lgd-timm sha": "shards",
-        "lgd-timm shards ''": "write index verify subset",
+        "lgd-timm shards ''": "write resize index verify subset",
         "lgd-timm evaluate linear-probe m --prot": "--protocol",
         "lgd-timm distill ti": "tiny.yaml",
         "lgd-timm distill x --output ti": "tiny.yaml",

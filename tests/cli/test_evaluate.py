@@ -151,7 +151,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "subset": (["linear-probe", *PLAIN, "--subset", "{published}/config.json"], "can't be read as a subset"),
     "fraction": (["fine-tune", *PLAIN, "--fraction", "2"], "above 0, at most 1"),
     "split": (["knn", *PLAIN, "--train-split", "x"], "has no split 'x'"),
-    "epochs": (["fine-tune", *PLAIN, "--epochs", "0"], "epochs = 0 must be above warmup_epochs = 1"),
+    "epochs": (["fine-tune", *PLAIN, "--epochs", "1"], "epochs = 1 must be above warmup_epochs = 1"),
     "model": (["all", "resnet19"], "'resnet19' is no published folder, no run folder"),
     "size": (["all", "{published}", "--image-size", "64"], "weights and an image size of its own"),
     "write": (["all", *PLAIN, "--write"], "is no published folder on this disk"),

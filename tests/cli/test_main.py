@@ -159,7 +159,7 @@ def files_below(folder: Path) -> set[str]:
         (["save", "a", "b", "--run.seed", "1"], "unrecognized arguments: --run.seed 1"),
         (["push", "a", "me/x", "--dry"], "unrecognized arguments: --dry"),
         (["evaluate", "zero-shot", "m"], "the following arguments are required: --data"),
-        (["shards", "write", "a", "b", "--min-shards", "few"], "invalid int value: 'few'"),
+        (["shards", "write", "a", "b", "--min-shards", "few"], "the value = 'few' is no int"),
         (["distill"], "the following arguments are required: recipe"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

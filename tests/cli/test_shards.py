@@ -14,7 +14,7 @@ from tests.helpers.commands import say
 def test_write(capsys: pytest.CaptureFixture[str], image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "colours"
     said = say(capsys, "shards", "write", image_folder, out, "--split", "train", "--samples-per-shard", "20")
-    assert said == f"{out}: 48 images in 3 shards, split 'train'\n"
+    assert said == f"{out}: 48 images in 3 shards, 0.2 MB, split 'train'\n"
     assert open_shards(out, split="train").class_names == ("blue", "green", "red")
     say(capsys, "shards", "write", image_folder, tmp_path / "unlabelled", "--no-labels", "--min-shards", "4")
     unlabelled = open_shards(tmp_path / "unlabelled", split="train")

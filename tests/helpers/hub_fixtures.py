@@ -196,6 +196,8 @@ class RemoteCause(Exception):
 
 def serve(manifest: str) -> None:
     """The client's process: fork for each line of the input, say the child's number, until the input ends."""
+    import timm  # noqa: F401  # registers the students from the package's own manifest, before it is replaced
+
     from lgd_timm.hub import weights  # here, as it takes seconds: run_script has no use for it
 
     weights.MANIFEST = Path(manifest)
