@@ -29,7 +29,7 @@ ALL = {
     "objectives.lgd": "LGD LGDConfig",
     "publish": "Banks Published PushResult load push register save",
     "settings": (
-        "cache_folder hub_folder hub_patience hub_timeout lock_timeout offline push_timeout "
+        "cache_folder cache_size hub_folder hub_patience hub_timeout lock_timeout offline push_timeout "
         "recipes_folder shard_patience"
     ),
     "students": "STUDENTS Student create_student stock_name",

@@ -60,6 +60,9 @@ def nasty_run(run: Path, folder: Path) -> Path:
     write_lgd(out / "published" / "lgd.safetensors", student=published.student, banks=banks, dtype=torch.float32)
     config = json.loads((out / "published" / "config.json").read_text(encoding="utf-8"))
     (out / "published" / "config.json").write_text(json.dumps({**config, "label_names": NASTY}), encoding="utf-8")
+    metrics = json.loads((out / "published" / "metrics.json").read_text(encoding="utf-8"))
+    del metrics["sha256"]  # of the files before they were altered
+    (out / "published" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     data = published.recipe.to_dict()
     data["vocabulary"]["source"] = data["data"]["val_vocabulary"] = list(NASTY)
     (out / "published" / "recipe.yaml").write_text(recipe_from_dict(data).to_yaml(), encoding="utf-8")

@@ -8,12 +8,12 @@ import json
 import logging
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -196,8 +196,8 @@ def test_a_sidecar_that_is_not_whole_is_taught_again(shards: ShardSet, damage: s
 def test_the_end_of_a_temporary_name_does_not_matter(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    make = tempfile.mkstemp
-    monkeypatch.setattr(files.tempfile, "mkstemp", lambda **options: make(suffix=end, **options))
+    draw = secrets.token_hex
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: f"{draw(count)}.{end}")
     stored = run(shards)
     filename, key, image = images_of(shards)[20]
     np.testing.assert_allclose(stored.read(filename, key, 1), says(Tiny(), VIEWS, image, key, 1), atol=1e-3)

@@ -36,13 +36,14 @@ def test_a_published_folder_has_no_log_and_may_not_name_paths_elsewhere(publishe
     assert read_trial(published_folder.parent).shards() == trial.recipe.data.shards  # a run is the user's own
 
 
-@pytest.mark.parametrize("value", ["58", None, True, float("nan"), {"x": 1}])
-def test_what_is_no_number_is_none(make: Make, value: Any) -> None:
-    folder = make("odd", metrics={"knn": {"top1": value}, "linear_probe": 3})
-    trial = read_trial(folder)
-    assert trial.number("knn", "top1") is None
-    assert trial.number("linear_probe", "top1") is None
-    assert trial.number("absent", "top1") is None
+@pytest.mark.parametrize("value", ["x", None, True, float("nan"), {"x": 1}])
+def test_what_is_no_number_is_refused(make: Make, value: Any) -> None:
+    with pytest.raises(WeightsError, match=r"knn\.top1"):
+        read_trial(make("odd", metrics={"knn": {"top1": value}}))
+
+
+def test_what_is_not_there_is_none(make: Make) -> None:
+    assert read_trial(make("even", metrics={"knn": {"top1": 58.0}})).number("absent", "top1") is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
