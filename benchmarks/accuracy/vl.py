@@ -276,6 +276,7 @@ class Lab:
         teacher, distillation = None, None
         if row.taught:
             asked = self._teacher(row.teacher)
+            torch.manual_seed(seed)  # whether the teacher was trained just now or loaded
             distillation = Distillation(row.recipe, student=model, teacher=asked)
             teacher = self._stored(row.teacher, asked, encoder)
         learner, steps = Learner(model, task=TASK, distillation=distillation), row.length * scale.student_steps
