@@ -75,7 +75,10 @@ def test_every_row_trains_and_is_scored(tmp_path: Path) -> None:
     again = vl.Lab(
         SCALE, shards=str(root), teacher="lgd_mobilenetv2", output=tmp_path / "o"
     )  # finds all that is stored
-    assert {**again.student(vl.ROWS["full"], 0), "cpu_seconds": 0} == {**scores[[*vl.ROWS].index("full")], "cpu_seconds": 0}
+    assert {**again.student(vl.ROWS["full"], 0), "cpu_seconds": 0} == {
+        **scores[[*vl.ROWS].index("full")],
+        "cpu_seconds": 0,
+    }
     assert again.teacher_scores("unadapted")["parameters"] > scores[0]["parameters"]
 
 
