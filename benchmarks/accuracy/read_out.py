@@ -11,7 +11,6 @@ import argparse
 import re
 import sys
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,7 +67,7 @@ def scores(folder: str, *, shards: str | None, images: int, temperature: float) 
     assert data.val_split is not None
     train, test = (open_shards(where, split=split) for split in (data.train_split, data.val_split))
     model = open_zero_shot_model(folder, None)
-    unlabelled, _ = logits_of(model, first_shards(train, images), limit=images)
+    unlabelled, _ = logits_of(model, train, limit=images)
     logits, labels = logits_of(model, test, limit=None)
     shift = balancing_shift(unlabelled / temperature) * temperature
     plain, balanced = ((answers.argmax(1) == labels).float().mean() * 100 for answers in (logits, logits + shift))
@@ -84,16 +83,6 @@ def logits_of(model: ZeroShotModel, shards: ShardSet, *, limit: int | None) -> t
     batches = [(classify(batch), batch.labels) for batch in loader(dataset, SequentialSampler(chosen, 256), workers=0)]
     logits, labels = zip(*batches, strict=True)
     return torch.cat(logits), torch.cat(labels)
-
-
-def first_shards(shards: ShardSet, images: int) -> ShardSet:
-    """The fewest first shards that hold so many images."""
-    count, held = 0, 0
-    while held < images and count < len(shards.filenames):
-        held += shards.lengths[count]
-        count += 1
-    fields = ("filenames", "lengths", "sha256")
-    return replace(shards, **{field: getattr(shards, field)[:count] for field in fields})
 
 
 def balancing_shift(logits: Tensor) -> Tensor:

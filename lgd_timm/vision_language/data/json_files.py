@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from ...errors import LGDError, RecipeError
+from ...utils import typed_json
 from ...utils.files import fingerprint, sha256_of
 from ...utils.schema import Range, brief, build
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 def read_json(path: Path, *, expected: str) -> Any:
     """Read a JSON file; `expected` describes its layout in messages. Raises: LGDError where it is none."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return typed_json.read_json(path, limit=typed_json.LARGEST_ANNOTATIONS)
+    except (OSError, typed_json.JSONError) as error:
         raise wrong_file(path, f"can't be read as JSON ({brief(str(error))})", expected=expected) from error
 
 
