@@ -24,6 +24,7 @@ from pathlib import Path
 
 from .errors import LGDError
 
+MOST_SECONDS = 86_400.0  # a day
 UNITS = ("", "k", "m", "g", "t")  # of sizes, each a thousand of the one before, or 1,024 with an i
 
 
@@ -105,12 +106,12 @@ def offline() -> bool:
 
 
 def _seconds(name: str, default: float) -> float:
-    """Read a number of seconds. Raises: LGDError for what is no positive number."""
+    """Read a number of seconds. Raises: LGDError for what is none from above 0 to a day."""
     text = os.environ.get(name) or str(default)
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise LGDError(f"{name}={text!r} is no number of seconds above 0. Correct or unset it.")
+    if not 0 < value <= MOST_SECONDS:
+        raise LGDError(f"{name}={text!r} is no number of seconds above 0 and up to a day. Correct or unset it.")
     return value

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_command
+from ..utils.schema import Port
+from .common import add_command, number
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -17,7 +18,7 @@ def add_demo(commands: Commands) -> None:
     """Add the parser."""
     parser = add_command(commands, "demo", _demo, "serve a page that classifies pictures, on loopback")
     parser.add_argument("model", help="published folder, hub://ORG/NAME[@REV], name as lgd_mobilenetv2, or run folder")
-    parser.add_argument("--port", type=int, default=8000, help="of 127.0.0.1; 0: any that is free")
+    parser.add_argument("--port", type=number(Port), default=8000, help="of 127.0.0.1; 0: any that is free")
     parser.add_argument(
         "--runtime",
         metavar="FILE",

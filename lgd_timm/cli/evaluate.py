@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LGDError, TeacherError
-from ..utils.schema import BatchSize, Count, Pixels, Rate, Seed, Size, Workers
+from ..utils.schema import BatchSize, Count, Pixels, Rate, Seed, Size, SomeShare, Temperature, Workers
 from .common import Command, Parser, add_command, add_device, add_group, number, print_json
 
 if TYPE_CHECKING:
@@ -96,14 +96,16 @@ def _add_knn(parser: Parser) -> None:
         help="neighbours; of several, the first is reported",
     )
     parser.add_argument(
-        "--temperature", type=number(Rate), default=0.07, help="of the neighbours' weights, exp(cosine / T)"
+        "--temperature", type=number(Temperature), default=0.07, help="of the neighbours' weights, exp(cosine / T)"
     )
 
 
 def _add_subset(parser: Parser) -> None:
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument(
-        "--fraction", type=float, help="learn from this share of each class's labels, such as 0.01 (default: all)"
+        "--fraction",
+        type=number(SomeShare),
+        help="learn from this share of each class's labels, such as 0.01 (default: all)",
     )
     labels.add_argument(
         "--per-class", type=number(Count), metavar="N", help="learn from N images of each class (default: all)"
@@ -120,7 +122,7 @@ def _add_linear_probe(parser: Parser) -> None:
     )
     parser.add_argument(
         "--sgd-batch-size",
-        type=int,
+        type=number(BatchSize),
         default=256,
         metavar="N",
         help="images a batch of protocol sgd, whose learning rate is 30 * N / 256",
@@ -139,7 +141,7 @@ def _add_fine_tune(parser: Parser) -> None:
     parser.add_argument("--head-lr", type=number(Rate), default=5e-3, help="peak learning rate of the classifier")
     parser.add_argument(
         "--layer-decay",
-        type=number(Rate),
+        type=number(SomeShare),
         help="share of the next layer's learning rate that a layer gets, such as 0.75 (default: 1)",
     )
     parser.add_argument("--weight-decay", type=number(Rate), default=0.05, help="of the optimizer")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .common import add_command
+from ..utils.schema import Count
+from .common import add_command, number
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -17,7 +18,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "shard folder, or address of one, of images like those that the model will see; labels are not needed"
     },
     "split": {"help": "split of --data that is read (default: train)"},
-    "calibration_images": {"type": int, "metavar": "N", "help": "images of --data that are read (default: 512)"},
+    "calibration_images": {
+        "type": number(Count),
+        "metavar": "N",
+        "help": "images of --data that are read (default: 512)",
+    },
     "half": {"action": "store_true", "help": "weights as float16, in half the space"},
     "features": {"action": "store_true", "help": "pooled features, and no classifier"},
     "vocabulary": {"help": "class names to answer with: a list, a file, folder:PATH, ... (default: the model's own)"},

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from ..utils.schema import Count, Seed, Workers
+from ..utils.schema import Count, Quality, Seed, ShortSide, Workers
 from .common import add_command, add_group, number, plain
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def _add_sizes(parser: argparse.ArgumentParser, *, short_side: int | None) -> No
     """Add what says how images are made smaller."""
     parser.add_argument(
         "--short-side",
-        type=int,
+        type=number(ShortSide),
         default=short_side,
         metavar="PIXELS",
         help="encode images anew as JPEGs whose short side has at most so many pixels"
         + ("" if short_side else " (default: keep their bytes)"),
     )
-    parser.add_argument("--quality", type=int, default=92, metavar="Q", help="of these JPEGs, 1 to 100")
+    parser.add_argument("--quality", type=number(Quality), default=92, metavar="Q", help="of these JPEGs, 1 to 100")
     parser.add_argument(
         "--workers", type=number(Workers), metavar="N", help="processes that encode, 0: this one (default: one a core)"
     )
@@ -143,7 +143,7 @@ def _sizes(options: argparse.Namespace) -> Resize:
 
 def _workers(options: argparse.Namespace) -> int:
     if options.workers is not None:
-        return max(0, int(options.workers))
+        return int(options.workers)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
 
 

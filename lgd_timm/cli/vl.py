@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .common import Parser, add_command, add_device, add_group, first_rank, plain, print_json
+from ..utils.schema import GridSide
+from .common import Parser, add_command, add_device, add_group, first_rank, number, plain, print_json
 
 if TYPE_CHECKING:
     from ..vision_language.recipe import VLRecipe
@@ -50,7 +51,7 @@ def _add_run(group: Commands, name: str, run: Any, text: str) -> Parser:
 
 def _add_looking(parser: Parser) -> None:
     parser.add_argument(
-        "--grid", type=int, help="look at the cells of an N x N grid (default: the model's own regions)"
+        "--grid", type=number(GridSide), help="look at the cells of an N x N grid (default: the model's own regions)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_device(parser)

@@ -118,8 +118,8 @@ class ScheduleRecipe:
     epochs: Count = 90  # passes over the training split
     name: Literal["cosine", "tanh", "poly", "constant"] = "cosine"  # those of timm's that need no further settings
     warmup_epochs: Rate = 5  # the learning rate rises linearly for so long
-    warmup_lr: float = 0.0  # the learning rate at the start of warm-up
-    min_lr: float = 0.0  # the learning rate at the end
+    warmup_lr: Rate = 0.0  # the learning rate at the start of warm-up
+    min_lr: Rate = 0.0  # the learning rate at the end
     per_step: bool = True  # step the schedule every update; the released code does so every epoch
 
 

@@ -198,11 +198,11 @@ def open_image(data: bytes) -> Any:
     Raises:
         ShardError: the bytes are no image.
     """
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        _add_heif()
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
+        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:  # after Pillow, which reads AVIF of brand mif1 by itself
+            return _open_heif(data)
         raise ShardError(f"{len(data)} bytes that are no image") from error
     except Exception as error:  # ValueError, struct.error, SyntaxError, ...: Pillow raises anything for bad bytes
         plain = without_metadata(data)
@@ -242,12 +242,16 @@ def without_metadata(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _add_heif() -> None:
-    """Teach Pillow HEIC, as phones write it. Raises: ShardError where the library is not installed."""
+def _open_heif(data: bytes) -> Any:
+    """Teach Pillow HEIC, as phones write it. Raises: ShardError, also where the library is not installed."""
     try:
         require("pillow_heif", extra="heic").register_heif_opener()
     except MissingExtra as error:
-        raise ShardError(str(error)) from error
+        raise ShardError(f"a HEIC photo: {error}") from error
+    try:
+        return Image.open(io.BytesIO(data))
+    except Exception as error:  # RuntimeError, EOFError, ...: of the library
+        raise ShardError(f"can't be read as an image, {type(error).__name__}: {error}") from error
 
 
 def _has_metadata(data: bytes) -> bool:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypedDict
 from ..errors import RecipeError, ShardError
 from ..utils.files import fingerprint
 from ..utils.lfs import is_pointer
-from ..utils.schema import Range, build
+from ..utils.schema import QUALITY, SHORT_SIDE, Range, build
 from ..utils.typed_json import JSONError, parse_json
 from .paths import AnyPath, resolve_path
 from .shard_cache import LARGEST_INDEX, CachedFile, check_sums, file_at, read_small
@@ -72,9 +72,9 @@ class Resize:
     quality: int = 92  # of the JPEGs, 1 to 100
 
     def __post_init__(self) -> None:
-        if not 16 <= self.short_side <= 16384:
+        if not SHORT_SIDE.low <= self.short_side <= SHORT_SIDE.high:
             raise ShardError(f"short_side ({self.short_side}) is the short side of an image: 16 to 16384 pixels.")
-        if not 1 <= self.quality <= 100:
+        if not QUALITY.low <= self.quality <= QUALITY.high:
             raise ShardError(f"quality ({self.quality}) is a JPEG's: 1 to 100.")
 
     def __str__(self) -> str:

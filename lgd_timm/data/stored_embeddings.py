@@ -188,7 +188,7 @@ class StoredEmbeddings:
         stored = self.metadata["views_fingerprint"]
         if views.fingerprint != stored and replace(views, count=self.views.count) == self.views:
             raise TeacherError(
-                f"{self.root} was taught with another version of the views ({stored}, now {views.fingerprint}): "
+                f"{self.root} was taught with another version of the views ({stored!r}, now {views.fingerprint}): "
                 "the same settings give other pixels now. Remove the folder and run lgd-timm teach again, or use the "
                 "version of lgd_timm that taught."
             )

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import RecipeError
 from ..utils.files import fingerprint
-from ..utils.schema import LARGEST_SIDE, MOST_VIEWS, Seed, brief
+from ..utils.schema import LARGEST_SIDE, MOST_VIEWS, SMALLEST_SIDE, Seed, brief
 from .color import ColorOps, apply_color, planar
 from .decode import Box, EncodedImage
 
@@ -84,10 +84,10 @@ class Views:
             raise RecipeError(
                 f"views.augmentation {brief(self.augmentation)} is unknown; choose one of {', '.join(AUGMENTATIONS)}."
             )
-        if not (1 <= self.size <= LARGEST_SIDE and 1 <= self.count <= MOST_VIEWS):
+        if not (SMALLEST_SIDE <= self.size <= LARGEST_SIDE and 1 <= self.count <= MOST_VIEWS):
             raise RecipeError(
-                f"views.size ({brief(self.size)}) must be 1 to {LARGEST_SIDE}, views.count ({brief(self.count)}) 1 to "
-                f"{MOST_VIEWS}."
+                f"views.size ({brief(self.size)}) must be {SMALLEST_SIDE} to {LARGEST_SIDE}, "
+                f"views.count ({brief(self.count)}) 1 to {MOST_VIEWS}."
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise RecipeError(

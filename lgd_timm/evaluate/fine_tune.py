@@ -23,6 +23,7 @@ from ..data.subset import Subset, positions
 from ..errors import LGDError
 from ..students.model import Student
 from ..students.small_conv import speed_up_small_convs
+from ..utils.batch_norm import explain_batch_of_one
 from ..utils.progress import progress_bar
 from .models import Backbone
 from .zero_shot import Tally, ZeroShot, accuracies, check_labels, progress
@@ -268,7 +269,8 @@ def _train(
     ):
         scheduler.step_update(step)
         optimizer.zero_grad(set_to_none=True)
-        loss = cross_entropy(classifier(batch.images), batch.labels)
+        with explain_batch_of_one():
+            loss = cross_entropy(classifier(batch.images), batch.labels)
         loss.backward()
         optimizer.step()
     if not loss.isfinite():

@@ -29,7 +29,7 @@ from ..hub.safe_weights import BUILD_ERRORS, refuse_pickle, timm_source
 from ..hub.snapshot_download import locate
 from ..hub.timm_models import build_timm_model
 from ..publish.folder import Published, load
-from ..students.model import Student, create_student
+from ..students.model import Student, check_image_size, create_student
 from ..teachers import Stored
 from ..utils.checkpoint import DAMAGE, all_checkpoints, check_file
 from ..utils.schema import build
@@ -162,6 +162,8 @@ def find_model(
     filters = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
     crop = 1.0 if image_size else min(1.0, max(0.1, config["crop_pct"]))
     views = Views(size=size, augmentation="none", interpolation=filters, crop=crop)
+    if image_size is not None:
+        check_image_size(backbone, image_size, field="--image-size")
     return Model(name, Backbone(backbone, preprocess=preprocess).eval(), views)
 
 

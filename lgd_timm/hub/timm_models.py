@@ -15,12 +15,18 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import WeightsError
+from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE
 from ..utils.state_keys import prefix_advice, without_prefix
 from ..utils.typed_json import JSONError, read_json
+from .safe_weights import BUILD_ERRORS
 
 LARGEST_CONFIG = 1 << 24  # bytes of a config.json: names of 21,000 classes take less than a tenth
-LARGEST_SIDE = 4096  # pixels, and the greatest integer among a model's arguments
+LARGEST_ARG = 4096  # the greatest integer among a model's arguments, but for
+LARGEST_ARGS = {"img_size": 2048, "patch_size": 64, "window_size": 64, "in_chans": 256}
 LARGEST_CLASSES = 1_000_000
+LARGEST_FRESH = 8 << 30  # bytes of a model without weights
+SMALLEST_STD = 1e-3  # of pixels in 0..1
+SPARE = 1 << 29  # bytes that a model may have beside its weights, such as tables of positions
 LONGEST_TEXT = 10_000
 
 # Arguments of a timm model that a folder may set: none of them changes how many layers are built.
@@ -56,6 +62,7 @@ def build_timm_model(source: str, *, pretrained: bool, classifier: bool = True, 
     """
     if source.startswith("local-dir:"):
         check_config(Path(source.removeprefix("local-dir:")))
+        _check_memory(Path(source.removeprefix("local-dir:")), pretrained=pretrained)
     if not pretrained:
         if not classifier:
             options["num_classes"] = 0
@@ -105,6 +112,32 @@ def _load_stripped(source: str, **options: Any) -> tuple[Any, str]:
         return None, advice
     model.load_state_dict(stripped)
     return model, advice
+
+
+def _check_memory(folder: Path, *, pretrained: bool) -> None:
+    """Refuse a config.json whose model is far larger than the weights beside it, before it takes memory.
+
+    Raises:
+        WeightsError: says how large both are.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without numbers
+            model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except BUILD_ERRORS:  # with numbers it says why
+        return
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    file = folder / "model.safetensors"
+    allowed = 4 * file.stat().st_size + SPARE if pretrained and file.is_file() else LARGEST_FRESH
+    if needed > allowed:
+        raise WeightsError(
+            f"{folder}/config.json names a model of {needed / 1e9:.1f} GB, for which "
+            + (
+                f"model.safetensors is too small ({file.stat().st_size / 1e6:.0f} MB)"
+                if pretrained
+                else "no weights are"
+            )
+            + ". Don't use this folder, or mend it."
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- config.json
@@ -172,16 +205,21 @@ def _check_sizes(path: Path, cfg: dict[str, Any]) -> None:
             continue
         if not isinstance(size, list) or len(size) != 3:
             raise _refused(path, field, size, "[channels, height, width]")
-        for side in size:
-            _check_integer(path, field, side, low=1, high=LARGEST_SIDE)
+        for place, side in enumerate(size):
+            _check_integer(path, field, side, low=1 if place == 0 else SMALLEST_SIDE, high=LARGEST_SIDE)
     for field in ("mean", "std"):
         values = cfg.get(field)
         if values is not None and not (isinstance(values, list) and values and all(map(_is_finite, values))):
             raise _refused(path, field, values, "a list of numbers")
+        if field == "std" and values is not None and min(values) < SMALLEST_STD:
+            raise _refused(path, field, values, "a list of numbers above 0, as pixels are divided by them")
     for field in ("crop_pct", "test_crop_pct"):
         share = cfg.get(field)
         if share is not None and not (_is_finite(share) and 0 < share <= 10):
             raise _refused(path, field, share, "a number above 0")
+    for field in ("fixed_input_size", "custom_load"):
+        if not isinstance(cfg.get(field, False), bool):
+            raise _refused(path, field, cfg[field], "true or false")
     if not isinstance(cfg.get("interpolation", ""), str):
         raise _refused(path, "interpolation", cfg["interpolation"], "the name of a filter")
 
@@ -197,12 +235,13 @@ def _check_args(path: Path, args: Any) -> None:
         if name not in MODEL_ARGS:
             raise _refused(path, "model_args", name, f"one of {', '.join(sorted(MODEL_ARGS))}")
         values = value if isinstance(value, list) and len(value) <= 3 else [value]
-        if not all(one is None or isinstance(one, bool) or _is_small(one) for one in values):
-            raise _refused(path, f"model_args.{name}", value, f"a number up to {LARGEST_SIDE}, or a short text")
+        largest = LARGEST_ARGS.get(name, LARGEST_ARG)
+        if not all(one is None or isinstance(one, bool) or _is_small(one, largest) for one in values):
+            raise _refused(path, f"model_args.{name}", value, f"a number up to {largest}, or a short text")
 
 
-def _is_small(value: Any) -> bool:
-    return len(value) <= 100 if isinstance(value, str) else _is_finite(value) and abs(value) <= LARGEST_SIDE
+def _is_small(value: Any, largest: int) -> bool:
+    return len(value) <= 100 if isinstance(value, str) else _is_finite(value) and abs(value) <= largest
 
 
 def _check_published(path: Path, config: dict[str, Any], cfg: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..config.strict_yaml import parse_yaml
 from ..errors import LGDError, RecipeError, WeightsError
+from ..hub.safe_weights import BUILD_ERRORS
 from ..hub.timm_models import check_config
 from ..hub.verify import FileFacts, StrPath, facts_of
 from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
@@ -95,7 +96,11 @@ def _check_model(folder: Path, shapes: Shapes) -> int:
             "Name the stock one, such as 'resnet18', so that the weights load where lgd_timm is not installed."
         )
     check_config(folder)
-    stock = timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()
+    try:
+        stock = timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()
+    except BUILD_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path}: timm can't build {architecture} of it ({reason}). Write it again.") from error
     wanted = {key: tuple(tensor.shape) for key, tensor in stock.items()}
     keys = sorted(key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key))
     if keys:

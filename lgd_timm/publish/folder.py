@@ -27,7 +27,7 @@ from ..hub.safe_weights import BUILD_ERRORS
 from ..hub.timm_models import build_timm_model, check_config
 from ..objectives import objective_config
 from ..students.entrypoints import stock_name
-from ..students.model import Student
+from ..students.model import Student, check_image_size
 from ..teachers import TeacherSpec
 from ..utils.files import atomic_folder, explain_full_disk, sha256_of, write_json
 from ..utils.lfs import pointers_in
@@ -203,6 +203,7 @@ def load(folder: str | Path) -> Published:
         config = check_config(folder, published=True)
         size = config["pretrained_cfg"]["input_size"][-1]
         backbone = build_timm_model(f"local-dir:{folder}", pretrained=True, classifier=False)
+        check_image_size(backbone, size, field="input_size")
         student = Student(backbone, embed_dim=lgd.banks.text.shape[1], projector=lgd.projector_kind, image_size=size)
         student.projector.load_state_dict(lgd.projector)
     except BUILD_ERRORS as error:

@@ -89,7 +89,9 @@ def training_curve(rows: Sequence[Row], metrics: Mapping[str, Any], *, epochs: f
         log.info("no training.png: %s, then: lgd-timm save RUN OUT", error)
         return None
     scores = [
-        (row["epoch"], row["zero_shot_top1"]) for row in rows if "zero_shot_top1" in row and row["epoch"] < epochs
+        (row["epoch"], row["zero_shot_top1"])
+        for row in rows
+        if {"zero_shot_top1", "epoch"} <= row.keys() and row["epoch"] < epochs
     ]
     student = metrics.get("zero_shot") or {}
     if student:

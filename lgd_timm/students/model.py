@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from ..hub.safe_weights import BUILD_ERRORS, timm_source
 from ..hub.timm_models import build_timm_model
 
 Projector = Literal["linear", "mlp", "deep"]
+
+LARGEST_CHECKED = 512  # pixels; a model that takes these takes larger ones, and one image of them takes no time
 
 
 def make_projector(kind: str, features: int, embed_dim: int) -> nn.Module:
@@ -81,6 +84,32 @@ class Student(nn.Module):
         return self.projector(self.features(images))
 
 
+def check_image_size(model: nn.Module, size: int, *, field: str) -> None:
+    """Check, on one image, that a model takes images of a size. Sizes above `LARGEST_CHECKED` are not tried.
+
+    Args:
+        model: a backbone; it is left in its mode.
+        size: pixels of a side.
+        field: what the user called it, for the message.
+
+    Raises:
+        LGDError: it does not, as a vision transformer of another patch size, or a network that shrinks them to nothing.
+    """
+    if size > LARGEST_CHECKED:
+        return
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LGDError(
+            f"{field} = {size}: the model does not take images of that size ({reason}). Change it."
+        ) from error
+    finally:
+        model.train(training)
+
+
 def check_name(model: str) -> None:
     """Check that timm knows a model by its name. Raises: LGDError."""
     if not timm.is_model(model) and ":" not in model:
@@ -131,4 +160,6 @@ def create_student(
         )
     except BUILD_ERRORS as error:  # an unknown tag, a folder that does not fit, the Hub out of reach
         raise LGDError(f"student.model {model!r} can't be built ({error}).") from error
+    if image_size:
+        check_image_size(backbone, image_size, field="image size")
     return Student(backbone, embed_dim=embed_dim, projector=projector, image_size=image_size)

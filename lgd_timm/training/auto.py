@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 RECORD = "auto.json"
 VERSION = 1  # raised when the same inputs would be done otherwise
 UNITS = {"s": 1, "m": 60, "h": 3600}
+LONGEST = 30 * 24 * 3600.0  # seconds that a call may take
 RUN = ("checkpoints", "tensorboard", "published", "report", "log.jsonl", "recipe.yaml")  # what follows the teaching
 
 
@@ -135,10 +136,11 @@ def distill_folder(
 
 def read_seconds(text: str) -> float:
     """Read a span of time such as 90s, 4m or 1.5h. Raises: RecipeError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if found is None or not float(found[1]) > 0:
-        raise RecipeError(f"time {text!r} is no span of time. Write 90s, 4m or 1h.")
-    return float(found[1]) * UNITS[found[2]]
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", text.strip())
+    seconds = 0.0 if found is None else float(found[1]) * UNITS[found[2]]
+    if not 0 < seconds <= LONGEST:
+        raise RecipeError(f"time {text[:50]!r} is no span of time up to 30 days. Write 90s, 4m or 1h.")
+    return seconds
 
 
 class _Work:

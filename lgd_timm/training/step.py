@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from ..errors import LGDError
+from ..utils.batch_norm import explain_batch_of_one
 from ..utils.distributed import Ranks
 from .snapshot import Rollback, Snapshot
 
@@ -161,7 +162,7 @@ class TrainStep:
         for number, (part, share) in enumerate(parts, start=1):
             # Ranks reduce their gradients once, during the last pass.
             with nullcontext() if number == len(parts) else run.no_sync():
-                with torch.autocast(run.device.type, dtype=dtype, enabled=amp != "none"):
+                with torch.autocast(run.device.type, dtype=dtype, enabled=amp != "none"), explain_batch_of_one():
                     result = run.losses(part)
                 run.scaler.scale(result["loss"] * share).backward()
             for name, value in result.items():

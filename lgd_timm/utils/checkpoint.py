@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -233,6 +233,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = read_json(path / "state.json", _StateAndSums)
     except JSONError as error:
         raise ValueError(f"state.json: {error}") from error
+    if unknown := state.keys() - get_type_hints(_StateAndSums).keys():  # such as "sha256" with a flipped bit
+        raise ValueError(f"state.json has an unknown field {ascii(min(unknown))[:80]}")
     if not path.name.endswith(f"-{state['step']:08d}"):
         raise ValueError("state.json is of another checkpoint")
     if "sha256" in state and state["sha256"].get("state.json") != _sum_of_state(state):

@@ -73,18 +73,27 @@ OMITTED = Mark("left out of plain data where it has its default")
 # Greatest values that a machine is asked for: what is beyond them is a slip, and would take its memory or processes.
 MOST_WORKERS = 1024  # processes that load images
 LARGEST_BATCH = 1 << 20  # images
-LARGEST_SIDE = 1 << 12  # pixels of a view
+SMALLEST_SIDE, LARGEST_SIDE = 2, 1 << 12  # pixels of a view; torch (2.14) fails to resize bytes to one pixel
 MOST_VIEWS = 100_000  # of an image
 MOST_DIMENSIONS = 1 << 16  # of an embedding
 LARGEST_COUNT = (1 << 31) - 1  # of epochs, steps and what else is counted
+LARGEST_RATE = 1e9  # of learning rates, weights of a loss, penalties
 
 Count = Annotated[int, Range(1, LARGEST_COUNT)]
 Size = Annotated[int, Range(0, LARGEST_COUNT)]
 Workers = Annotated[int, Range(0, MOST_WORKERS)]
 BatchSize = Annotated[int, Range(1, LARGEST_BATCH)]
-Pixels = Annotated[int, Range(1, LARGEST_SIDE)]
-Rate = Annotated[float, Range(0)]
+Pixels = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE)]
+Rate = Annotated[float, Range(0, LARGEST_RATE)]
+Temperature = Annotated[float, Range(1e-6, 1e6)]
 Share = Annotated[float, Range(0, 1)]
+SomeShare = Annotated[float, Range(1e-9, 1)]  # not nothing
+Port = Annotated[int, Range(0, 65535)]
+GridSide = Annotated[int, Range(1, 100)]  # cells
+RegionCount = Annotated[int, Range(1, 10_000)]  # of an image
+SHORT_SIDE, QUALITY = Range(16, 16384), Range(1, 100)  # of JPEGs that are encoded: pixels, and libjpeg's scale
+ShortSide = Annotated[int, SHORT_SIDE]
+Quality = Annotated[int, QUALITY]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Name = Annotated[str, FileName()]
 

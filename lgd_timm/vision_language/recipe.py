@@ -17,7 +17,7 @@ from ..config.reader import read_mapping
 from ..errors import RecipeError
 from ..hub.safe_weights import refuse_pickle
 from ..transfer.recipe import TransferMachine
-from ..utils.schema import MACHINE, Count, Key, Name, Rate, Share, Size, build, to_plain
+from ..utils.schema import MACHINE, Count, GridSide, Key, Name, Rate, RegionCount, Share, Size, build, to_plain
 from .data.sources import Source
 from .losses.attention import AttentionConfig
 from .losses.hidden_mse import HiddenMSEConfig
@@ -89,8 +89,8 @@ class GridRegions:
     """Regions are the cells of a grid."""
 
     kind: ClassVar[str] = "grid"
-    rows: Count = 7
-    columns: Count = 7
+    rows: GridSide = 7
+    columns: GridSide = 7
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class DataRegions:
     """Regions are the boxes that come with the data."""
 
     kind: ClassVar[str] = "data"
-    count: Count = 50  # of an image, at most
+    count: RegionCount = 50  # of an image, at most
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class DetectorRegions:
 
     kind: ClassVar[str] = "detector"
     run: str  # its run folder
-    count: Count = 50  # of an image, at most; of the highest score
+    count: RegionCount = 50  # of an image, at most; of the highest score
     tag_threshold: Share = 0.2  # score above which an object's class becomes a tag
 
 

@@ -77,3 +77,39 @@ def test_numbers_out_of_their_bounds_are_refused_with_them(text: str) -> None:
     assert number(Rate)("1e-3") == 0.001
     with pytest.raises(argparse.ArgumentTypeError, match="not finite"):
         number(Rate)("nan")
+
+
+def test_every_number_of_the_command_line_has_bounds() -> None:
+    read = [(where, action) for where, action in options_below(build_parser()) if action.type is not None]
+    assert len(read) > 30
+    for program, action in read:
+        assert action.type not in (int, float), f"{program} {action.dest}"
+        for text in ("-1", "nan", "inf", "1e30", "-1e30", "9" * 40):
+            with pytest.raises(argparse.ArgumentTypeError):
+                action.type(text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "knn", "m", "--data", "d", "--temperature", "0"],
+        ["evaluate", "linear-probe", "m", "--data", "d", "--fraction", "0"],
+        ["evaluate", "linear-probe", "m", "--data", "d", "--fraction", "1.5"],
+        ["evaluate", "linear-probe", "m", "--data", "d", "--sgd-batch-size", "0"],
+        ["evaluate", "fine-tune", "m", "--data", "d", "--layer-decay", "2"],
+        ["shards", "write", "i", "o", "--quality", "101"],
+        ["shards", "resize", "s", "o", "--short-side", "0"],
+        ["demo", "m", "--port", "65536"],
+        ["vl", "caption", "m", "i", "--grid", "0"],
+        ["export", "m", "o", "--to", "onnx-int8", "--calibration-images", "0"],
+    ],
+)
+def test_a_number_out_of_its_bounds_is_one_line_and_status_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(words)
+    assert ended.value.code == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert f"argument {words[-2]}: the value = " in said
+    assert "is outside [" in said

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lgd_timm.data.decode import EncodedImage
+from lgd_timm.data.decode import EncodedImage, open_image, read_image, upright_size
 from lgd_timm.data.views import Views
 from lgd_timm.errors import ShardError
 
@@ -244,3 +246,29 @@ def test_images_of_any_kind_become_rgb(kind: str) -> None:
     assert difference.abs().float().mean() <= tolerance
     view = Views(size=8, augmentation="mocov2").render(EncodedImage(data), "key", 0)
     assert (view.dtype, view.shape) == (torch.uint8, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "shape", "first"), [(1, (10, 20), RED), (6, (20, 10), RED), (3, (10, 20), BLUE)]
+)
+def test_a_heic_photo_of_a_phone_stands_upright(
+    orientation: int, shape: tuple[int, int], first: tuple[int, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / "a.heic"
+    path.write_bytes(encode(TWO, "HEIF", quality=100, exif=exif(orientation).tobytes()))
+    pixels = read_image(path)
+    assert pixels.shape == (3, *shape)
+    assert upright_size(path) == shape[::-1]
+    assert (pixels[:, :4, :4].float().mean((1, 2)) - torch.tensor(first)).abs().max() < 30
+
+
+def test_without_its_library_a_heic_photo_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = b"\0\0\0\x18ftypheic" + bytes(200)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ShardError, match=r"a HEIC photo: .*lgd_timm\[heic\]"):
+        open_image(photo)
+    monkeypatch.undo()
+    pytest.importorskip("pillow_heif")
+    with pytest.raises(ShardError, match="can't be read as an image"):
+        open_image(photo)

@@ -230,8 +230,9 @@ def test_interpolation_is_used() -> None:
     ("values", "message"),
     [
         ({"augmentation": "heavy"}, r"views\.augmentation 'heavy' is unknown; choose one of none, flip, light, mocov2"),
-        ({"size": 0}, r"views\.size \(0\) must be 1 to 4096"),
-        ({"size": 1 << 13}, r"views\.size \(8192\) must be 1 to 4096"),
+        ({"size": 0}, r"views\.size \(0\) must be 2 to 4096"),
+        ({"size": 1}, r"views\.size \(1\) must be 2 to 4096"),
+        ({"size": 1 << 13}, r"views\.size \(8192\) must be 2 to 4096"),
         ({"count": 10**9}, r"views\.count \(1000000000\) 1 to"),
         ({"count": 0}, r"views\.count \(0\) 1 to"),
         ({"interpolation": "nearest"}, r"views\.interpolation 'nearest' is unknown; choose bilinear or bicubic"),

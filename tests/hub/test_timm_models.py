@@ -16,6 +16,7 @@ from lgd_timm.hub.timm_models import build_timm_model, check_config
 from lgd_timm.students.model import create_student
 from lgd_timm.teachers.conse import _create_classifier
 from lgd_timm.utils.lfs import POINTER
+from tests.helpers.fuzzing import bounded_memory
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,12 @@ CONFIGS = [
     {"label_names": [1, 2]},
     {"pretrained_cfg": 3},
     {"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}},
+    {"pretrained_cfg": {"input_size": [3, 1, 1]}},
     {"pretrained_cfg": {"input_size": 3}},
+    {"pretrained_cfg": {"std": [0.5, 0.0, 0.5]}},
+    {"pretrained_cfg": {"fixed_input_size": 1e308}},
+    {"model_args": {"patch_size": 4096}},
+    {"model_args": {"window_size": 4096}},
     {"pretrained_cfg": {"mean": "red"}},
     {"pretrained_cfg": {"std": [float("nan")] * 3}},
     {"pretrained_cfg": {"crop_pct": -1}},
@@ -170,3 +176,18 @@ def test_pointers_of_git_lfs_are_said(folder):
     (folder / "model.safetensors").write_bytes(POINTER + b"v1\noid sha256:0\nsize 9\n")
     with pytest.raises(LGDError, match="git lfs pull"):
         find_model(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "eva02_enormous_patch14_clip_224", "num_classes": 0},  # 4.4 billion weights
+        {"architecture": "vit_base_patch16_224", "model_args": {"img_size": 2048, "patch_size": 1}},
+        {"architecture": "beit_base_patch16_224", "model_args": {"img_size": 1024}},  # tables of pairs of positions
+    ],
+    ids=str,
+)
+def test_a_model_far_larger_than_its_weights_is_refused_before_it_takes_memory(folder, config):
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {}, **config}))
+    with bounded_memory(), pytest.raises(WeightsError, match=r"names a model of [0-9.]+ GB, for which model.safeten"):
+        build_timm_model(f"local-dir:{folder}", pretrained=True, classifier=False)

@@ -135,6 +135,16 @@ def test_damaged_stamps_are_no_stamps(damage: str, folder: Path, facts: dict[str
     assert len(read) == 2
 
 
+def test_a_stamp_with_another_hash_is_no_reason_to_refuse_a_right_file(
+    folder: Path, facts: dict[str, FileFacts], read: list[str]
+) -> None:
+    assert wrong_files(folder, facts) == {}
+    (stamps,) = (cache_folder() / "verified").iterdir()
+    stamps.write_text(stamps.read_text().replace(facts["model.safetensors"]["sha256"], "0" * 64))
+    assert wrong_files(folder, facts) == {}
+    assert len(read) == 2
+
+
 def test_where_no_stamp_can_be_written_files_are_read(
     folder: Path, facts: dict[str, FileFacts], read: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -136,6 +136,11 @@ def test_scores_after_the_weights_that_are_published_are_not_drawn(monkeypatch: 
     assert "student, at last 58.35 %" in texts(monkeypatch, ROWS, METRICS, epochs=1)
 
 
+def test_a_score_without_its_epoch_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*ROWS, {"step": 30, "zero_shot_top1": 60.0}]
+    assert training_curve(rows, METRICS, epochs=3) == training_curve(ROWS, METRICS, epochs=3)
+
+
 def test_nothing_to_draw_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert training_curve([score(10, 1, 20.0)], METRICS, epochs=1) is None

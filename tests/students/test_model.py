@@ -150,3 +150,27 @@ def test_models_that_timm_can_not_build_are_refused(model, message):
 def test_an_unknown_projector_is_refused():
     with pytest.raises(LGDError, match="projector 'cubic' is unknown; choose linear, mlp or deep"):
         Student(timm.create_model("test_resnet", num_classes=0), embed_dim=EMBED, projector="cubic")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "reason"),
+    [
+        ("test_vit", 17, "divisible by patch size"),
+        ("test_convnext", 2, "Kernel size can't be greater"),
+    ],
+)
+def test_a_size_that_a_model_does_not_take_is_refused_before_it_trains(model, size, reason):
+    with pytest.raises(
+        LGDError, match=rf"^image size = {size}: the model does not take images of that size \(.*{reason}"
+    ):
+        create_student(model, embed_dim=EMBED, image_size=size)
+
+
+def test_the_check_of_a_size_leaves_the_model_as_it_was():
+    torch.manual_seed(0)
+    checked = create_student("test_resnet", embed_dim=EMBED, image_size=2)  # padded all the way, one pixel is enough
+    torch.manual_seed(0)
+    plain = create_student("test_resnet", embed_dim=EMBED)
+    assert checked.backbone.training
+    for key, tensor in plain.state_dict().items():
+        assert torch.equal(checked.state_dict()[key], tensor), key

@@ -213,3 +213,11 @@ def test_a_steps_random_numbers_depend_on_seed_step_and_rank() -> None:
     assert len(seeds) == 600
     assert step_seed(7, step=3) == step_seed(7, step=3, rank=0)
     torch.manual_seed(max(seeds))  # which takes no number of 64 bits without a sign
+
+
+def test_a_batch_of_one_pixel_is_refused_by_batch_normalisation_in_one_line(recipe_dict: Dict, tmp_path: Path) -> None:
+    run = made(recipe_dict, tmp_path, data={"batch_size": 1}, student={"image_size": 2})
+    with pytest.raises(LGDError, match=r"one image a pass, and its features are one pixel\. Raise the batch size"):
+        TrainStep(run).take(next(run.batches()))
+    larger = made(recipe_dict, tmp_path, data={"batch_size": 2}, student={"image_size": 2})
+    assert TrainStep(larger).take(next(larger.batches())).taken

@@ -267,6 +267,15 @@ def test_a_state_of_other_types_is_refused(tmp_path: Path, field: str, value: ob
         load_checkpoint(path, **made, identity=IDENTITY)
 
 
+def test_sums_under_a_damaged_name_are_not_taken_for_none(tmp_path: Path) -> None:
+    made = make(seed=1)
+    path = save_checkpoint(tmp_path, step=1, **made, identity=IDENTITY)
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text.replace('"sha256"', '"sha2%6"'))
+    with pytest.raises(WeightsError, match=r"unknown field 'sha2%6'"):
+        load_checkpoint(path, **made, identity=IDENTITY)
+
+
 def test_what_is_being_written_is_not_taken_for_what_a_killed_process_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

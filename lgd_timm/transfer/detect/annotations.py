@@ -165,7 +165,7 @@ def _check_entries(path: Path, content: Mapping[str, list[Entry]], format: str) 
             for key in ("id", "image_id", "category_id", "height", "width"):
                 low, high = (1, LARGEST_SIDE) if key in ("height", "width") else (-(2**63), 2**63 - 1)
                 if key in entry and key in keys and (isinstance(entry[key], bool) or not low <= entry[key] <= high):
-                    raise _wrong(path, f"has {key} {str(entry[key])[:40]} in {name}[{place}]", format)
+                    raise _wrong(path, f"has {key} {entry[key]!r:.40} in {name}[{place}]", format)
         ids = {entry["id"] for entry in content[name]}
         if len(ids) != len(content[name]):
             raise _wrong(path, f"gives the same id to several {name}", format)
