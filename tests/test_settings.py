@@ -30,5 +30,5 @@ def test_a_number_of_seconds_that_is_none_is_refused_by_its_name(text: str, monk
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e30", "much", "9" * 40, "5 XB"])
 def test_a_size_that_is_none_is_refused_by_its_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LGD_TIMM_CACHE_SIZE", text)
-    with pytest.raises(LGDError, match="LGD_TIMM_CACHE_SIZE='.*' is no number of bytes"):
+    with pytest.raises(LGDError, match=r"LGD_TIMM_CACHE_SIZE='.*' is no number of bytes"):
         cache_size()
