@@ -154,7 +154,7 @@ def hold_folder(folder: Path) -> None:
         file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise WeightsError(
-                f"{folder} is in use: {holder} trains there. Wait for it, end it, or choose another --output."
+                f"{folder} is in use: {holder} trains there. Wait for it, end it, or choose another folder."
             ) from None
         return  # a file system without locks
     file.truncate(0)

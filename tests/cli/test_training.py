@@ -16,6 +16,7 @@ from lgd_timm.config.reader import read_recipe
 from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.hub import weights
 from tests.helpers.commands import say
+from tests.helpers.held_folder import held
 from tests.helpers.hub_fixtures import read_files, read_timeless
 
 
@@ -141,3 +142,15 @@ def test_teaching_for_names_that_do_not_fit_is_refused_first(
     assert cli.main(["teach", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "has 3 classes, its vocabulary 2 names" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_in_a_folder_says_who_trains_there(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with held(out) as holder:
+        assert cli.main(["distill", str(recipe), "--output", str(out), "--resume"]) == 2
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lgd-timm: error:")]
+        assert f"{out} is in use: process {holder.pid} on " in said
+        assert said.endswith("trains there. Wait for it, end it, or choose another folder.")
+        assert not out.exists()

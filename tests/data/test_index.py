@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from PIL import Image
 
+from lgd_timm.data import Views
+from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.index import ShardSet, open_shards
+from lgd_timm.data.subset import draw_labels, labelled_keys, positions, read_subset
 from lgd_timm.data.tar import OPEN_FILES, IndexedTar, _handle
 from lgd_timm.data.verify_shards import check_shards
+from lgd_timm.data.writer import index_shards
 from lgd_timm.errors import ShardError
 from lgd_timm.utils.lfs import POINTER
 
@@ -294,3 +299,17 @@ def test_a_shard_that_git_lfs_did_not_fetch_is_said(shard_folder: Path, tmp_path
     next(folder.glob("*train*.tar")).write_bytes(POINTER + b"v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ShardError, match="git lfs pull"):
         open_shards(folder, split="train")
+
+
+def test_keys_that_are_no_utf8_are_read_drawn_and_verified(tmp_path: Path) -> None:
+    """As zip files of old systems leave them; `shards write` refuses such names, and tars of others may have them."""
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(picture, "PNG")
+    key = os.fsdecode(b"p\xe8re")
+    write_tar(tmp_path / "a.tar", (f"{key}.png", picture.getvalue()), (f"{key}.cls", b"0"))
+    shards = index_shards(tmp_path)
+    batch = ShardDataset(shards, views=Views(size=4, augmentation="light")).__getitems__([(0, 0)])
+    assert (batch.bad, batch.images[0, :, 0, 0].tolist()) == ((), [255, 0, 0])
+    assert check_shards(tmp_path).problems == []
+    draw_labels(*labelled_keys(shards), per_class=1).write(tmp_path / "subset.json")
+    assert positions(shards, read_subset(tmp_path / "subset.json")) == [0]

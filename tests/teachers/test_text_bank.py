@@ -149,3 +149,13 @@ def test_a_damaged_bank_is_read_anew_which_is_said(place, caplog):
     assert torch.equal(text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=Tower), made)
     assert "is damaged" in caplog.text
     assert torch.equal(text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=no_tower), made)
+
+
+def test_a_cache_that_cant_be_written_costs_no_bank(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "file" / "cache"))
+    vocabulary, tower = Vocabulary(NAMES, TEMPLATES), Tower()
+    bank = text_bank(vocabulary, text_fingerprint=tower.fingerprint, text=lambda: tower)
+    assert torch.equal(bank, encode_vocabulary(Tower(), vocabulary))
+    assert "can't be written" in caplog.text
+    assert "Set LGD_TIMM_CACHE" in caplog.text

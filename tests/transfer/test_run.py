@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -161,3 +162,17 @@ def test_the_command_line_tells_of_a_notice(
         f"stopped by SIGTERM at step 3 of 9, and saved in {tmp_path / 'run'}. Go on with --resume.\n"
         in capsys.readouterr().err
     )
+
+
+def test_a_photo_that_its_camera_turned_is_drawn_upright_and_16_bits_are_not_white(
+    task: DotsTask, tmp_path: Path
+) -> None:
+    run(tmp_path / "run")
+    folder, exif = tmp_path / "pictures", Image.Exif()
+    folder.mkdir()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 8), "red").save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(np.full((8, 8), 20_000, np.uint16)).save(folder / "deep.png")
+    runs.predict(tmp_path / "run", folder, out=tmp_path / "drawn", device="cpu")
+    assert Image.open(tmp_path / "drawn" / "turned.png").size == (8, 16)
+    assert Image.open(tmp_path / "drawn" / "deep.png").getpixel((4, 4)) == (78, 78, 78)

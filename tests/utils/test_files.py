@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import stat
-import subprocess
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from lgd_timm.utils.files import (
     sha256_of,
     write_json,
 )
+from tests.helpers.held_folder import held
 
 
 def stop_in(block: AbstractContextManager[Path], name: str = "") -> None:
@@ -164,26 +163,15 @@ def test_a_disk_that_cant_rename_folders_is_refused_and_one_that_can_is_left_emp
     assert not list(tmp_path.iterdir())
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from lgd_timm.utils.files import hold_folder
-hold_folder(Path(sys.argv[1]))
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_a_folder_is_held_by_one_process_whose_death_frees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "cache"))
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(WeightsError, match=rf"in use: process {holder.pid} on .* trains there"):
-            hold_folder(tmp_path)
-        holder.kill()
+    with (
+        held(tmp_path) as holder,
+        pytest.raises(
+            WeightsError, match=rf"in use: process {holder.pid} on .* trains there\. Wait for it, end it, or "
+        ),
+    ):
+        hold_folder(tmp_path)
     hold_folder(tmp_path)
     hold_folder(tmp_path)
 
