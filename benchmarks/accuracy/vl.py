@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -310,17 +309,9 @@ class Lab:
             said += generate(model, batch, tokenizer=self._tokenizer, task=TASK)
         references = {str(index): self._test[index].captions for index in range(len(said))}
         scores = caption_scores({str(index): text for index, text in enumerate(said)}, references)
-        right = [named_rightly(text, self._test, index) for index, text in enumerate(said)]
+        right = [self._test.named_rightly(text, index) for index, text in enumerate(said)]
         counts = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         return {**{key: 100 * value for key, value in scores.items()}, "tiles": 100 * mean(right), **counts}
-
-
-def named_rightly(text: str, scenes: MosaicsDataset, index: int) -> float:
-    """Compute the share of a scene's tiles that a caption names at their places, of those that are there or named."""
-    scene = scenes.scene(index)
-    truth = {(CELLS[cell], scenes.names[label]) for cell, label in zip(scene.cells, scene.labels, strict=True)}
-    said = set(re.findall(rf"\b({'|'.join(CELLS)}) an? ({'|'.join(scenes.names)})\b", text))
-    return len(truth & said) / max(len(truth), len(said))
 
 
 def train(

@@ -29,7 +29,7 @@ def add_hub(commands: Commands) -> None:
 
 def _add_push(commands: Commands) -> None:
     parser = add_command(commands, "push", _push, "publish a folder on the Hugging Face Hub")
-    parser.add_argument("folder", help="published folder, as `lgd-timm distill` and `save` make it")
+    parser.add_argument("folder", help="published folder, as `lgd-timm distill`, `save` and `vl publish` make it")
     parser.add_argument("repo", help="ORG/NAME; created if there is none")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--tag", help="tag that the commit gets, such as v1 (default: none)")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..vision_language.recipe import VLRecipe
     from .common import Commands
 
-MODEL = "published folder or run folder of `lgd-timm vl`"
+MODEL = "published folder or run folder of `lgd-timm vl`, hub://ORG/NAME, or a name of `lgd-timm list`"
 
 
 def add_vl(commands: Commands) -> None:
@@ -38,6 +38,9 @@ def add_vl(commands: Commands) -> None:
     publish = add_command(group, "publish", _publish, "write a run's model as a folder of float16 weights")
     publish.add_argument("run", help="run folder of `lgd-timm vl`")
     publish.add_argument("out", help="new folder")
+    publish.add_argument(
+        "--compare", action="append", default=[], metavar="RUN", help="another run, whose scores the card has beside"
+    )
 
 
 def _add_run(group: Commands, name: str, run: Any, text: str) -> Parser:
@@ -132,4 +135,4 @@ def _answer(options: argparse.Namespace) -> None:
 def _publish(options: argparse.Namespace) -> None:
     from ..vision_language.run import publish
 
-    print(publish(options.run, options.out))
+    print(publish(options.run, options.out, compare=options.compare))

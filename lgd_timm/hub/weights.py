@@ -16,7 +16,18 @@ from .verify import FileFacts, checked_facts, verify
 # The files of a published folder, as on the Hub.
 REQUIRED_FILES = ("config.json", "model.safetensors", "README.md")
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
-PUBLISHED_FILES = (*REQUIRED_FILES, "lgd.safetensors", "recipe.yaml", "metrics.json", "training.png", *OPEN_CLIP_FILES)
+TIMM_FILES = (*REQUIRED_FILES, "lgd.safetensors", "recipe.yaml", "metrics.json", "training.png", *OPEN_CLIP_FILES)
+# Of a vision-language folder, beside those: transformers', the tokenizer, and of regions that a detector finds.
+VL_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "detector/metrics.json",
+    "detector/model.safetensors",
+    "detector/recipe.yaml",
+)
+PUBLISHED_FILES = (*TIMM_FILES, *VL_FILES)
 
 MANIFEST = Path(__file__).resolve().with_name("manifest.json")
 

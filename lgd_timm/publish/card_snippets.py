@@ -20,14 +20,16 @@ from ..utils.typed_json import parse_json
 ORGANISATION = "lgd-timm"  # whose weights this package knows by name
 
 _END = "<!-- lgd_timm end -->"
-_SECTION = re.compile(rf"^<!-- lgd_timm (load|repeat) (\{{[^\n]*\}}) -->\n.*?^{_END}$", flags=re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(
+    rf"^<!-- lgd_timm (load|repeat|vl) (\{{[^\n]*\}}) -->\n.*?^{_END}$", flags=re.MULTILINE | re.DOTALL
+)
 
 
 def section(kind: str, repo_id: str, facts: Mapping[str, Any]) -> str:
     """Write one part of a card.
 
     Args:
-        kind: "load" or "repeat".
+        kind: "load", "repeat", or "vl": how a vision-language model is loaded.
         repo_id: the repository, `org/name`.
         facts: what the text needs beside the repository, as JSON holds it.
     """
@@ -107,7 +109,16 @@ def _repeat(repo_id: str, facts: Mapping[str, Any]) -> str:
     return "\n".join(["```bash", *lines, "```"])
 
 
-_TEXTS: dict[str, Callable[[str, Mapping[str, Any]], str]] = {"load": _load, "repeat": _repeat}
+def _vl(repo_id: str, facts: Mapping[str, Any]) -> str:
+    asks = {"captions": f"lgd-timm vl caption hub://{repo_id} photos/"}
+    command = asks.get(facts["task"], f"lgd-timm vl answer hub://{repo_id} photo.jpg 'what is it?'")
+    ours = f"With lgd_timm, every file compared with its sha256:\n\n```bash\npip install 'lgd_timm[vl]'\n{command}\n```"
+    if not facts["stock"]:
+        return ours
+    return f"With transformers alone:\n\n```python\n{_filled(CAPTION, {'repo': repo_id})}```\n\n{ours}"
+
+
+_TEXTS: dict[str, Callable[[str, Mapping[str, Any]], str]] = {"load": _load, "repeat": _repeat, "vl": _vl}
 
 
 def _filled(code: str, values: Mapping[str, Any]) -> str:
@@ -199,6 +210,18 @@ with torch.no_grad():
     features = backbone(**processor(picture)).pooler_output  # [1, F], for your own task
 """,
 }
+
+CAPTION = f"""\
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+{_PICTURE}\
+model = AutoModelForImageTextToText.from_pretrained("<repo>").eval()
+processor = AutoProcessor.from_pretrained("<repo>")
+inputs = processor(images=[picture], text=["<image>[CLS]"], return_tensors="pt")
+tokens = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+"""
 
 OPEN_CLIP = f"""\
 import open_clip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..errors import LGDError, RecipeError, WeightsError
 from ..hub.safe_weights import BUILD_ERRORS
 from ..hub.timm_models import check_config
 from ..hub.verify import FileFacts, StrPath, facts_of
-from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
+from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES, TIMM_FILES, VL_FILES
 from ..utils.typed_json import JSONError, read_json
 from .metrics import read_metrics
 
@@ -29,7 +30,7 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
     """Check that a folder can be published; it takes seconds.
 
     Args:
-        folder: what `save` wrote.
+        folder: what `save` or `lgd-timm vl publish` wrote.
 
     Returns:
         Size and hashes of its published files, by name.
@@ -44,9 +45,11 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
     if missing := [name for name in REQUIRED_FILES if name not in names]:
         raise WeightsError(f"{folder} is no published folder: {', '.join(missing)} missing. Make it with lgd_timm.")
-    if unknown := sorted(names.difference(PUBLISHED_FILES)):
+    if is_vision_language(folder):
+        return _check_vision_language(folder)
+    if unknown := sorted(names.difference(TIMM_FILES)):
         raise WeightsError(
-            f"{folder} holds {', '.join(unknown)}; published are only {', '.join(PUBLISHED_FILES)}. Move them away."
+            f"{folder} holds {', '.join(unknown)}; published are only {', '.join(TIMM_FILES)}. Move them away."
         )
     shapes = {name: _shapes(folder / name) for name in sorted(names) if name.endswith(".safetensors")}
     features = _check_model(folder, shapes["model.safetensors"])
@@ -60,7 +63,57 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
     if names.intersection(OPEN_CLIP_FILES):
         _check_open_clip(folder, names)
     _check_card(folder / "README.md")
+    return {name: facts_of(folder / name) for name in TIMM_FILES if name in names}
+
+
+def is_vision_language(folder: StrPath) -> bool:
+    """Whether a folder holds a vision-language model of `lgd-timm vl publish`, by its config.json."""
+    try:
+        config = read_json(Path(folder) / "config.json", dict)
+    except (OSError, JSONError):
+        return False
+    return config.get("model_type") == "fast_vlm" or str(config.get("format")).startswith("lgd_timm vision_language")
+
+
+def _check_vision_language(folder: Path) -> dict[str, FileFacts]:
+    """Check a vision-language folder; one of transformers' class must load strictly, if transformers is there."""
+    known = (*REQUIRED_FILES, "recipe.yaml", "metrics.json", *VL_FILES)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = {name for name in names if not name.startswith(".")}
+    if unknown := sorted(names.difference(known)):
+        raise WeightsError(
+            f"{folder} holds {', '.join(unknown)}; published are only {', '.join(known)}. Move them away."
+        )
+    if missing := [name for name in ("recipe.yaml", "metrics.json", "tokenizer.json") if name not in names]:
+        raise WeightsError(f"{folder} lacks {', '.join(missing)}. Make it with lgd-timm vl publish.")
+    for name in sorted(names):
+        if name.endswith(".safetensors"):
+            _shapes(folder / name)
+        elif name.endswith(".json"):
+            _read_json(folder / name)
+    if "processor_config.json" in names and importlib.util.find_spec("transformers") is not None:
+        _check_transformers(folder)
+    _check_card(folder / "README.md")
     return {name: facts_of(folder / name) for name in PUBLISHED_FILES if name in names}
+
+
+def _check_transformers(folder: Path) -> None:
+    """Check that transformers loads the folder, and that no tensor is missing, superfluous or of another shape."""
+    library: Any = importlib.import_module("transformers")
+    try:
+        _, found = library.AutoModelForImageTextToText.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True
+        )
+        library.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{folder}: transformers can't load it ({reason}). Publish it anew.") from error
+    wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[kind])
+    if wrong:
+        raise WeightsError(
+            f"{folder}: model.safetensors does not fit config.json, {len(wrong)} tensors differ, such as {wrong[0]}. "
+            "Publish it anew."
+        )
 
 
 def _shapes(path: Path) -> Shapes:

@@ -12,12 +12,20 @@ from ..hub.timm_models import check_config
 from ..students.entrypoints import STUDENTS
 from ..utils.files import write_json
 from ..utils.typed_json import read_json
-from .check import check_folder
+from .check import check_folder, is_vision_language
 from .metrics import read_metrics
+
+FASTVLM = "fastvlm_"  # how names of vision-language models of transformers' class begin
 
 
 def check_name(name: str) -> None:
-    """Check a weight's name, `<entry>.<tag>`. Raises: WeightsError for what can't be one."""
+    """Check a weight's name, `<entry>.<tag>`, or `fastvlm_<backbone>.<tag>`, which is no entry of timm.
+
+    Raises:
+        WeightsError: it can't be one.
+    """
+    if name.startswith(FASTVLM) and "." in name:
+        return
     if name.partition(".")[0] not in STUDENTS or "." not in name:
         raise WeightsError(
             f"{name!r} is no weight's name. Name the folder <entry>.<tag>; entries are {', '.join(STUDENTS)}."
@@ -28,7 +36,7 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
     """Write a published folder's row into the package's manifest, so that its name becomes a pretrained weight.
 
     Args:
-        folder: the published folder; its name is the weight's, `<entry>.<tag>`.
+        folder: the published folder; its name is the weight's, as `check_name` has it.
         repo_id: the repository on the Hub, `org/name`.
         commit: the commit there; None as long as it is not on the Hub.
 
@@ -46,17 +54,19 @@ def register(folder: str | Path, *, repo_id: str, commit: str | None = None) -> 
 
 
 def manifest_row(folder: Path, *, repo_id: str, commit: str | None, files: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the manifest's row of a published folder."""
+    """Make the manifest's row of a published folder; one of a vision-language model says nothing for timm."""
+    row = {
+        "repo_id": repo_id,
+        "commit": commit,
+        "files": dict(files),
+        "metrics": read_metrics(folder).get("summary", {}),
+    }
+    if is_vision_language(folder):
+        return {**row, "cfg": {}}
     config = check_config(folder, published=True)
     keep = ("num_classes", "input_size", "pool_size", "crop_pct", "interpolation", "mean", "std", "origin_url")
     cfg: dict[str, Any] = {key: config["pretrained_cfg"][key] for key in keep if key in config["pretrained_cfg"]}
     cfg["num_classes"] = config["num_classes"]
     if "label_names" in config:
         cfg["label_names"] = config["label_names"]
-    return {
-        "repo_id": repo_id,
-        "commit": commit,
-        "files": dict(files),
-        "metrics": read_metrics(folder).get("summary", {}),
-        "cfg": cfg,
-    }
+    return {**row, "cfg": cfg}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ def push(
         return PushResult(None, url, files, sent=tuple(files))
     if settings.offline():
         raise WeightsError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be sent. Unset it.")
-    with client_timeout(settings.hub_timeout()), _named(folder, repo_id) as named:
+    with client_timeout(settings.hub_timeout()), _named(folder, repo_id, files) as named:
         files["README.md"] = facts_of(named / "README.md")
         return _send(
             named, repo_id, files, private=private, token=token, tag=tag, message=message or f"Publish {folder.name}"
@@ -100,13 +100,13 @@ def _card(card: Path, repo_id: str) -> str:
 
 
 @contextmanager
-def _named(folder: Path, repo_id: str) -> Iterator[Path]:
+def _named(folder: Path, repo_id: str, files: Iterable[str]) -> Iterator[Path]:
     """Yield a temporary folder of the same files, whose card names the repository; the user's own is not changed."""
     with tempfile.TemporaryDirectory() as temporary:
         named = Path(temporary)
-        for path in folder.iterdir():
-            if path.name in PUBLISHED_FILES:
-                _link(path.resolve(), named / path.name)
+        for name in files:
+            (named / name).parent.mkdir(exist_ok=True)
+            _link((folder / name).resolve(), named / name)
         (named / "README.md").unlink()
         (named / "README.md").write_text(_card(folder / "README.md", repo_id), encoding="utf-8")
         yield named

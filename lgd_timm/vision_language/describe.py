@@ -17,9 +17,12 @@ from .data.sample import Sample
 from .features import regions_of
 from .folder import VLModel, open_model
 from .generate import generate
+from .model import VisionLanguageModel
 from .recipe import Answers, Captions, GridRegions
 from .regions import RegionSource, open_regions
 from .scores import answer as choose
+from .stock import CausalModel
+from .tower import TowerFeatures
 
 
 class Describer:
@@ -42,6 +45,8 @@ class Describer:
         self._opened.model.to(self._device)
         self._opened.extract.to(self._device)
         regions = self._opened.regions if grid is None else GridRegions(grid, grid)
+        if grid is not None and isinstance(self._opened.model, CausalModel):
+            raise LGDError(f"{source} has cells of its own. Leave --grid out.")
         self._regions: RegionSource = open_regions(regions)
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
@@ -49,9 +54,12 @@ class Describer:
         task = self._opened.encoder.task
         if not isinstance(task, Captions):
             raise LGDError(f"{self._source} was trained for {task.kind}, not for captions. Take another model.")
-        encoder = self._opened.encoder
+        encoder, model, extract = self._opened.encoder, self._opened.model, self._opened.extract
+        if isinstance(model, CausalModel):
+            assert isinstance(extract, TowerFeatures)
+            return model.caption(images, extract)
         batch = collate([self._see(image, question="") for image in images]).to(self._device)
-        return generate(self._opened.model, batch, tokenizer=encoder.tokenizer, task=task)
+        return generate(model, batch, tokenizer=encoder.tokenizer, task=task)
 
     def answer(self, image: Image.Image, question: str) -> str:
         """Answer a question about an image. Raises: LGDError for a model of another task, or an empty question."""
@@ -61,6 +69,7 @@ class Describer:
         if not question.strip():
             raise LGDError("The question is empty. Ask one, such as 'what is at the left ?'.")
         batch = collate([self._see(image, question=question)]).to(self._device)
+        assert isinstance(self._opened.model, VisionLanguageModel)
         return choose(self._opened.model, batch, self._opened.encoder)[0]
 
     def _see(self, image: Image.Image, *, question: str) -> Encoded:

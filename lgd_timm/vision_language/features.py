@@ -34,6 +34,7 @@ from ..utils.typed_json import read_json
 from .data.sample import Dataset
 from .recipe import VisionRecipe
 from .regions import Found, RegionSource, box_numbers
+from .tower import TowerFeatures
 
 LARGEST_TAGS = 1 << 32  # bytes: some tags of each of some million images
 
@@ -96,6 +97,9 @@ def open_region_features(recipe: VisionRecipe, *, seed: int) -> RegionFeatures:
     return RegionFeatures(source, level=recipe.level, image_size=recipe.image_size)
 
 
+Extract = RegionFeatures | TowerFeatures
+
+
 class ImageRegions(NamedTuple):
     """Regions of one image: features float16 [N, F], box numbers float32 [N, 6], names of objects."""
 
@@ -131,7 +135,7 @@ def stored_features(
     dataset: Dataset,
     *,
     regions: RegionSource,
-    extract: RegionFeatures,
+    extract: Extract,
     batch_size: int,
     device: torch.device,
     ranks: Ranks,
@@ -158,7 +162,7 @@ def stored_features(
     return FeatureTable(folder)
 
 
-def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: RegionFeatures, batch_size: int) -> None:
+def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: Extract, batch_size: int) -> None:
     rows, samples = _images(dataset)
     shape = (len(samples), regions.count)
     features = _array(folder / "features.npy", np.float16, (*shape, extract.dim))
@@ -201,7 +205,7 @@ def _array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def _extract(extract: RegionFeatures, images: Sequence[Image.Image], found: Sequence[Found]) -> list[Tensor]:
+def _extract(extract: Extract, images: Sequence[Image.Image], found: Sequence[Found]) -> list[Tensor]:
     device = next(extract.parameters()).device
     pixels = [pixels_of(image).to(device) for image in images]
     return extract(pixels, [one.boxes.to(device) for one in found])
@@ -212,7 +216,7 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def regions_of(image: Image.Image, found: Found, extract: RegionFeatures) -> ImageRegions:
+def regions_of(image: Image.Image, found: Found, extract: Extract) -> ImageRegions:
     """Compute one image's features, as `stored_features` would store them."""
     (values,) = _extract(extract, [image], [found])
     return ImageRegions(values.half().cpu(), box_numbers(found.boxes, image.size), found.tags)

@@ -1,5 +1,7 @@
 """A vision-language model as a folder, which captions plain pictures by itself.
 
+A model of transformers' own class is saved as transformers has it (`stock.py`); other folders are
+
 FOLDER/  config.json        sizes, task, answers, regions, backbone
          model.safetensors  the transformer (`model.`) and the frozen backbone (`backbone.`)
          tokenizer.json  recipe.yaml  metrics.json
@@ -18,8 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config.reader import read_mapping
+from ..config.reader import local_source, read_mapping
 from ..errors import LGDError, WeightsError
+from ..hub.snapshot_download import locate
+from ..hub.weights import manifest
 from ..teachers.base import module_fingerprint
 from ..transfer.backbone import blank_backbone
 from ..utils.checkpoint import DAMAGE
@@ -27,11 +31,14 @@ from ..utils.files import atomic_folder, explain_full_disk, write_json
 from ..utils.schema import build, to_plain
 from ..utils.typed_json import read_json
 from .batch import Encoder
-from .features import RegionFeatures
+from .features import Extract, RegionFeatures
 from .model import ModelConfig, VisionLanguageModel
 from .recipe import DetectorRegions, Regions, Task, TextRecipe, VLRecipe
+from .regions import open_regions
+from .stock import MODEL_TYPE, README, AnyModel, CausalModel, open_stock, save_stock
 from .text import FILE as TOKENIZER
 from .text import Tokenizer
+from .tower import TowerFeatures
 
 CONFIG, WEIGHTS, METRICS, RECIPE, DETECTOR = (
     "config.json",
@@ -83,8 +90,8 @@ class VLModel:
         metrics: its scores.
     """
 
-    model: VisionLanguageModel
-    extract: RegionFeatures
+    model: AnyModel
+    extract: Extract
     encoder: Encoder
     regions: Regions
     regions_fingerprint: str
@@ -99,6 +106,8 @@ class VLModel:
     @property
     def config(self) -> FolderConfig:
         extract, encoder = self.extract, self.encoder
+        assert isinstance(extract, RegionFeatures)
+        assert isinstance(self.model, VisionLanguageModel)
         return FolderConfig(
             format=FORMAT,
             task=encoder.task,
@@ -112,17 +121,30 @@ class VLModel:
         )
 
 
-def save_model(model: VLModel, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model as a folder, complete or not at all.
+def save_model(model: VLModel, folder: Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
+    """Write a model as a folder, complete or not at all; one of transformers' own class as transformers has it.
 
     Args:
         model: what is written.
         folder: must not exist.
         dtype: of the weights.
+        card: text of README.md; None: there is none.
 
     Raises:
         WeightsError: the folder exists.
     """
+    if isinstance(model.model, CausalModel):
+        assert isinstance(model.extract, TowerFeatures)
+        save_stock(
+            folder,
+            model.model,
+            tower=model.extract,
+            recipe=model.recipe,
+            metrics=model.metrics,
+            dtype=dtype,
+            card=card,
+        )
+        return
     if folder.exists():
         raise WeightsError(f"{folder} exists. Choose another folder, or remove it.")
     regions = model.regions
@@ -140,6 +162,8 @@ def save_model(model: VLModel, folder: Path, *, dtype: torch.dtype = torch.float
         write_json(temporary / METRICS, dict(model.metrics))
         (temporary / TOKENIZER).write_text(model.encoder.tokenizer.data, encoding="utf-8")
         (temporary / RECIPE).write_text(model.recipe.to_yaml(), encoding="utf-8")
+        if card is not None:
+            (temporary / README).write_text(card, encoding="utf-8")
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,8 +178,14 @@ def _copy_detector(run: Path, folder: Path) -> None:
 
 
 def model_folder(source: str | Path) -> Path:
-    """Find a model's folder: a published one, or a run's `model/`. Raises: WeightsError where there is none."""
-    path = Path(source)
+    """Find a model's folder: a published one, a run's `model/`, `hub://ORG/NAME` or a published weight's name.
+
+    Raises:
+        WeightsError: there is none, or it can't be pulled.
+    """
+    path = local_source(source)
+    if not path.exists() and str(source) in manifest():
+        path = locate(str(source))
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
@@ -180,6 +210,8 @@ def open_model(source: str | Path) -> VLModel:
 
 
 def _open(folder: Path) -> VLModel:
+    if read_json(folder / CONFIG, dict).get("model_type") == MODEL_TYPE:
+        return _open_stock(folder)
     config: FolderConfig = read_json(folder / CONFIG, FolderConfig)
     if config.format != FORMAT:
         raise WeightsError(f"{CONFIG} has the format {config.format!r}, and {FORMAT!r} is known. Update lgd_timm.")
@@ -200,9 +232,28 @@ def _open(folder: Path) -> VLModel:
         encoder=Encoder(config.task, config.text, tokenizer=tokenizer, answers=config.answers),
         regions=regions,
         regions_fingerprint=config.regions_fingerprint,
-        recipe=build(VLRecipe, read_mapping(folder / RECIPE), where=""),
+        recipe=_recipe(folder),
         metrics=read_json(folder / METRICS, dict[str, Any]),
     )
+
+
+def _open_stock(folder: Path) -> VLModel:
+    recipe = _recipe(folder)
+    model, tower = open_stock(folder)
+    return VLModel(
+        model=model,
+        extract=tower,
+        encoder=Encoder(recipe.task, recipe.text, tokenizer=model.tokenizer),
+        regions=recipe.regions,
+        regions_fingerprint=open_regions(recipe.regions).fingerprint,
+        recipe=recipe,
+        metrics=read_json(folder / METRICS, dict[str, Any]),
+    )
+
+
+def _recipe(folder: Path) -> VLRecipe:
+    recipe: VLRecipe = build(VLRecipe, read_mapping(folder / RECIPE), where="")
+    return recipe
 
 
 def _backbone(config: BackboneConfig) -> RegionFeatures:

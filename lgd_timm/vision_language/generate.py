@@ -16,11 +16,12 @@ from ..errors import require
 from .batch import Batch
 from .model import VisionLanguageModel
 from .recipe import Captions
+from .stock import AnyModel, CausalModel
 from .text import Tokenizer
 
 
 @torch.no_grad()
-def generate(model: VisionLanguageModel, batch: Batch, *, tokenizer: Tokenizer, task: Captions) -> list[str]:
+def generate(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Captions) -> list[str]:
     """Write a caption of each image.
 
     Args:
@@ -32,6 +33,8 @@ def generate(model: VisionLanguageModel, batch: Batch, *, tokenizer: Tokenizer, 
     Returns:
         The captions, of the beams' the one whose words are most probable on average.
     """
+    if isinstance(model, CausalModel):
+        return model.generate(batch, task)
     count, beams, device = len(batch.keys), task.beams, batch.words.device
     search = _Search(model, batch, tokenizer=tokenizer, masked=task.predict == "masked", beams=beams)
     tokens = torch.full((count * beams, 1), tokenizer.cls, device=device)

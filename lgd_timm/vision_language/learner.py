@@ -16,6 +16,7 @@ from .losses.logits import soft_cross_entropy
 from .losses.nce import TokenNCE
 from .model import Output, VisionLanguageModel
 from .recipe import Answers, Captions, DistillationRecipe, Task
+from .stock import AnyModel
 from .text import IGNORED
 
 
@@ -42,9 +43,7 @@ class Distillation(nn.Module):
         RecipeError: a loss can't be computed of these models.
     """
 
-    def __init__(
-        self, recipe: DistillationRecipe, *, student: VisionLanguageModel, teacher: VisionLanguageModel
-    ) -> None:
+    def __init__(self, recipe: DistillationRecipe, *, student: AnyModel, teacher: AnyModel) -> None:
         super().__init__()
         self.recipe = recipe
         ours, theirs = student.config, teacher.config
@@ -84,7 +83,7 @@ class Learner(nn.Module):
         distillation: its losses to a teacher, whose projectors are trained too; None without one.
     """
 
-    def __init__(self, student: VisionLanguageModel, *, task: Task, distillation: Distillation | None = None) -> None:
+    def __init__(self, student: AnyModel, *, task: Task, distillation: Distillation | None = None) -> None:
         super().__init__()
         self.student, self.task, self.distillation = student, task, distillation
 
@@ -103,9 +102,10 @@ class Learner(nn.Module):
         return losses
 
 
-def task_logits(model: VisionLanguageModel, out: Output, batch: Batch) -> Tensor:
+def task_logits(model: AnyModel, out: Output, batch: Batch) -> Tensor:
     """Score what the task asks: words at the places with a target [N, V], or answers [B, A]."""
     if batch.answers is not None:
+        assert isinstance(model, VisionLanguageModel)
         return model.answer_logits(out.last)
     return model.word_logits(out.last[:, : batch.words.shape[1]][batch.targets != IGNORED])
 

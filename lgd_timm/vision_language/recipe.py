@@ -132,6 +132,7 @@ class VisionRecipe:
 class TransformerRecipe:
     """The transformer over text and regions. The defaults are MiniVLM's: MiniLM-L12-H384."""
 
+    form: Literal["bert", "fastvlm"] = "bert"  # the paper's; fastvlm: a class of transformers, for captions alone
     layers: Count = 12
     width: Count = 384
     heads: Count = 12
@@ -201,6 +202,25 @@ class VLRecipe:
                 "distillation.stored keeps the teacher's states of maskings that recur, and data.variants = 0 makes "
                 "new ones each epoch. Set data.variants, such as 1 for task.predict next."
             )
+        if self.model.form == "fastvlm":
+            self._check_fastvlm()
+
+    def _check_fastvlm(self) -> None:
+        """Raises: RecipeError for what transformers' FastVLM can't express."""
+        task, regions, backbone = self.task, self.regions, self.backbone
+        grid = isinstance(regions, GridRegions) and regions.rows == regions.columns
+        side = regions.rows if isinstance(regions, GridRegions) else 1
+        for wrong, remedy in (
+            (not isinstance(task, Captions) or task.predict != "next", "task {kind: captions, predict: next}"),
+            (not grid, "regions {kind: grid} with as many rows as columns"),
+            (backbone.image_size % side, f"backbone.image_size to a multiple of {side}, the cells of a side"),
+            (backbone.level != VisionRecipe.level, f"backbone.level {VisionRecipe.level}: it reads the last map"),
+            (self.text.tags, "text.tags 0: it reads no names"),
+            (self.model.dropout, "model.dropout 0: it has none"),
+            (self.model.init is not None, "model.init null: it begins at random"),
+        ):
+            if wrong:
+                raise RecipeError(f"model.form is fastvlm. Set {remedy}.")
 
     def to_dict(self) -> dict[str, Any]:
         return dict(to_plain(self))

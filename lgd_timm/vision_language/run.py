@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,18 +22,21 @@ from ..utils.distributed import Ranks, init_distributed
 from ..utils.files import write_json
 from ..utils.typed_json import JSONError, read_json
 from .batch import Encoder, TrainingSet, all_texts, frequent_answers
+from .card import vl_card
 from .data.sample import Dataset
-from .features import FeatureTable, RegionFeatures, open_region_features, stored_features
+from .features import Extract, FeatureTable, open_region_features, stored_features
 from .folder import METRICS, VLModel, model_folder, open_model, save_model
 from .initial import load_initial
 from .job import VLJob
 from .learner import Distillation, Learner
 from .model import ModelConfig, VisionLanguageModel
-from .recipe import Answers, Captions, VLRecipe
+from .recipe import Answers, Captions, GridRegions, VLRecipe
 from .regions import RegionSource, open_regions
-from .scores import Scorer
+from .scores import Scorer, score_most_frequent
+from .stock import AnyModel, CausalConfig, CausalModel
 from .teacher import OnlineTeacher, Teacher, last_only, store_states
 from .text import Tokenizer, find_tokenizer
+from .tower import TowerFeatures, open_tower
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +56,14 @@ class _Parts:
 
     recipe: VLRecipe
     train: Dataset
+    val: Dataset | None
+    teacher: VLModel | None
     encoder: Encoder
     source: RegionSource
-    extract: RegionFeatures
+    extract: Extract
     process: Process
 
-    def features(self, dataset: Dataset, extract: RegionFeatures | None = None) -> FeatureTable:
+    def features(self, dataset: Dataset, extract: Extract | None = None) -> FeatureTable:
         return stored_features(
             dataset,
             regions=self.source,
@@ -147,14 +152,23 @@ def evaluate(folder: str | Path, recipe: VLRecipe | None = None, *, device: str 
     return scorer(opened.model.to(picked))
 
 
-def publish(run: str | Path, folder: str | Path) -> Path:
-    """Write a finished run's model as a folder of float16 weights.
+def publish(run: str | Path, folder: str | Path, *, compare: Sequence[str | Path] = ()) -> Path:
+    """Write a finished run's model as a folder of float16 weights, with a card.
+
+    Args:
+        run: its folder.
+        folder: must not exist; its name is the model's.
+        compare: other runs, whose scores the card has beside this one's.
 
     Raises:
-        WeightsError: the run is not finished, or the folder exists.
+        WeightsError: a run is not finished, or the folder exists.
     """
-    save_model(open_model(run), Path(folder), dtype=torch.float16)
-    return Path(folder)
+    folder, model = Path(folder), open_model(run)
+    others = {Path(other).name: open_model(other).metrics["scores"] for other in compare}
+    metrics = {**model.metrics, "compared": others, "summary": model.metrics["scores"]}
+    card = vl_card(model, name=folder.name, metrics=metrics)
+    save_model(replace(model, metrics=metrics), folder, dtype=torch.float16, card=card)
+    return folder
 
 
 def _stored_metrics(path: Path) -> dict[str, Any]:
@@ -174,7 +188,7 @@ def _train(recipe: VLRecipe, out: Path, *, resume: bool) -> dict[str, Any]:
     parts, job, facts = _prepare(recipe, out, process)
     start(job, recipe=recipe.to_yaml(), resume=resume)
     scores = fit(job)
-    metrics = _metrics(job, scores, facts)
+    metrics = _metrics(parts, job, scores, facts)
     if process.ranks.first:
         shutil.rmtree(out / MODEL, ignore_errors=True)  # of a run that was killed before its scores were written
         save_model(_finished(parts, job, metrics), out / MODEL)
@@ -192,7 +206,7 @@ def _prepare(recipe: VLRecipe, out: Path, process: Process) -> tuple[_Parts, VLJ
     answers = frequent_answers(train, recipe.task) if teacher is None else teacher.encoder.answers
     seed = recipe.machine.seed
     encoder = Encoder(recipe.task, recipe.text, tokenizer=tokenizer, answers=answers, seed=seed)
-    parts = _Parts(recipe, train, encoder, source, open_region_features(recipe.backbone, seed=seed), process)
+    parts = _Parts(recipe, train, val, teacher, encoder, source, _open_backbone(recipe), process)
     student, distillation = _build(parts, teacher)
     features = parts.features(train)
     data = TrainingSet(train, encoder=encoder, features=features, variants=recipe.data.variants)
@@ -256,34 +270,63 @@ def _mode(task: Any) -> str:
     return f"{task.kind} ({task.predict})" if isinstance(task, Captions) else str(task.kind)
 
 
-def _build(parts: _Parts, teacher: VLModel | None) -> tuple[VisionLanguageModel, Distillation | None]:
+def _open_backbone(recipe: VLRecipe) -> Extract:
+    """What looks at the images."""
+    if recipe.model.form == "bert":
+        return open_region_features(recipe.backbone, seed=recipe.machine.seed)
+    assert isinstance(recipe.regions, GridRegions)
+    return open_tower(recipe.backbone, cells=recipe.regions.rows, seed=recipe.machine.seed)
+
+
+def _build(parts: _Parts, teacher: VLModel | None) -> tuple[AnyModel, Distillation | None]:
     """Build the student, and its losses to a teacher; random weights are drawn by the recipe's seed."""
+    recipe = parts.recipe
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.machine.seed)
+        student = _causal(parts) if recipe.model.form == "fastvlm" else _bert(parts)
+        distillation = None
+        if teacher is not None:
+            distillation = Distillation(recipe.distillation, student=student, teacher=teacher.model)
+    if recipe.model.init is not None:
+        assert isinstance(student, VisionLanguageModel)
+        load_initial(student, recipe.model.init, tokenizer=parts.encoder.tokenizer)
+    return student, distillation
+
+
+def _bert(parts: _Parts) -> VisionLanguageModel:
     recipe, encoder = parts.recipe, parts.encoder
     sizes, task = recipe.model, recipe.task
-    config = ModelConfig(
-        features=parts.extract.dim,
-        vocabulary=len(encoder.tokenizer),
-        length=recipe.text.length,
-        tags=recipe.text.tags,
+    return VisionLanguageModel(
+        ModelConfig(
+            features=parts.extract.dim,
+            vocabulary=len(encoder.tokenizer),
+            length=recipe.text.length,
+            tags=recipe.text.tags,
+            layers=sizes.layers,
+            width=sizes.width,
+            heads=sizes.heads,
+            inner=sizes.inner,
+            dropout=sizes.dropout,
+            answers=len(encoder.answers),
+            words=not isinstance(task, Answers),
+            causal=isinstance(task, Captions),
+            answer_dropout=task.dropout if isinstance(task, Answers) else 0.0,
+        )
+    )
+
+
+def _causal(parts: _Parts) -> CausalModel:
+    sizes, tokenizer = parts.recipe.model, parts.encoder.tokenizer
+    assert isinstance(parts.extract, TowerFeatures)
+    config = CausalConfig(
+        vocabulary=len(tokenizer),
+        length=parts.recipe.text.length,
         layers=sizes.layers,
         width=sizes.width,
         heads=sizes.heads,
         inner=sizes.inner,
-        dropout=sizes.dropout,
-        answers=len(encoder.answers),
-        words=not isinstance(task, Answers),
-        causal=isinstance(task, Captions),
-        answer_dropout=task.dropout if isinstance(task, Answers) else 0.0,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.machine.seed)
-        student = VisionLanguageModel(config)
-        distillation = None
-        if teacher is not None:
-            distillation = Distillation(recipe.distillation, student=student, teacher=teacher.model)
-    if sizes.init is not None:
-        load_initial(student, sizes.init, tokenizer=encoder.tokenizer)
-    return student, distillation
+    return CausalModel(config, tokenizer=tokenizer, tower=parts.extract)
 
 
 def _teacher(
@@ -333,17 +376,26 @@ def _scorer(parts: _Parts, val: Dataset) -> Scorer:
     )
 
 
-def _metrics(job: VLJob, scores: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _metrics(parts: _Parts, job: VLJob, scores: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
+    task, teacher, val = job.recipe.task, parts.teacher, parts.val
+    blind = {} if val is None else score_most_frequent(parts.train, val, task)
     return {
-        "task": job.recipe.task.kind,
-        "scores": {name: round(value, 3) for name, value in scores.items()},
+        "task": task.kind,
+        "scores": _rounded(scores),
+        "most_frequent": _rounded(blind),
+        **({} if teacher is None else {"teacher_scores": teacher.metrics["scores"]}),
         "samples": len(job.data),
+        **({} if val is None else {"val_samples": len(val)}),
         "steps": job.step,
         "parameters": sum(parameter.numel() for parameter in job.learner.student.parameters()),
         "fingerprints": dict(facts),
         "lgd_timm": __version__,
         "torch": torch.__version__,
     }
+
+
+def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in scores.items()}
 
 
 def _finished(parts: _Parts, job: VLJob, metrics: Mapping[str, Any]) -> VLModel:

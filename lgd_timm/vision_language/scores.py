@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,14 +13,16 @@ from torch import Tensor
 
 from ..errors import LGDError
 from ..utils.distributed import Ranks
-from .batch import Batch, Encoded, Encoder, collate
+from .batch import Batch, Encoded, Encoder, collate, frequent_answers
+from .data.mosaics import MosaicsDataset
 from .data.sample import Dataset
 from .features import FeatureTable
 from .generate import generate
 from .learner import correct_words, task_logits
 from .metrics import caption_scores, tokenize, vqa_accuracy
 from .model import VisionLanguageModel
-from .recipe import Answers, Captions
+from .recipe import Answers, Captions, Task
+from .stock import AnyModel
 
 
 class Scorer:
@@ -45,14 +50,14 @@ class Scorer:
         self._dataset, self._encoder, self._features = dataset, encoder, features
         self._size, self._device, self._ranks = batch_size, device, ranks
 
-    def __call__(self, model: VisionLanguageModel) -> dict[str, float]:
+    def __call__(self, model: AnyModel) -> dict[str, float]:
         """Compute the scores; the first says which checkpoint is best. Percent, but CIDEr-D: times 100."""
         task = self._encoder.task
         if isinstance(task, Captions):
             return self._captions(model)
         return self._answers(model) if isinstance(task, Answers) else self._words(model)
 
-    def captions(self, model: VisionLanguageModel) -> dict[int, str]:
+    def captions(self, model: AnyModel) -> dict[int, str]:
         """Write a caption of each image; its first sample's index -> caption."""
         task = self._encoder.task
         assert isinstance(task, Captions)
@@ -61,19 +66,15 @@ class Scorer:
             lambda batch: generate(model, batch, tokenizer=self._encoder.tokenizer, task=task),
         )
 
-    def answers(self, model: VisionLanguageModel) -> dict[int, str]:
+    def answers(self, model: AnyModel) -> dict[int, str]:
         """Answer each question; index -> answer."""
+        assert isinstance(model, VisionLanguageModel)
         return self._each(self._question, lambda batch: answer(model, batch, self._encoder))
 
-    def _captions(self, model: VisionLanguageModel) -> dict[str, float]:
-        found = self.captions(model)
-        references = {str(index): self._dataset[index].captions for index in found}
-        scores = caption_scores({str(index): caption for index, caption in found.items()}, references)
-        exact = [tokenize(said) in map(tokenize, references[str(index)]) for index, said in found.items()]
-        scores["exact"] = sum(exact) / len(exact)
-        return {name: 100 * score for name, score in scores.items()}
+    def _captions(self, model: AnyModel) -> dict[str, float]:
+        return score_captions(self.captions(model), self._dataset)
 
-    def _answers(self, model: VisionLanguageModel) -> dict[str, float]:
+    def _answers(self, model: AnyModel) -> dict[str, float]:
         found = self.answers(model)
         truths = [self._dataset[index].answers for index in found]
         known = [(said, truth) for said, truth in zip(found.values(), truths, strict=True) if truth is not None]
@@ -81,7 +82,7 @@ class Scorer:
             raise LGDError("data.val has questions without answers, as test splits have. Give a split with answers.")
         return {"accuracy": 100 * vqa_accuracy([said for said, _ in known], [truth for _, truth in known])}
 
-    def _words(self, model: VisionLanguageModel) -> dict[str, float]:
+    def _words(self, model: AnyModel) -> dict[str, float]:
         found = self._each(
             lambda index: self._encoder.train(self._dataset[index], self._features[index], index=index, variant=0),
             lambda batch: _right_words(model, batch),
@@ -106,6 +107,38 @@ class Scorer:
         return self._ranks.gather(found)
 
 
+def score_captions(found: Mapping[int, str], dataset: Dataset) -> dict[str, float]:
+    """Score captions of a data set's samples.
+
+    Args:
+        found: index -> caption.
+        dataset: whose captions are the references. Of generated scenes the tiles that are named rightly count too.
+
+    Returns:
+        Percent, but CIDEr-D: times 100.
+    """
+    references = {str(index): dataset[index].captions for index in found}
+    scores = caption_scores({str(index): caption for index, caption in found.items()}, references)
+    exact = [tokenize(said) in map(tokenize, references[str(index)]) for index, said in found.items()]
+    scores["exact"] = fmean(exact)
+    if isinstance(dataset, MosaicsDataset):
+        scores["tiles"] = fmean(dataset.named_rightly(said, index) for index, said in found.items())
+    return {name: 100 * score for name, score in scores.items()}
+
+
+def score_most_frequent(train: Dataset, val: Dataset, task: Task) -> dict[str, float]:
+    """Score what looks at no image: the training data's most frequent caption or answer; none for other tasks."""
+    if isinstance(task, Captions):
+        found = Counter(caption for index in range(len(train)) for caption in train[index].captions)
+        said = min(found, key=lambda caption: (-found[caption], caption))
+        return score_captions(dict.fromkeys(range(len(val)), said), val)
+    if not isinstance(task, Answers):
+        return {}
+    (most,) = frequent_answers(train, replace(task, count=1))
+    truths = [truth for index in range(len(val)) if (truth := val[index].answers) is not None]
+    return {"accuracy": 100 * vqa_accuracy([most] * len(truths), truths)}
+
+
 @torch.no_grad()
 def answer(model: VisionLanguageModel, batch: Batch, encoder: Encoder) -> list[str]:
     """Choose the most probable answer of each question."""
@@ -113,7 +146,7 @@ def answer(model: VisionLanguageModel, batch: Batch, encoder: Encoder) -> list[s
     return [encoder.answers[place] for place in logits.argmax(1).tolist()]
 
 
-def _right_words(model: VisionLanguageModel, batch: Batch) -> list[tuple[int, int]]:
+def _right_words(model: AnyModel, batch: Batch) -> list[tuple[int, int]]:
     """Of each sample, how many masked words are right and how many were asked."""
     logits: Tensor = task_logits(model, model(batch), batch)
     return correct_words(logits, batch)

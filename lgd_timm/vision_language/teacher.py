@@ -23,7 +23,8 @@ from ..utils.typed_json import JSONError, read_json
 from .batch import Batch, TrainingSet, collate
 from .learner import Taught, task_logits
 from .losses.blocks import States
-from .model import Output, VisionLanguageModel
+from .model import Output
+from .stock import AnyModel
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Teacher(Protocol):
 class OnlineTeacher:
     """A teacher that is computed with every batch, on its own features of the student's boxes."""
 
-    def __init__(self, model: VisionLanguageModel) -> None:
+    def __init__(self, model: AnyModel) -> None:
         self._model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -60,7 +61,7 @@ class StoredTeacher:
         places: index of each part's first token: text, names, regions.
     """
 
-    def __init__(self, folder: Path, model: VisionLanguageModel, *, places: tuple[int, int, int]) -> None:
+    def __init__(self, folder: Path, model: AnyModel, *, places: tuple[int, int, int]) -> None:
         self._model, self._places = model.requires_grad_(False).eval(), places
         self._hidden = np.load(folder / "hidden.npy", mmap_mode="r")
         self._attention = np.load(folder / "attention.npy", mmap_mode="r")
@@ -84,7 +85,7 @@ def stored_places(batch: Batch, starts: tuple[int, int, int]) -> np.ndarray[Any,
 def store_states(
     folder: Path,
     data: TrainingSet,
-    model: VisionLanguageModel,
+    model: AnyModel,
     *,
     regions: int,
     facts: dict[str, Any],

@@ -38,6 +38,7 @@ class Tokenizer:
             raise WeightsError(f"{FILE} can't be read ({error}). Fetch it again.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.post_processor = None  # special tokens are added by `sentence`
         if missing := [token for token in SPECIAL if self._tokenizer.token_to_id(token) is None]:
             raise WeightsError(f"{FILE} lacks {', '.join(missing)}. Give a tokenizer of a BERT.")
         self.pad, self.unknown, self.cls, self.sep, self.mask = map(self._tokenizer.token_to_id, SPECIAL)

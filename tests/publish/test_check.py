@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lgd_timm.errors import WeightsError
-from lgd_timm.hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES
+from lgd_timm.hub.weights import OPEN_CLIP_FILES, REQUIRED_FILES, TIMM_FILES
 from lgd_timm.publish import check as module
 from lgd_timm.publish.check import check_folder
 from lgd_timm.utils.files import sha256_of
@@ -35,15 +35,15 @@ def copy(open_clip_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_run_leaves_a_folder_that_can_be_published(open_clip_folder: Path, published_folder: Path) -> None:
     facts = check_folder(open_clip_folder)
-    assert set(facts) == set(PUBLISHED_FILES)
+    assert set(facts) == set(TIMM_FILES)
     assert facts["training.png"]["sha256"] == sha256_of(open_clip_folder / "training.png")
     start = time.perf_counter()
-    assert set(check_folder(published_folder)) == set(PUBLISHED_FILES) - set(OPEN_CLIP_FILES)
+    assert set(check_folder(published_folder)) == set(TIMM_FILES) - set(OPEN_CLIP_FILES)
     assert time.perf_counter() - start < 5
 
 
 def test_all_but_three_files_are_optional(copy: Path) -> None:
-    for name in set(PUBLISHED_FILES) - set(REQUIRED_FILES):
+    for name in set(TIMM_FILES) - set(REQUIRED_FILES):
         (copy / name).unlink()
     assert set(check_folder(copy)) == set(REQUIRED_FILES)
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_published_is_said(copy: Path, case: str) -> None:
 
 def test_without_open_clip_its_files_are_looked_at_only(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    assert set(check_folder(copy)) == set(PUBLISHED_FILES)
+    assert set(check_folder(copy)) == set(TIMM_FILES)
     (copy / "open_clip_config.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"open_clip_config.json lacks model_cfg"):
         check_folder(copy)

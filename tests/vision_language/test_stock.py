@@ -1,35 +1,69 @@
-"""The causal student is a stock model: transformers alone loads it, bit-equal, and generates the same words."""
+"""A student of transformers' own class: it takes our batches and losses, and transformers alone says the same words."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import timm
 import torch
 from PIL import Image
 
-from lgd_timm.errors import RecipeError, TeacherError, WeightsError
+from lgd_timm.errors import LGDError, RecipeError, WeightsError
+from lgd_timm.vision_language.batch import Batch, Encoder, collate
+from lgd_timm.vision_language.data.sample import Sample
+from lgd_timm.vision_language.describe import caption
+from lgd_timm.vision_language.features import regions_of
+from lgd_timm.vision_language.folder import open_model
+from lgd_timm.vision_language.generate import generate
+from lgd_timm.vision_language.learner import Distillation, Learner, task_logits
 from lgd_timm.vision_language.losses.hidden_mse import HiddenMSEConfig
 from lgd_timm.vision_language.losses.nce import NCEConfig
-from lgd_timm.vision_language.recipe import DistillationRecipe
-from lgd_timm.vision_language.stock import CausalLearner, CausalModel, StockModelRecipe, StockRecipe, save_stock
+from lgd_timm.vision_language.recipe import Captions, DistillationRecipe, GridRegions, TextRecipe, VisionRecipe
+from lgd_timm.vision_language.regions import Grid
+from lgd_timm.vision_language.run import adapted, distill, evaluate, pretrain, publish
+from lgd_timm.vision_language.stock import CausalConfig, CausalModel
+from lgd_timm.vision_language.teacher import OnlineTeacher
 from lgd_timm.vision_language.text import Tokenizer, find_tokenizer
+from lgd_timm.vision_language.tower import TowerFeatures, open_tower
+from tests.helpers.vl_data import recipe, write_scenes
 
 pytest.importorskip("transformers")
 
-TINY = StockModelRecipe(
-    backbone="test_efficientnet", image_size=64, output_stride=16, layers=2, width=16, heads=2, inner=32, length=8
-)
+CELLS = 4
+TASK = Captions(predict="next", label_smoothing=0.0, words=6)
 CAPTIONS = ["a cat", "two dogs and a red ship"]
+FASTVLM: dict[str, Any] = {
+    "model": {"form": "fastvlm", "dropout": 0.0},
+    "text": {"tags": 0},
+    "regions": {"kind": "grid", "rows": CELLS, "columns": CELLS},
+    "backbone": {"level": 4},
+    "task": {"kind": "captions", "predict": "next", "words": 8, "label_smoothing": 0.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return find_tokenizer("words", texts=CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def tower() -> TowerFeatures:
+    return open_tower(VisionRecipe(model="test_efficientnet", pretrained=False, image_size=64), cells=CELLS, seed=0)
+
+
+def made(tokenizer: Tokenizer, tower: TowerFeatures, *, layers: int = 2, width: int = 16, seed: int = 0) -> CausalModel:
+    torch.manual_seed(seed)
+    sizes = CausalConfig(len(tokenizer), length=12, layers=layers, width=width, heads=2, inner=32)
+    return CausalModel(sizes, tokenizer=tokenizer, tower=tower)
 
 
 def images(count: int = 2, size: int = 64) -> list[Image.Image]:
@@ -38,121 +72,165 @@ def images(count: int = 2, size: int = 64) -> list[Image.Image]:
     return [Image.fromarray(one.numpy()) for one in pixels]
 
 
-def made(tokenizer: Tokenizer, recipe: StockModelRecipe = TINY, *, seed: int = 0) -> CausalModel:
-    torch.manual_seed(seed)
-    return CausalModel(recipe, tokenizer=tokenizer)
+def batch_of(tokenizer: Tokenizer, tower: TowerFeatures, captions: list[str]) -> Batch:
+    encoder = Encoder(TASK, TextRecipe("words", length=12, tags=0), tokenizer=tokenizer)
+    grid, encoded = Grid(GridRegions(CELLS, CELLS)), []
+    for index, (image, text) in enumerate(zip(images(len(captions)), captions, strict=True)):
+        sample = Sample(key=str(index), image=image, captions=(text,))
+        regions = regions_of(image, grid.find(image, sample), tower)
+        encoded.append(encoder.train(sample, regions, index=index, variant=0)._replace(teacher=regions))
+    return collate(encoded).to(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("backbone", ["lgd_resnet18", "lgd_mobilenetv2", "lgd_efficientnet_b0"])
 def test_each_student_is_a_vision_tower(tokenizer: Tokenizer, backbone: str) -> None:
-    torch.manual_seed(0)
-    weights = timm.create_model(backbone)
-    model = CausalModel(replace(TINY, backbone=backbone), tokenizer=tokenizer, backbone=weights).eval()
-    logits, states = model(model.collate(images(), CAPTIONS), states=True)
-    assert logits.shape == (3 + 7, len(tokenizer) + 1)
-    assert states is not None
-    assert [tuple(one.shape) for one in states.hidden] == [(2, 16 + 8, 16)] * 2
-    assert [tuple(one.shape) for one in states.attention] == [(2, 2, 24, 24)] * 2
-    taken = model.vision.timm_model.state_dict()
-    assert all(torch.equal(tensor, weights.state_dict()[key]) for key, tensor in taken.items())
+    tower = open_tower(VisionRecipe(model=backbone, pretrained=False, image_size=64), cells=CELLS, seed=0)
+    model, batch = made(tokenizer, tower).eval(), batch_of(tokenizer, tower, CAPTIONS)
+    out = model(batch, states=True)
+    assert task_logits(model, out, batch).shape == (3 + 7, len(tokenizer))
+    assert [tuple(one.shape) for one in out.states.hidden] == [(2, 8 + 16, 16)] * 2
+    assert [tuple(one.shape) for one in out.states.attention] == [(2, 2, 24, 24)] * 2
 
 
-STRANGER = """
-import sys, torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-folder = sys.argv[1]
-model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
-processor = AutoProcessor.from_pretrained(folder)
-image = Image.open(folder + "/../image.png")
-inputs = processor(images=[image], text=["<image>[CLS]"], return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits
-    words = model.generate(**inputs, do_sample=False)
-found = {"logits": logits, "words": words, "pixels": inputs["pixel_values"], "ids": inputs["input_ids"]}
-torch.save(found, sys.argv[2])
-assert not [name for name in sys.modules if name.startswith("lgd_timm")]
-"""
-
-
-def test_transformers_alone_loads_the_folder_bit_equal(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    model = made(tokenizer).eval()
-    (image,) = images(1)
-    image.save(tmp_path / "image.png")
-    recipe = StockRecipe(model=TINY)
-    folder = save_stock(tmp_path / "published", model, recipe=recipe, metrics={"cider": 1.5})
-    assert {"config.json", "model.safetensors", "recipe.yaml", "metrics.json"} <= {p.name for p in folder.iterdir()}
-    run = [sys.executable, "-c", STRANGER, str(folder), str(tmp_path / "out.pt")]
-    subprocess.run(run, check=True, cwd=tmp_path, env={"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
-    found = torch.load(tmp_path / "out.pt")
-    ours = model.collate([image], ["a"])
-    prompt = ours.ids[:, : TINY.cells + 1]
-    assert torch.equal(found["ids"], prompt)
-    assert torch.allclose(found["pixels"], ours.pixels, atol=2 / 255 / min(model.std))  # a resize to the same size
-    model.stock.set_attn_implementation("eager")
+def test_our_forward_pass_is_the_stock_one(tokenizer: Tokenizer, tower: TowerFeatures) -> None:
+    """Words come first in ours, cells in transformers'."""
+    model, batch = made(tokenizer, tower).eval(), batch_of(tokenizer, tower, CAPTIONS[1:])
+    pixels = tower.processor(images=images(1), return_tensors="pt")["pixel_values"]
+    (features,) = model.stock.model.vision_tower(pixels).last_hidden_state.flatten(2).transpose(1, 2)
+    assert torch.equal(batch.features[0], features.half().float())
+    ids = torch.cat([torch.full((1, CELLS**2), len(tokenizer)), batch.words], 1)
     with torch.no_grad():
-        logits = model.stock(
-            input_ids=prompt, pixel_values=found["pixels"], attention_mask=torch.ones_like(prompt)
-        ).logits
-    assert torch.equal(found["logits"], logits)
-    assert found["words"].shape[1] > prompt.shape[1]
+        out = model(batch, states=True)
+        stock = model.stock(input_ids=ids, pixel_values=pixels, output_attentions=True)
+    ours, theirs = model.word_logits(out.last[:, : batch.words.shape[1]]), stock.logits[:, CELLS**2 :, :-1]
+    assert torch.allclose(ours, theirs, atol=1e-3)  # features were stored in float16
+    attention = stock.attentions[-1][:, :, CELLS**2 :, CELLS**2 :]
+    words = ids.shape[1] - CELLS**2
+    assert torch.allclose(out.states.attention[-1][:, :, :words, :words], attention, atol=1e-3)
+    assert torch.equal(out.states.hidden[-1], out.last)
 
 
-def test_distillation_teaches_student_and_projectors_alone(tokenizer: Tokenizer) -> None:
-    teacher = made(tokenizer, replace(TINY, layers=3, width=32), seed=1)
-    student = made(tokenizer)
-    recipe = DistillationRecipe(nce=NCEConfig(queue=64), hidden_mse=HiddenMSEConfig(weight=1.0))
-    learner = CausalLearner(student, recipe=recipe, teacher=teacher).train()
+def test_distillation_teaches_student_and_projectors_alone(tokenizer: Tokenizer, tower: TowerFeatures) -> None:
+    teacher = made(tokenizer, tower, layers=3, width=32, seed=1)
+    student = made(tokenizer, tower)
+    config = DistillationRecipe(nce=NCEConfig(queue=64), hidden_mse=HiddenMSEConfig(weight=1.0))
+    learner = Learner(student, task=TASK, distillation=Distillation(config, student=student, teacher=teacher)).train()
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
-    vision = {key: tensor.clone() for key, tensor in student.vision.state_dict().items()}
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=1e-2)
-    batch = student.collate(images(), CAPTIONS)
-    sums = []
+    batch, ask, sums = batch_of(tokenizer, tower, CAPTIONS), OnlineTeacher(teacher), []
     for _ in range(15):
-        losses = learner(batch)
+        taught = ask(batch)
+        losses = learner(batch, taught)
         assert losses.keys() == {"task", "attention", "nce", "hidden_mse", "logits"}
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        learner.update()
+        learner.distillation.update(taught.states)
         sums.append(loss.item())
     assert sums[-1] < 0.8 * sums[0]
     assert all(torch.equal(tensor, before[key]) for key, tensor in teacher.state_dict().items())
-    assert all(torch.equal(tensor, vision[key]) for key, tensor in student.vision.state_dict().items())
     assert not [key for key in learner.state_dict() if "teacher" in key]
     trained = {name for name, parameter in learner.named_parameters() if parameter.grad is not None}
     assert trained
     assert not [name for name in trained if "vision" in name]
+    assert not any(part.training for part in student.stock.model.vision_tower.modules())
 
 
-def test_later_words_leave_earlier_logits_equal(tokenizer: Tokenizer) -> None:
-    model = made(tokenizer).eval()
-    one, other = (model.collate(images(1), [text]) for text in ("two dogs and a", "two dogs and ship"))
+def test_later_words_leave_earlier_logits_equal(tokenizer: Tokenizer, tower: TowerFeatures) -> None:
+    model = made(tokenizer, tower).eval()
+    one, other = (batch_of(tokenizer, tower, [text]) for text in ("two dogs and a", "two dogs and ship"))
     with torch.no_grad():
-        assert torch.equal(model(one)[0][:4], model(other)[0][:4])
+        assert torch.equal(model(one).last[:, :4], model(other).last[:, :4])
 
 
-def test_what_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="image_size = 60 must divide"):
-        replace(TINY, image_size=60)
-    with pytest.raises(RecipeError, match="width = 15 must divide"):
-        replace(TINY, width=15)
+def test_captions_from_stored_features_are_those_from_pixels(tokenizer: Tokenizer, tower: TowerFeatures) -> None:
+    model, batch = made(tokenizer, tower).eval(), batch_of(tokenizer, tower, ["a", "a"])
+    model.stock.generation_config.update(**model._search(TASK))
+    said = generate(model, batch, tokenizer=tokenizer, task=TASK)
+    assert said == model.caption(images(), tower)
+    assert all(len(text.split()) <= TASK.words for text in said)
+    assert not any("<image>" in text or "[" in text for text in said)
+
+
+STRANGER = """
+import json, sys
+from pathlib import Path
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, pictures = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
+said = {}
+for path in sorted(Path(pictures).glob("*.png")):
+    inputs = processor(images=[Image.open(path).convert("RGB")], text=["<image>[CLS]"], return_tensors="pt")
+    words = model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]
+    said[path.name] = processor.batch_decode(words, skip_special_tokens=True)[0]
+assert not [name for name in sys.modules if name.startswith("lgd_timm")]
+print(json.dumps(said))
+"""
+
+
+def strangers_words(folder: Path, pictures: Path, tmp_path: Path) -> dict[str, str]:
+    """What transformers says of pictures in a process that never imported us."""
+    run = [sys.executable, "-c", STRANGER, str(folder), str(pictures)]
+    environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    done = subprocess.run(run, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said: dict[str, str] = json.loads(done.stdout)
+    return said
+
+
+def test_adapt_distil_publish_and_strangers_say_the_same(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "scenes")
+    data = {"val": {"kind": "json_lines", "path": str(scenes)}}
+    student = recipe(scenes, **FASTVLM, name="student", data=data, distillation={"teacher": str(tmp_path / "teacher")})
+    teacher = _teacher(scenes, data)
+    pretrain(adapted(teacher, student=student), out=tmp_path / "teacher")
+    metrics = distill(student, out=tmp_path / "run")
+    assert metrics["scores"].keys() == metrics["most_frequent"].keys() == metrics["teacher_scores"].keys()
+    folder = publish(tmp_path / "run", tmp_path / "published")
+    ours = {file.name: text for file, text in caption(folder, tmp_path / "scenes", device="cpu").items()}
+    assert strangers_words(folder, tmp_path / "scenes", tmp_path) == ours
+    assert any(ours.values())
+    run, published = open_model(tmp_path / "run"), open_model(folder)
+    assert published.encoder.tokenizer.fingerprint == run.encoder.tokenizer.fingerprint
+    assert published.regions_fingerprint == run.regions_fingerprint
+    assert run.model.config == published.model.config
+    assert evaluate(tmp_path / "run", device="cpu") == pytest.approx(metrics["scores"], abs=1e-3)
+    with pytest.raises(LGDError, match="cells of its own"):
+        caption(folder, tmp_path / "scenes", grid=2, device="cpu")
+    with pytest.raises(WeightsError, match="exists"):
+        publish(tmp_path / "run", tmp_path / "published")
+
+
+def _teacher(scenes: Path, data: dict[str, Any]) -> Any:
+    """Of another grid, which adaptation changes, and larger."""
+    changes = {**FASTVLM, "model": {"form": "fastvlm", "dropout": 0.0, "width": 32}}
+    changes["regions"] = {"kind": "grid", "rows": 2, "columns": 2}
+    return recipe(scenes, **changes, name="teacher", data=data)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("task", {"kind": "answers"}, "task"),
+        ("regions", {"kind": "data"}, "regions"),
+        ("regions", {"kind": "grid", "rows": 2, "columns": 4}, "as many rows as columns"),
+        ("backbone", {"level": 3}, "backbone.level 4"),
+        ("backbone", {"image_size": 63}, "a multiple of 4"),
+        ("text", {"tags": 3}, "text.tags 0"),
+        ("model", {"dropout": 0.1}, "model.dropout 0"),
+        ("model", {"init": "elsewhere"}, "model.init null"),
+    ],
+)
+def test_what_fastvlm_cannot_express_is_refused(part: str, values: dict[str, Any], message: str) -> None:
+    changes = {**FASTVLM, part: values if "kind" in values else {**FASTVLM.get(part, {}), **values}}
+    with pytest.raises(RecipeError, match=f"model.form is fastvlm. Set .*{message}"):
+        recipe(Path("scenes.jsonl"), **changes)
+
+
+def test_backbones_without_such_a_map_are_refused() -> None:
     with pytest.raises(RecipeError, match="vit_tiny_patch16_224"):
-        made(tokenizer, replace(TINY, backbone="vit_tiny_patch16_224"))
-    other = made(find_tokenizer("words", texts=["x y z"]))
-    with pytest.raises(TeacherError, match="another tokenizer"):
-        CausalLearner(made(tokenizer), recipe=DistillationRecipe(), teacher=other)
-    with pytest.raises(TeacherError, match="another cells"):
-        CausalLearner(
-            made(tokenizer), recipe=DistillationRecipe(), teacher=made(tokenizer, replace(TINY, image_size=32))
-        )
-    (tmp_path / "file").touch()
-    with pytest.raises(WeightsError, match="is no empty folder"):
-        save_stock(tmp_path, made(tokenizer), recipe=StockRecipe(), metrics={})
-    model = made(tokenizer)
-    with torch.no_grad():
-        model.stock.model.multi_modal_projector.linear_1.weight.fill_(1e6)
-    with pytest.raises(WeightsError, match=r"does not fit torch\.float16"):
-        save_stock(tmp_path / "new", model, recipe=StockRecipe(), metrics={}, dtype=torch.float16)
-    assert not (tmp_path / "new").exists()
+        open_tower(VisionRecipe(model="vit_tiny_patch16_224", pretrained=False, image_size=64), cells=4, seed=0)
+    with pytest.raises(RecipeError, match=r"5, 5.*4 x 4 cells"):
+        open_tower(VisionRecipe(model="test_efficientnet", pretrained=False, image_size=40), cells=4, seed=0)

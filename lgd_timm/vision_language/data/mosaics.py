@@ -7,6 +7,7 @@ the cost of a CPU, no substitute for COCO.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,6 +155,13 @@ class MosaicsDataset:
                 f"of {len(self.names)} classes. Write the shards again."
             )
         return int(text)
+
+    def named_rightly(self, caption: str, index: int) -> float:
+        """Compute the share of a scene's tiles that a caption names at their places, of those there or named."""
+        scene = self.scene(index)
+        truth = {(CELLS[cell], self.names[label]) for cell, label in zip(scene.cells, scene.labels, strict=True)}
+        said = set(re.findall(rf"\b({'|'.join(CELLS)}) an? ({'|'.join(self.names)})\b", caption))
+        return len(truth & said) / max(len(truth), len(said))
 
     def _boxes(self, scene: Scene) -> torch.Tensor:
         height, width = self.tile_size
