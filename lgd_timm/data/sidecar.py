@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -66,6 +68,7 @@ def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     return buffer.getvalue()[: -array.nbytes]
 
 
+LONGEST_HEADER = 1 << 16  # bytes of an `.npy`
 _NPY = re.compile(
     rb"\x93NUMPY(?:\x01\x00..|[\x02\x03]\x00....)"
     rb"\{'descr': '([<|][fiu][1248])', 'fortran_order': (False|True), "
@@ -80,6 +83,25 @@ def parse_npy(data: bytes) -> np.ndarray:
     Raises:
         ValueError: it is none, or its header promises other bytes than there are.
     """
+    shape, dtype, order, start = _parse_header(data, size=len(data))
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """Map an `.npy` of numbers on the disk into memory, read only, as `parse_npy` reads one.
+
+    Raises:
+        ValueError: it is none, or its header promises other bytes than there are.
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        head, size = file.read(LONGEST_HEADER), os.fstat(file.fileno()).st_size
+    shape, dtype, order, start = _parse_header(head, size=size)
+    return np.memmap(path, dtype, "r", offset=start, shape=shape, order=order)
+
+
+def _parse_header(data: bytes, *, size: int) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"], int]:
+    """Shape, type, order and first byte of the numbers of an `.npy` of `size` bytes. Raises: ValueError."""
     found = _NPY.match(data)
     if found is None:
         raise ValueError("no header as numpy writes it for numbers, with allow_pickle=False")
@@ -87,9 +109,9 @@ def parse_npy(data: bytes) -> np.ndarray:
     shape, dtype = tuple(map(int, found[3].split(b","))), np.dtype(found[1].decode())
     if int.from_bytes(data[8 : 8 + width], "little") != found.end() - 8 - width:
         raise ValueError("a header of another length than it says")
-    if math.prod(shape) * dtype.itemsize != len(data) - found.end():
-        raise ValueError(f"a header of shape {shape} and type {dtype}, and {len(data) - found.end()} bytes")
-    return np.frombuffer(data, dtype, offset=found.end()).reshape(shape, order="F" if found[2] == b"True" else "C")
+    if math.prod(shape) * dtype.itemsize != size - found.end():
+        raise ValueError(f"a header of shape {shape} and type {dtype}, and {size - found.end()} bytes")
+    return shape, dtype, "F" if found[2] == b"True" else "C", found.end()
 
 
 class SidecarWriter:

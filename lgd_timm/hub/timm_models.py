@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import WeightsError
+from ..utils.model_size import check_model_size
 from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE
 from ..utils.state_keys import prefix_advice, without_prefix
 from ..utils.typed_json import JSONError, read_json
@@ -24,9 +25,7 @@ LARGEST_CONFIG = 1 << 24  # bytes of a config.json: names of 21,000 classes take
 LARGEST_ARG = 4096  # the greatest integer among a model's arguments, but for
 LARGEST_ARGS = {"img_size": 2048, "patch_size": 64, "window_size": 64, "in_chans": 256}
 LARGEST_CLASSES = 1_000_000
-LARGEST_FRESH = 8 << 30  # bytes of a model without weights
 SMALLEST_STD = 1e-3  # of pixels in 0..1
-SPARE = 1 << 29  # bytes that a model may have beside its weights, such as tables of positions
 LONGEST_TEXT = 10_000
 
 # Arguments of a timm model that a folder may set: none of them changes how many layers are built.
@@ -115,29 +114,14 @@ def _load_stripped(source: str, **options: Any) -> tuple[Any, str]:
 
 
 def _check_memory(folder: Path, *, pretrained: bool) -> None:
-    """Refuse a config.json whose model is far larger than the weights beside it, before it takes memory.
-
-    Raises:
-        WeightsError: says how large both are.
-    """
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without numbers
-            model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    except BUILD_ERRORS:  # with numbers it says why
-        return
-    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    """Refuse a config.json whose model is far larger than the weights beside it. Raises: WeightsError."""
     file = folder / "model.safetensors"
-    allowed = 4 * file.stat().st_size + SPARE if pretrained and file.is_file() else LARGEST_FRESH
-    if needed > allowed:
-        raise WeightsError(
-            f"{folder}/config.json names a model of {needed / 1e9:.1f} GB, for which "
-            + (
-                f"model.safetensors is too small ({file.stat().st_size / 1e6:.0f} MB)"
-                if pretrained
-                else "no weights are"
-            )
-            + ". Don't use this folder, or mend it."
-        )
+    check_model_size(
+        lambda: timm.create_model(f"local-dir:{folder}", pretrained=False),
+        name=folder / "config.json",
+        weights=file if pretrained and file.is_file() else None,
+        unbuilt=BUILD_ERRORS,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- config.json

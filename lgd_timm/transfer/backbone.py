@@ -12,10 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import LGDError
 from ..evaluate.models import find_model
+from ..hub.safe_weights import BUILD_ERRORS
 from ..students.entrypoints import stock_name
+from ..utils.model_size import check_model_size
+from ..utils.schema import brief
 from .recipe import BackboneRecipe
 
 Statistics = tuple[float, float, float]
+
+SMALLEST_STD = 1e-3  # of pixels in 0..1, which are divided by it
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,17 @@ def find_backbone(recipe: BackboneRecipe, *, seed: int = 0) -> PyramidBackbone:
 
 
 def blank_backbone(architecture: str, *, mean: Statistics, std: Statistics) -> PyramidBackbone:
-    """Build a backbone whose weights are yet to be loaded."""
+    """Build a backbone whose weights are yet to be loaded.
+
+    Raises:
+        LGDError: timm has no such architecture, or the statistics are none of three colours.
+    """
+    if ":" in architecture or not timm.is_model(architecture):
+        raise LGDError(f"The backbone {brief(architecture)} is no architecture of timm {timm.__version__}.")
+    if len(mean) != 3 or len(std) != 3 or min(std) < SMALLEST_STD:
+        raise LGDError(f"The backbone's mean {brief(mean)} and std {brief(std)} are not those of three colours.")
+    # most of its layers may be removed later, so that its weights' file says nothing of what it takes now
+    check_model_size(lambda: timm.create_model(architecture, num_classes=0), name=architecture, unbuilt=BUILD_ERRORS)
     return PyramidBackbone(architecture, timm.create_model(architecture, num_classes=0), mean, std)
 
 

@@ -22,10 +22,12 @@ from .. import __version__
 from ..data.decode import read_image
 from ..data.image_folder import IMAGE_SUFFIXES, is_image
 from ..errors import LGDError, ShardError, WeightsError
+from ..hub.safe_weights import BUILD_ERRORS
 from ..training.engine import check_output, fit, start
 from ..utils.device import pick_device
 from ..utils.distributed import Ranks, init_distributed
 from ..utils.files import atomic_file, atomic_folder, explain_full_disk, write_json
+from ..utils.model_size import check_finite, check_model_size
 from ..utils.typed_json import JSONError, read_json
 from .backbone import blank_backbone, find_backbone
 from .job import Job
@@ -145,19 +147,29 @@ def open_run(folder: str | Path, *, device: torch.device | str = "cpu") -> Trans
         task, classes, facts = metrics["task"], tuple(metrics["classes"]), metrics["backbone"]
         if task not in TASKS:
             raise KeyError(f"task {task!r}")
-        backbone = blank_backbone(facts["architecture"], mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+        found = find_task(task)
+        recipe = read_transfer(found.RECIPE, folder / "recipe.yaml")
+        mean, std = (tuple(facts[name]) for name in ("mean", "std"))
+
+        def create() -> nn.Module:
+            blank = blank_backbone(facts["architecture"], mean=mean, std=std)
+            return found.create(recipe, backbone=blank, classes=classes)
+
+        check_model_size(create, name=folder / METRICS, weights=folder / WEIGHTS, unbuilt=BUILD_ERRORS)
+        model = create()
+    except WeightsError:
+        raise
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(
             f"{folder}/{METRICS} is not what lgd-timm transfer wrote ({error}). Run it again."
         ) from error
-    found = find_task(task)
-    recipe = read_transfer(found.RECIPE, folder / "recipe.yaml")
-    model = found.create(recipe, backbone=backbone, classes=classes)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        state = load_file(folder / WEIGHTS)
+        model.load_state_dict(state)
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{folder}/{WEIGHTS} does not fit the run's recipe ({reason}). Run it again.") from error
+    check_finite(state, folder / WEIGHTS)
     return TransferRun(found, recipe, classes, model.to(device).eval())
 
 

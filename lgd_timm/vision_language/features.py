@@ -2,7 +2,7 @@
 
     settings.cache_folder()/vl/<fingerprint>/  features.npy float16 [M, R, F]  boxes.npy float32 [M, R, 4]
                                                sizes.npy int32 [M, 2]  counts.npy int32 [M]  rows.npy int64 [N]
-                                               tags.json
+                                               tags.json  sums.json (sha256 of the others)
 
 M images of N samples. A feature is the mean of RoIAlign's 4 x 4 places within a box.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +24,14 @@ from torchvision.ops import roi_align
 
 from .. import settings
 from ..data.preprocess import Preprocess
-from ..errors import LGDError
+from ..errors import CacheError, LGDError
 from ..teachers.base import module_fingerprint
 from ..transfer.backbone import Pyramid, PyramidBackbone, find_backbone
 from ..transfer.recipe import BackboneRecipe
 from ..utils.distributed import Ranks
-from ..utils.files import atomic_folder, fingerprint
+from ..utils.files import atomic_folder, fingerprint, sha256_of, write_json
 from ..utils.progress import progress_bar
-from ..utils.typed_json import read_json
+from ..utils.typed_json import JSONError, read_json
 from .data.sample import Dataset
 from .recipe import VisionRecipe
 from .regions import Found, RegionSource, box_numbers
@@ -41,6 +42,8 @@ LARGEST_TAGS = 1 << 32  # bytes: some tags of each of some million images
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the stored files; raise it when the same fingerprint would name another content
+FILES = ("features.npy", "boxes.npy", "sizes.npy", "counts.npy", "rows.npy", "tags.json")
+SUMS = "sums.json"
 PLACES = 4  # RoIAlign's, along each side of a box
 
 
@@ -155,11 +158,29 @@ def stored_features(
     """
     name = fingerprint(VERSION, dataset.fingerprint, regions.fingerprint, extract.fingerprint)
     folder = settings.cache_folder() / "vl" / name
-    if ranks.first and not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            _write(temporary, dataset, regions=regions, extract=extract.to(device), batch_size=batch_size)
+    if ranks.first and not _is_whole(folder):
+        try:
+            with atomic_folder(folder) as temporary:
+                _write(temporary, dataset, regions=regions, extract=extract.to(device), batch_size=batch_size)
+        except OSError as error:
+            raise CacheError(f"{folder} can't be written ({error}). Make room, or set LGD_TIMM_CACHE.") from error
     ranks.wait()
     return FeatureTable(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether features are stored as they were written; what is damaged is removed, which is said."""
+    if not folder.is_dir():
+        return False
+    try:
+        sums = read_json(folder / SUMS, dict[str, str])
+        wrong = [name for name in FILES if sha256_of(folder / name) != sums.get(name)]
+    except (OSError, JSONError) as error:
+        wrong = [str(error)]
+    if wrong:
+        log.warning("%s is damaged, or of an earlier version (%s): features are computed anew", folder, wrong[0])
+        shutil.rmtree(folder)
+    return not wrong
 
 
 def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: Extract, batch_size: int) -> None:
@@ -185,6 +206,7 @@ def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: Ex
     for name, array in (("sizes", sizes), ("counts", counts), ("rows", np.array(rows, np.int64))):
         np.save(folder / f"{name}.npy", array)
     (folder / "tags.json").write_text(json.dumps(tags), encoding="utf-8")
+    write_json(folder / SUMS, {name: sha256_of(folder / name) for name in FILES})
 
 
 def _images(dataset: Dataset) -> tuple[list[int], list[int]]:

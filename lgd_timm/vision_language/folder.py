@@ -18,17 +18,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.reader import local_source, read_mapping
 from ..errors import LGDError, WeightsError
+from ..hub.safe_weights import BUILD_ERRORS
 from ..hub.snapshot_download import locate
 from ..hub.weights import manifest
 from ..teachers.base import module_fingerprint
 from ..transfer.backbone import blank_backbone
 from ..utils.checkpoint import DAMAGE
 from ..utils.files import atomic_folder, explain_full_disk, write_json
-from ..utils.schema import build, to_plain
+from ..utils.model_size import check_finite, check_model_size
+from ..utils.schema import Pixels, Size, build, to_plain
 from ..utils.typed_json import read_json
 from .batch import Encoder
 from .features import Extract, RegionFeatures
@@ -55,8 +57,8 @@ class BackboneConfig:
     """The frozen backbone of a folder."""
 
     architecture: str
-    level: int
-    image_size: int
+    level: Size
+    image_size: Pixels
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -218,9 +220,16 @@ def _open(folder: Path) -> VLModel:
     tokenizer = Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
     if tokenizer.fingerprint != config.tokenizer:
         raise WeightsError(f"{TOKENIZER} is not the model's. Fetch the folder again.")
+    _check_parts(config, tokenizer)
+
+    def create() -> nn.ModuleList:
+        return nn.ModuleList([VisionLanguageModel(config.model), _backbone(config.backbone)])
+
+    check_model_size(create, name=folder / CONFIG, weights=folder / WEIGHTS, unbuilt=BUILD_ERRORS)
     model, extract = VisionLanguageModel(config.model), _backbone(config.backbone)
     state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in
              load_file(folder / WEIGHTS).items()}  # fmt: skip
+    check_finite(state, folder / WEIGHTS)
     for part, prefix in ((model, "model."), (extract, "backbone.")):
         part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     regions = config.regions
@@ -254,6 +263,20 @@ def _open_stock(folder: Path) -> VLModel:
 def _recipe(folder: Path) -> VLRecipe:
     recipe: VLRecipe = build(VLRecipe, read_mapping(folder / RECIPE), where="")
     return recipe
+
+
+def _check_parts(config: FolderConfig, tokenizer: Tokenizer) -> None:
+    """Check that the parts of a folder have each other's sizes. Raises: WeightsError."""
+    sizes, text = config.model, config.text
+    if len(tokenizer) > sizes.vocabulary or text.length > sizes.length or text.tags > sizes.tags:
+        raise WeightsError(
+            f"{CONFIG} has a model of {sizes.vocabulary} tokens and texts of {sizes.length} and {sizes.tags}, and a "
+            f"tokenizer of {len(tokenizer)} and texts of {text.length} and {text.tags}. Fetch the folder again."
+        )
+    if sizes.answers != len(config.answers):
+        raise WeightsError(
+            f"{CONFIG} has {len(config.answers)} answers, and a model of {sizes.answers}. Fetch it again."
+        )
 
 
 def _backbone(config: BackboneConfig) -> RegionFeatures:

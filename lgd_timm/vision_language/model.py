@@ -18,6 +18,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import gelu, linear
 
 from ..errors import require
+from ..utils.schema import Layers, Share, Size, Tokens, Width, Words
 from .batch import Batch
 from .losses.blocks import States
 from .masks import additive, attention_mask
@@ -41,19 +42,19 @@ class ModelConfig:
         answer_dropout: before the classifier.
     """
 
-    features: int
-    vocabulary: int
-    length: int
-    tags: int
-    layers: int
-    width: int
-    heads: int
-    inner: int
-    dropout: float
-    answers: int = 0
+    features: Width
+    vocabulary: Words
+    length: Tokens
+    tags: Tokens
+    layers: Layers
+    width: Width
+    heads: Width
+    inner: Width
+    dropout: Share
+    answers: Size = 0
     words: bool = True
     causal: bool = False
-    answer_dropout: float = 0.0
+    answer_dropout: Share = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -17,7 +17,26 @@ from ..config.reader import read_mapping
 from ..errors import RecipeError
 from ..hub.safe_weights import refuse_pickle
 from ..transfer.recipe import TransferMachine
-from ..utils.schema import MACHINE, Count, GridSide, Key, Name, Rate, RegionCount, Share, Size, build, to_plain
+from ..utils.schema import (
+    MACHINE,
+    BatchSize,
+    Count,
+    GridSide,
+    Key,
+    Layers,
+    Name,
+    Pixels,
+    Range,
+    Rate,
+    RegionCount,
+    Share,
+    Size,
+    Tokens,
+    Width,
+    Words,
+    build,
+    to_plain,
+)
 from .data.sources import Source
 from .losses.attention import AttentionConfig
 from .losses.hidden_mse import HiddenMSEConfig
@@ -68,7 +87,7 @@ class VLData:
 
     train: Source
     val: Source | None = None  # None: nothing is evaluated
-    batch_size: Count = 64  # global: shared by all ranks
+    batch_size: BatchSize = 64  # global: shared by all ranks
     variants: Size = (
         0  # maskings and captions of a sample, which recur; 0: new ones each epoch. Stored teachers need some
     )
@@ -79,9 +98,9 @@ class TextRecipe:
     """How text becomes tokens. A student must have its teacher's tokenizer."""
 
     tokenizer: str = MINILM  # words: the training texts' own; package:MODULE/FOLDER; a folder with tokenizer.json
-    vocabulary: Count = 4000  # of words: so many of the most frequent
-    length: Count = 40  # tokens of a caption or question, with [CLS] and [SEP]
-    tags: Size = 30  # tokens of the objects' names, with [SEP]; 0: none
+    vocabulary: Words = 4000  # of words: so many of the most frequent
+    length: Annotated[Tokens, Range(2)] = 40  # tokens of a caption or question, with [CLS] and [SEP]
+    tags: Tokens = 30  # tokens of the objects' names, with [SEP]; 0: none
 
 
 @dataclass(frozen=True)
@@ -121,8 +140,8 @@ class VisionRecipe:
     model: str = "lgd_mobilenetv2"  # a published folder, hub://ORG/NAME, a weight's name, a run folder, any timm model
     pretrained: bool = True  # False: random weights
     level: Size = 4  # of timm's feature maps; 4 has stride 32 in most models
-    image_size: Count = 224  # pixels to which both sides of an image are resized
-    batch_size: Annotated[Count, MACHINE] = 32  # images at once
+    image_size: Pixels = 224  # pixels to which both sides of an image are resized
+    batch_size: Annotated[BatchSize, MACHINE] = 32  # images at once
 
     def __post_init__(self) -> None:
         refuse_pickle(self.model, field="backbone.model")
@@ -133,10 +152,10 @@ class TransformerRecipe:
     """The transformer over text and regions. The defaults are MiniVLM's: MiniLM-L12-H384."""
 
     form: Literal["bert", "fastvlm"] = "bert"  # the paper's; fastvlm: a class of transformers, for captions alone
-    layers: Count = 12
-    width: Count = 384
-    heads: Count = 12
-    inner: Count = 1536  # width within the feed-forward layers
+    layers: Layers = 12
+    width: Width = 384
+    heads: Width = 12
+    inner: Width = 1536  # width within the feed-forward layers
     dropout: Share = 0.1  # of hidden states and attention
     init: str | None = None  # first weights: a run or published folder, or package:MODULE/FOLDER; None: random
 

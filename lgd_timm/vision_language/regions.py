@@ -70,7 +70,10 @@ class FromData:
                 f"{sample.key} has no boxes, and regions.kind is data. Take grid or detector; for a photograph of your "
                 "own, give --grid."
             )
-        return Found(sample.boxes[: self.count].float(), sample.tags)
+        boxes = sample.boxes[: self.count].float()
+        if not boxes.isfinite().all():  # RoIAlign would read beyond its map
+            raise LGDError(f"{sample.key} has boxes that are not finite. Correct the data.")
+        return Found(boxes, sample.tags)
 
 
 class DetectorBoxes:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import WeightsError, require
 from ..publish.metrics import write_metrics
 from ..utils.files import atomic_folder, explain_full_disk, write_json
+from ..utils.schema import Layers, Tokens, Width, Words
 from ..utils.typed_json import read_json
 from .batch import Batch
 from .losses.blocks import States
@@ -41,12 +42,12 @@ CONFIG, RECIPE, README = "config.json", "recipe.yaml", "README.md"
 class CausalConfig:
     """Sizes of a causal model; `vocabulary` leaves the image's token out."""
 
-    vocabulary: int
-    length: int  # tokens of a caption
-    layers: int
-    width: int
-    heads: int
-    inner: int
+    vocabulary: Words
+    length: Tokens  # of a caption
+    layers: Layers
+    width: Width
+    heads: Width
+    inner: Width
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

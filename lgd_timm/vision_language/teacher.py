@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..data.sidecar import open_npy
 from ..errors import TeacherError
 from ..utils.distributed import Ranks
 from ..utils.files import atomic_folder, fingerprint, write_json
@@ -63,8 +64,7 @@ class StoredTeacher:
 
     def __init__(self, folder: Path, model: AnyModel, *, places: tuple[int, int, int]) -> None:
         self._model, self._places = model.requires_grad_(False).eval(), places
-        self._hidden = np.load(folder / "hidden.npy", mmap_mode="r")
-        self._attention = np.load(folder / "attention.npy", mmap_mode="r")
+        self._hidden, self._attention = (_stored(folder / name) for name in ("hidden.npy", "attention.npy"))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Taught:
@@ -74,6 +74,16 @@ class StoredTeacher:
         rows = np.stack([self._attention[item][:, kept][:, :, kept] for item in items])
         states = States([hidden], [torch.from_numpy(rows).to(device).float()], batch.valid)
         return Taught(states, task_logits(self._model, Output(hidden), batch))
+
+
+def _stored(path: Path) -> np.ndarray[Any, Any]:
+    """Open an array of states on the disk. Raises: TeacherError where it is damaged."""
+    try:
+        return open_npy(path)
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"{path} can't be read ({error}). Remove its folder: the teacher's states are computed anew."
+        ) from error
 
 
 def stored_places(batch: Batch, starts: tuple[int, int, int]) -> np.ndarray[Any, Any]:

@@ -41,6 +41,8 @@ class Tokenizer:
         self._tokenizer.post_processor = None  # special tokens are added by `sentence`
         if missing := [token for token in SPECIAL if self._tokenizer.token_to_id(token) is None]:
             raise WeightsError(f"{FILE} lacks {', '.join(missing)}. Give a tokenizer of a BERT.")
+        if max(self._tokenizer.get_vocab().values()) >= len(self):
+            raise WeightsError(f"{FILE} has numbers of tokens beyond their count, {len(self)}. Fetch it again.")
         self.pad, self.unknown, self.cls, self.sep, self.mask = map(self._tokenizer.token_to_id, SPECIAL)
 
     def __len__(self) -> int:

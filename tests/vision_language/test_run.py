@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lgd_timm.errors import LGDError, RecipeError, TeacherError, WeightsError
@@ -278,3 +278,42 @@ def test_plain_pictures(scenes: Path, teacher: Path, tmp_path: Path) -> None:
 def test_evaluation_needs_data(scenes: Path, teacher: Path) -> None:
     with pytest.raises(RecipeError, match=r"no data\.val"):
         evaluate(teacher, device="cpu")
+
+
+FOREIGN: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "no end of blocks": (("model", "layers"), 10**9, "layers = 1000000000 is outside"),
+    "no end of numbers": (("model", "width"), 60_000, "describes a model of|must divide|multiple"),
+    "texts longer than there are places": (("text", "length"), 4000, "texts of 4000"),
+    "fewer tokens than the tokenizer": (("model", "vocabulary"), 3, "tokenizer of"),
+    "answers that the model lacks": (("answers",), ["a", "b"], "2 answers"),
+    "an image of many pixels": (("backbone", "image_size"), 10**6, "image_size = 1000000 is outside"),
+    "a backbone of elsewhere": (("backbone", "architecture"), "hf-hub:evil/model", "no architecture of timm"),
+    "a backbone far larger": (
+        ("backbone", "architecture"),
+        "eva02_enormous_patch14_clip_224",
+        "describes a model of 17",
+    ),
+    "pixels that are divided by 0": (("backbone", "std"), [0.0, 0.5, 0.5], "not those of three colours"),
+}
+
+
+def test_a_strange_folder_is_refused_in_one_line(scenes: Path, tmp_path: Path) -> None:
+    pretrain(recipe(scenes), out=tmp_path / "run")
+    folder = tmp_path / "run" / "model"
+    config = json.loads((folder / "config.json").read_text())
+    for place, value, message in FOREIGN.values():
+        changed = json.loads(json.dumps(config))
+        part = changed
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(WeightsError, match=message) as refused:
+            open_model(folder)
+        assert len(str(refused.value).splitlines()) == 1
+    (folder / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    next(tensor for key, tensor in state.items() if key.endswith("weight")).fill_(float("nan"))
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match="not finite"):
+        open_model(folder)

@@ -12,15 +12,15 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
 
 from ...data.decode import read_image
-from ...errors import LGDError, ShardError
+from ...errors import LGDError, RecipeError, ShardError
 from ...utils.files import fingerprint, sha256_of
-from ...utils.schema import build
+from ...utils.schema import Coordinate, Share, build
 from .sample import Sample
 
 
@@ -42,11 +42,11 @@ class _Line:
 
     image: str
     key: str | None = None
-    boxes: list[list[float]] | None = None
+    boxes: list[list[Coordinate]] | None = None
     tags: list[str] | None = None
     captions: list[str] | None = None
     question: str | None = None
-    answers: dict[str, Any] | None = None
+    answers: dict[str, Share] | None = None
 
 
 class JsonLinesDataset:
@@ -54,11 +54,15 @@ class JsonLinesDataset:
 
     def __init__(self, path: Path) -> None:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other ends of lines
         except (OSError, UnicodeDecodeError) as error:
             raise LGDError(f"{path} can't be read ({error}). Give a file of JSON lines.") from error
         self._folder = path.parent
-        self._lines = [_read(line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        written = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        self._lines = [_read(line, where=f"{path}:{number}") for number, line in written]
+        self._numbers = [number for number, _ in written]
+        if not written:
+            raise LGDError(f"{path} is empty. Write one object a line.")
         sizes = [_size(self._folder / line.image) for line in self._lines]
         self.fingerprint = fingerprint("json_lines", sha256_of(path), sizes)
 
@@ -68,13 +72,13 @@ class JsonLinesDataset:
     def __getitem__(self, index: int) -> Sample:
         line = self._lines[index]
         return Sample(
-            key=line.key or str(index + 1),
+            key=line.key or str(self._numbers[index]),
             image=partial(_load, self._folder / line.image),
             boxes=None if line.boxes is None else torch.tensor(line.boxes, dtype=torch.float32).view(-1, 4),
             tags=tuple(line.tags or ()),
             captions=tuple(line.captions or ()),
             question=line.question,
-            answers=None if line.answers is None else {name: float(score) for name, score in line.answers.items()},
+            answers=line.answers,
             image_key=line.image,
         )
 
@@ -84,11 +88,12 @@ def _read(text: str, *, where: str) -> _Line:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LGDError(f"{where} is no JSON ({error}). Write one object a line.") from error
-    line: _Line = build(_Line, data, where=where)
-    if any(len(box) != 4 for box in line.boxes or ()):
+    try:
+        line: _Line = build(_Line, data, where="the line")
+    except RecipeError as error:
+        raise LGDError(f"{where}: {' '.join(str(error).split())}") from error
+    if any(len(box) != 4 or box[0] >= box[2] or box[1] >= box[3] for box in line.boxes or ()):
         raise LGDError(f"{where}: boxes must have four numbers each: left, top, right, bottom, in pixels.")
-    if any(not isinstance(score, int | float) for score in (line.answers or {}).values()):
-        raise LGDError(f"{where}: answers must be scores by answer, such as {{'yes': 1.0}}.")
     return line
 
 
@@ -96,10 +101,9 @@ def _size(path: Path) -> int:
     """Bytes of an image's file. Raises: LGDError where it is missing."""
     try:
         return path.stat().st_size
-    except OSError as error:
-        raise LGDError(
-            f"{path} is missing ({error.strerror}). Correct the path, relative to the JSON lines."
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise LGDError(f"{str(path)!r} is missing ({reason}). Correct the path, relative to the JSON lines.") from error
 
 
 def _load(path: Path) -> Image.Image:
