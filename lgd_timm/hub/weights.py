@@ -37,12 +37,13 @@ class Weight:
     """One row of the manifest.
 
     Attributes:
-        name: `ARCHITECTURE.TAG`, as `timm.create_model` takes it.
+        name: `ARCHITECTURE.TAG`, as `timm.create_model` takes it; `fastvlm_...` is a vision-language model, which timm
+            does not know.
         repo_id: `org/name`.
         commit: 40 hexadecimal digits; None while the weight is not on the Hub.
         files: path in the repository -> size and sha256.
         metrics: the summary of its metrics.json, such as `zero_shot_top1` in percent.
-        cfg: for timm's pretrained_cfg: num_classes, input_size, mean, std, interpolation, crop_pct.
+        cfg: for timm's pretrained_cfg: num_classes, input_size, mean, std, interpolation, crop_pct; empty for others.
     """
 
     name: str

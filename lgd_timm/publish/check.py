@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from ..config.strict_yaml import parse_yaml
@@ -105,7 +106,7 @@ def _check_transformers(folder: Path) -> None:
             folder, output_loading_info=True, local_files_only=True
         )
         library.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+    except (*BUILD_ERRORS, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{folder}: transformers can't load it ({reason}). Publish it anew.") from error
     wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[kind])

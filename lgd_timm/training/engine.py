@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import RecipeError
 from ..utils.checkpoint import (
@@ -156,6 +158,40 @@ class Trainable(Protocol):
 
     def evaluate(self) -> Mapping[str, float]:
         """Evaluate on all ranks. The first score, the greater the better, says which checkpoint is best."""
+
+
+class ScoredTrainable(Trainable):
+    """A run whose model is scored by one function, and trained by torch's DistributedDataParallel on several ranks.
+
+    Attributes:
+        scores: evaluates the model on all ranks, in percent; the first score says which checkpoint is best. None:
+            nothing is evaluated.
+    """
+
+    scores: Callable[[], Mapping[str, float]] | None
+
+    def evaluates(self, epoch: int) -> bool:
+        if self.scores is None or epoch == 0:
+            return False
+        return epoch % self.machine.evaluate_every == 0 or epoch == self.epochs
+
+    def evaluate(self) -> Mapping[str, float]:
+        assert self.scores is not None
+        if self.ranks.world_size > 1:
+            for buffer in self.statistics():  # in which ranks differ by their last step
+                torch.distributed.broadcast(buffer, 0)
+        self.model.eval()
+        with torch.no_grad():
+            return self.scores()
+
+    @cached_property
+    def distributed_model(self) -> nn.Module:
+        """The model, whose gradients are averaged over the ranks."""
+        if self.ranks.world_size == 1:
+            return self.model
+        devices = [self.device] if self.device.type == "cuda" else None
+        changing = any(True for _ in self.statistics())
+        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=changing)
 
 
 def check_output(out: Path, *, resume: bool) -> None:

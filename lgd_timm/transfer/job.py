@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
 from ..data.loader import WorkerDataLoader
 from ..errors import RecipeError
-from ..training.engine import Trainable
+from ..training.engine import ScoredTrainable
 from ..training.optim import build_optimizer, build_scheduler, rate_groups
 from ..training.step import Skipped
 from ..utils.distributed import Ranks
@@ -39,7 +37,7 @@ class Pictures(Protocol):
 
 
 @dataclass
-class Job(Trainable):
+class Job(ScoredTrainable):
     """What is trained, on what, and how it is scored.
 
     Args:
@@ -137,31 +135,11 @@ class Job(Trainable):
                 group["lr"] *= share
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self._distributed_model(batch)
+        losses: dict[str, Tensor] = self.distributed_model(batch)
         return {"loss": torch.stack([part.float() for part in losses.values()]).sum(), **losses}
 
     def after_step(self) -> None:
         """Nothing is left to do."""
-
-    def evaluates(self, epoch: int) -> bool:
-        if self.scores is None or epoch == 0:
-            return False
-        return epoch % self.recipe.machine.evaluate_every == 0 or epoch == self.epochs
-
-    def evaluate(self) -> Mapping[str, float]:
-        assert self.scores is not None
-        if self.ranks.world_size > 1:
-            for buffer in self.model.buffers():  # batch statistics, in which ranks differ by their last step
-                torch.distributed.broadcast(buffer, 0)
-        self.model.eval()
-        with torch.no_grad():
-            return self.scores()
-
-    @cached_property
-    def _distributed_model(self) -> nn.Module:
-        if self.ranks.world_size == 1:
-            return self.model
-        return DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
 
 class PictureSampler(Sampler[list[Item]]):

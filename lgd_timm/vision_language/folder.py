@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -206,7 +207,7 @@ def open_model(source: str | Path) -> VLModel:
         return _open(folder)
     except LGDError as error:
         raise WeightsError(f"{folder} can't be read: {error}") from error
-    except DAMAGE as error:
+    except (*DAMAGE, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise WeightsError(f"{folder} can't be read ({reason}). Fetch it again, or publish it anew.") from error
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import WorkerDataLoader
 from ..errors import RecipeError
-from ..training.engine import Trainable
+from ..training.engine import ScoredTrainable
 from ..training.optim import build_optimizer
 from ..training.step import Skipped
 from ..transfer.job import PictureSampler
@@ -29,7 +27,7 @@ from .teacher import Teacher
 
 
 @dataclass
-class VLJob(Trainable):
+class VLJob(ScoredTrainable):
     """What is trained, on what, by whom it is taught, and how it is scored.
 
     Args:
@@ -123,31 +121,13 @@ class VLJob(Trainable):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         self._taught = None if self.teacher is None else self.teacher(batch)
-        losses: dict[str, Tensor] = self._distributed(batch, self._taught)
+        losses: dict[str, Tensor] = self.distributed_model(batch, self._taught)
         return {"loss": torch.stack([part.float() for part in losses.values()]).sum(), **losses}
 
     def after_step(self) -> None:
         """Put the teacher's states of this step in the queue."""
         if self._taught is not None and self.learner.distillation is not None:
             self.learner.distillation.update(self._taught.states)
-
-    def evaluates(self, epoch: int) -> bool:
-        if self.scores is None or epoch == 0:
-            return False
-        return epoch % self.recipe.machine.evaluate_every == 0 or epoch == self.epochs
-
-    def evaluate(self) -> Mapping[str, float]:
-        assert self.scores is not None
-        self.learner.eval()
-        with torch.no_grad():
-            return self.scores()
-
-    @cached_property
-    def _distributed(self) -> nn.Module:
-        if self.ranks.world_size == 1:
-            return self.learner
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.learner, device_ids=devices, broadcast_buffers=False)
 
 
 def rate(schedule: VLSchedule, step: int, *, total: int) -> float:

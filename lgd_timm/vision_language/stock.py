@@ -9,8 +9,8 @@ seeing earlier ones alone. It takes the same batches as the paper's form, so tha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,9 @@ from .losses.blocks import States
 from .model import Output, VisionLanguageModel
 from .recipe import Captions, VLRecipe
 from .text import FILE as TOKENIZER
-from .text import Tokenizer
+from .text import IMAGE, Tokenizer, read_tokenizer
 from .tower import TowerFeatures
 
-IMAGE = "<image>"  # the token that stands for a cell of the map
 PROMPT = f"{IMAGE}[CLS]"
 MODEL_TYPE = "fast_vlm"
 CONFIG, RECIPE, README = "config.json", "recipe.yaml", "README.md"
@@ -249,7 +248,7 @@ def save_stock(
     stock = type(model.stock)(model.stock.config).to(dtype)
     stock.load_state_dict(weights)
     assert isinstance(recipe.task, Captions)
-    with explain_full_disk(folder), atomic_folder(folder) as temporary:
+    with explain_full_disk(folder), _without_bars(), atomic_folder(folder) as temporary:
         stock.generation_config.update(**model._search(recipe.task))
         stock.save_pretrained(temporary)
         _compute_in_float32(temporary / CONFIG)
@@ -275,7 +274,12 @@ def open_stock(folder: Path) -> tuple[CausalModel, TowerFeatures]:
         OSError, ValueError, KeyError: a file is missing or damaged.
     """
     library = require("transformers", extra="vl")
-    stock = library.FastVlmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    with _without_bars():
+        stock, found = library.FastVlmForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    if wrong := [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]:
+        raise ValueError(f"{len(wrong)} tensors do not fit config.json, such as {wrong[0]}")
     config, processor = stock.config, library.AutoProcessor.from_pretrained(folder, local_files_only=True)
     vision, images = config.vision_config, processor.image_processor
     side = images.size["height"]
@@ -296,17 +300,23 @@ def open_stock(folder: Path) -> tuple[CausalModel, TowerFeatures]:
         heads=text.num_attention_heads,
         inner=text.intermediate_size,
     )
-    model = CausalModel(sizes, tokenizer=_tokenizer(folder / TOKENIZER), tower=tower)
+    model = CausalModel(sizes, tokenizer=read_tokenizer(folder / TOKENIZER), tower=tower)
     model.stock.load_state_dict(stock.state_dict())
     model.stock.generation_config = stock.generation_config
     return model.eval(), tower
 
 
-def _tokenizer(path: Path) -> Tokenizer:
-    """Our tokenizer of transformers' file, without the image's token."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != IMAGE]
-    return Tokenizer(json.dumps(content))
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let transformers draw no progress bars, as files of some megabytes take no time."""
+    logging = require("transformers", extra="vl").utils.logging
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _processor(tokenizer: Tokenizer, tower: TowerFeatures) -> Any:

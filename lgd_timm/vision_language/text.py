@@ -14,8 +14,10 @@ import numpy as np
 from ..errors import RecipeError, TeacherError, WeightsError, require
 from ..teachers.sentence_encoder import package_folder
 from ..utils.files import fingerprint
+from ..utils.typed_json import read_json
 
 FILE = "tokenizer.json"
+IMAGE = "<image>"  # the token that stands for a cell of the image in transformers' models
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 IGNORED = -100  # target of a place where no word is predicted, as torch's cross-entropy has it
 
@@ -78,6 +80,18 @@ class Tokenizer:
         return [*self.encode(" ".join(names))[: length - 1], self.sep]
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`; of a model of transformers' class it has the image's token too, which is left out.
+
+    Raises:
+        OSError, ValueError: it can't be read.
+        WeightsError: it is none of a BERT.
+    """
+    content = read_json(path, dict)
+    content["added_tokens"] = [token for token in content.get("added_tokens", ()) if token.get("content") != IMAGE]
+    return Tokenizer(json.dumps(content))
+
+
 def find_tokenizer(name: str, *, texts: Iterable[str] = (), vocabulary: int = 4000) -> Tokenizer:
     """Open or make a tokenizer.
 
@@ -94,13 +108,12 @@ def find_tokenizer(name: str, *, texts: Iterable[str] = (), vocabulary: int = 40
         return Tokenizer(_of_words(texts, count=vocabulary))
     try:
         folder = package_folder(name) if name.startswith("package:") else Path(name)
-        data = next(path for path in (folder / FILE, folder / "model" / FILE) if path.is_file()).read_text("utf-8")
-    except (StopIteration, OSError, UnicodeDecodeError, TeacherError) as error:
+        return read_tokenizer(next(path for path in (folder / FILE, folder / "model" / FILE) if path.is_file()))
+    except (StopIteration, OSError, ValueError, LookupError, TypeError, AttributeError, TeacherError) as error:
         raise RecipeError(
             f"text.tokenizer {name!r} holds no {FILE} ({error or 'no such file'}). Give words, package:MODULE/FOLDER, "
             "or a folder with it, such as a teacher's."
         ) from error
-    return Tokenizer(data)
 
 
 def _of_words(texts: Iterable[str], *, count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 import yaml
 
 from lgd_timm import cli
+from tests.helpers import ROOT
+from tests.helpers.hub_fixtures import environment, run_script
+from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 from tests.helpers.vl_data import tiny, write_scenes
 
 ANSWERS: dict[str, Any] = {"task": {"kind": "answers"}, "regions": {"kind": "grid", "rows": 1, "columns": 2}}
@@ -47,6 +51,58 @@ def test_teacher_student_and_captions(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["vl", "caption", "published", "scenes/3.png", "--grid", "2", "--json", "--device", "cpu"]) == 0
     (said,) = json.loads(capsys.readouterr().out).values()
     assert f"3.png: {said}" in lines
+
+
+PUSHED = """
+import json, sys
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from lgd_timm.cli import main
+said = []
+def run(*words):
+    out = StringIO()
+    with redirect_stdout(out):
+        code = main(list(words))
+    said.append([code, out.getvalue()])
+for form in ("stock", "paper"):
+    run("push", form, f"me/{form}", "--tag", "v1")
+    run("pull", f"me/{form}@v1", "--local-dir", f"pulled/{form}")
+    for source in (form, f"hub://me/{form}@v1"):
+        run("vl", "caption", source, "scenes/3.png", "--device", "cpu", *(("--grid", "2") if form == "paper" else ()))
+run("push", "damaged", "me/damaged")
+print(json.dumps(said))
+"""
+STOCK: dict[str, Any] = {
+    "model": {"form": "fastvlm", "dropout": 0.0},
+    "text": {"tags": 0},
+    "regions": {"kind": "grid", "rows": 4, "columns": 4},
+    "backbone": {"level": 4},
+}
+
+
+def test_published_folders_go_to_the_hub_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both forms; what transformers can't load is refused."""
+    write_scenes(tmp_path / "scenes")
+    for form, changes in (("stock", STOCK), ("paper", {})):
+        recipe = write(tmp_path / f"{form}.yaml", **changes, schedule={"epochs": 1})
+        assert cli.main(["vl", "pretrain", recipe, "--output", f"run_{form}"]) == 0
+        assert cli.main(["vl", "publish", f"run_{form}", form, "--compare", f"run_{form}"]) == 0
+    shutil.copytree("stock", "damaged")
+    config = json.loads(Path("damaged/config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 3
+    Path("damaged/config.json").write_text(json.dumps(config))
+    with HubServer(tmp_path / "store") as server:
+        environ = environment(server.url, tmp_path / "home", HF_TOKEN=WRITE_TOKEN, PYTHONPATH=str(ROOT))
+        *both, damaged = run_script(PUSHED, environ)
+    assert [code for code, _ in both] == [0] * 8
+    for form, (_, _, here, there) in zip(("stock", "paper"), (both[:4], both[4:]), strict=True):
+        assert here[1] == there[1]
+        assert here[1].startswith("3.png: ")
+        for file in sorted(Path(form).iterdir()):
+            pulled = (Path("pulled") / form / file.name).read_text("latin-1")
+            assert pulled.replace(f"me/{form}", f"lgd-timm/{form}") == file.read_text("latin-1")
+    assert damaged[0] == 2
 
 
 def test_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

