@@ -39,6 +39,9 @@ RENAMED = {
     "conse_efficientnet_lite0-none-s0-k1-f58c2abd36d1": "conse_efficientnet_lite0-none-s0-k1-8bb10fbd36d1",
 }
 
+# Objective -> how often its default settings have changed since its first runs: notes of other settings do not count
+REVISIONS = {"refined": 1}
+
 _DEFAULTS = {
     "student": StudentRecipe(),
     "data": DataRecipe(),
@@ -51,7 +54,8 @@ _DEFAULTS = {
 def identity(recipe: Recipe) -> str:
     """Names what decides a run's numbers: the machine's part in it is left out, and what is as it is by default.
 
-    So a field that recipes get later leaves the names of earlier runs as they were.
+    So a field that recipes get later leaves the names of earlier runs as they were; of an objective's defaults,
+    `REVISIONS` tells the present ones from those of before.
     """
     facts = {key: value for key, value in recipe.to_dict().items() if key != "name"}
     for section, default in _DEFAULTS.items():
@@ -68,7 +72,8 @@ def identity(recipe: Recipe) -> str:
         if teacher["kind"] == "stored"
         else teacher
     )
-    return fingerprint(facts, taught)
+    revision = REVISIONS.get(facts["objective"].get("kind", ""))
+    return fingerprint(facts, taught) if revision is None else fingerprint(facts, taught, revision)
 
 
 def embeddings_name(folder: str) -> str:

@@ -88,7 +88,7 @@ PARTS: dict[str, Overrides] = {
     "centred, not whitened": _refined(whiten=0.0),
     "fully whitened": _refined(whiten=1.0),
     "names weight 1": _refined(names_weight=1.0),
-    "names weight 4": _refined(names_weight=4.0),
+    "names weight 2": _refined(names_weight=2.0),
     "balance 0.5": _refined(balance=0.5),
     "balanced": RIVALS["refined, balanced: told that names are about equally frequent"],
     "a hundred names": {**_refined(), "vocabulary.source": HUNDRED},

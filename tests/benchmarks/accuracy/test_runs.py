@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy.report import markdown, spread
-from benchmarks.accuracy.runs import identity, recipe_of
+from benchmarks.accuracy.runs import REVISIONS, identity, recipe_of
 from benchmarks.accuracy.tables import CIFAR10, HUNDRED, OTHER, TABLES
 from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.objectives import objective_config
@@ -68,6 +69,33 @@ def test_identity_is_of_what_decides_the_numbers() -> None:
         )
         == 5
     )
+
+
+REFINED = {
+    "names_weight": 4.0,
+    "student_temperature": 0.1,
+    "teacher_temperature": 0.1,
+    "refine": True,
+    "ridge": 0.03,
+    "sharpen": 4.0,
+    "floor": 0.1,
+    "balance": 0.0,
+    "feature_weight": 10.0,
+    "contrast_weight": 1.0,
+    "contrast_temperature": 0.07,
+    "whiten": 0.5,
+    "shrink": 0.1,
+}
+# Objective and revision -> preset -> its settings as of then
+SETTINGS = {("refined", 1): {None: REFINED, "balanced": {**REFINED, "balance": 1.0}}}
+
+
+def test_a_change_of_an_objectives_defaults_is_a_new_revision() -> None:
+    """Notes of other settings must not pass for runs of today's: raise REVISIONS, and pin the new settings here."""
+    for kind, revision in REVISIONS.items():
+        for preset, settings in SETTINGS[kind, revision].items():
+            written = {"kind": kind} if preset is None else {"kind": kind, "preset": preset}
+            assert asdict(objective_config(written)) == settings
 
 
 def test_each_run_is_made_once_and_the_table_has_mean_and_spread(
