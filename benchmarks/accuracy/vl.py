@@ -70,7 +70,7 @@ class Scale:
     teacher_scenes: int = 8000
     student_scenes: int = 1000
     test_scenes: int = 200
-    teacher_steps: int = 4000
+    teacher_steps: int = 2000
     student_steps: int = 1000
     teacher_batch: int = 32
     student_batch: int = 16

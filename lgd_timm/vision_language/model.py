@@ -2,8 +2,8 @@
 
     [CLS] word ... [SEP] | name ... [SEP] | region ...
 
-Words and names have BERT's embeddings; a region is its feature, normalised, beside its 6 box numbers, mapped to the
-transformer's width. Names and regions are of BERT's second segment; names go on counting places after the longest
+Words and names have BERT's embeddings; a region is the sum of its feature and its 6 box numbers, each mapped to the
+transformer's width and normalised. Names and regions are of BERT's second segment; names go on counting places after the longest
 text, and all regions have the place after the longest names: their boxes say where they are.
 """
 
@@ -85,7 +85,10 @@ class VisionLanguageModel(nn.Module):
         self.bert: Any = _bert(config)
         width = config.width
         self.feature_norm = nn.LayerNorm(config.features, elementwise_affine=False)
-        self.region = nn.Linear(config.features + BOX, width)
+        self.region = nn.Linear(config.features, width)
+        self.region_norm = nn.LayerNorm(width, eps=1e-12)
+        self.box = nn.Linear(BOX, width)
+        self.box_norm = nn.LayerNorm(width, eps=1e-12)
         if config.words:
             self.word_transform = nn.Linear(width, width)
             self.word_norm = nn.LayerNorm(width, eps=1e-12)
@@ -95,7 +98,7 @@ class VisionLanguageModel(nn.Module):
             self.answer = nn.Linear(width, config.answers)
         for part in self.children():
             if isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=0.02)
+                nn.init.normal_(part.weight, std=part.in_features**-0.5)
                 nn.init.zeros_(part.bias)
 
     def forward(self, batch: Batch, *, states: bool = False) -> Output:
@@ -154,7 +157,8 @@ class VisionLanguageModel(nn.Module):
 
     def embed_context(self, batch: Batch) -> Tensor:
         """Embed names and regions as [B, G + R, D]."""
-        regions = self.region(torch.cat([self.feature_norm(batch.features), batch.boxes], 2))
+        # Each normalised, as in LXMERT (arXiv 1908.07490): six numbers beside a thousand would hardly be seen
+        regions = self.region_norm(self.region(self.feature_norm(batch.features))) + self.box_norm(self.box(batch.boxes))
         names = self.embed_words(batch.tags)
         return torch.cat([names, regions.to(names.dtype)], 1)
 
@@ -198,6 +202,7 @@ def _bert(config: ModelConfig) -> Any:
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.dropout,
         max_position_embeddings=config.length + config.tags + 1,
+        initializer_range=config.width**-0.5,  # BERT's 0.02 is for wide models: narrow ones hardly learn from it
         attn_implementation=ATTENTION,
     )
     return library.BertModel(settings, add_pooling_layer=False)
