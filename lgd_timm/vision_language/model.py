@@ -3,8 +3,8 @@
     [CLS] word ... [SEP] | name ... [SEP] | region ...
 
 Words and names have BERT's embeddings; a region is the sum of its feature and its 6 box numbers, each mapped to the
-transformer's width and normalised. Names and regions are of BERT's second segment; names go on counting places after the longest
-text, and all regions have the place after the longest names: their boxes say where they are.
+transformer's width and normalised. Names and regions are of BERT's second segment; names go on counting places after
+the longest text, and all regions have the place after the longest names: their boxes say where they are.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ class VisionLanguageModel(nn.Module):
     def embed_context(self, batch: Batch) -> Tensor:
         """Embed names and regions as [B, G + R, D]."""
         # Each normalised, as in LXMERT (arXiv 1908.07490): six numbers beside a thousand would hardly be seen
-        regions = self.region_norm(self.region(self.feature_norm(batch.features))) + self.box_norm(self.box(batch.boxes))
+        contents = self.region_norm(self.region(self.feature_norm(batch.features)))
+        regions = contents + self.box_norm(self.box(batch.boxes))
         names = self.embed_words(batch.tags)
         return torch.cat([names, regions.to(names.dtype)], 1)
 
