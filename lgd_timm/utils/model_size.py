@@ -16,7 +16,7 @@ SPARE = 1 << 29  # bytes that a model may have beside its weights, such as table
 
 def check_model_size(
     make: Callable[[], nn.Module], *, name: object, weights: Path | None = None, unbuilt: tuple[type[Exception], ...]
-) -> None:
+) -> nn.Module | None:
     """Refuse a configuration whose model is far larger than its weights.
 
     Args:
@@ -26,6 +26,9 @@ def check_model_size(
         unbuilt: what `make` raises for a configuration that can't be built; it is passed over, as whoever builds the
             model says why.
 
+    Returns:
+        The model on the meta device; None where it can't be built.
+
     Raises:
         WeightsError: says how large both are.
     """
@@ -33,7 +36,7 @@ def check_model_size(
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = make()
     except unbuilt:
-        return
+        return None
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     stored = None if weights is None else weights.stat().st_size
     if needed > (LARGEST_FRESH if stored is None else 4 * stored + SPARE):
@@ -41,6 +44,7 @@ def check_model_size(
         raise WeightsError(
             f"{name} describes a model of {needed / 1e9:.1f} GB, and {why}. Don't use this folder, or mend it."
         )
+    return model
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:

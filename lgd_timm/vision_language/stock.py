@@ -13,16 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+import timm
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import WeightsError, require
+from ..hub.safe_weights import BUILD_ERRORS
 from ..publish.metrics import write_metrics
+from ..transfer.backbone import SMALLEST_STD
 from ..utils.files import atomic_folder, explain_full_disk, write_json
-from ..utils.schema import Layers, Tokens, Width, Words
+from ..utils.model_size import check_finite, check_model_size
+from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE, Layers, Range, Tokens, Width, Words, brief
 from ..utils.typed_json import read_json
 from .batch import Batch
 from .losses.blocks import States
@@ -35,6 +41,8 @@ from .tower import TowerFeatures
 PROMPT = f"{IMAGE}[CLS]"
 MODEL_TYPE = "fast_vlm"
 CONFIG, RECIPE, README = "config.json", "recipe.yaml", "README.md"
+GENERATION, WEIGHTS = "generation_config.json", "model.safetensors"
+STRANGE = (*BUILD_ERRORS, StrictDataclassError, RecursionError)  # what transformers raises for a strange configuration
 
 
 @dataclass(frozen=True)
@@ -267,22 +275,98 @@ def _compute_in_float32(path: Path) -> None:
     write_json(path, config)
 
 
+class _Text(TypedDict):
+    vocab_size: Words
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Width
+    max_position_embeddings: Annotated[int, Range(1, 1 << 17)]
+
+
+class _Vision(TypedDict):
+    architecture: str
+    model_args: dict[Literal["output_stride"], Annotated[int, Range(1, 64)]]
+
+
+class _Config(TypedDict):
+    text_config: _Text
+    vision_config: _Vision
+
+
+class _Generation(TypedDict, total=False):
+    max_new_tokens: Tokens | None
+    max_length: Tokens | None
+    num_beams: Annotated[int, Range(1, 100)] | None
+
+
+def _check_stock(folder: Path) -> None:
+    """Check sizes before transformers builds anything. Raises: WeightsError, JSONError, OSError."""
+    config = read_json(folder / CONFIG, _Config)
+    read_json(folder / GENERATION, _Generation)
+    vision = config["vision_config"]
+    if not timm.is_model(vision["architecture"]) or vision["model_args"].keys() != {"output_stride"}:
+        raise WeightsError(f"{CONFIG}: vision_config {brief(vision)} is no backbone of ours. Fetch the folder again.")
+    library = require("transformers", extra="vl")
+
+    def create() -> nn.Module:
+        stock: nn.Module = library.FastVlmForConditionalGeneration(
+            library.FastVlmConfig.from_pretrained(folder, local_files_only=True)
+        )
+        return stock
+
+    model = check_model_size(create, name=folder / CONFIG, weights=folder / WEIGHTS, unbuilt=STRANGE)
+    if model is not None:  # transformers would print a report of keys, which are foreign text
+        wanted = {f"stock.{key}": tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        del wanted[TIED[0]]
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            found = {f"stock.{key}": tuple(file.get_slice(key).get_shape()) for key in tuple(file.keys())}
+        if wrong := [key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)]:
+            raise _other_weights(wrong)
+
+
+def _other_weights(keys: Sequence[str]) -> WeightsError:
+    return WeightsError(
+        f"{WEIGHTS} is not that of {CONFIG}: {len(keys)} tensors differ, such as {brief(min(keys))}. "
+        "Fetch the folder again."
+    )
+
+
+def _load_whole(folder: Path) -> Any:
+    """Let transformers load the model, none of whose tensors are random. Raises: WeightsError."""
+    library = require("transformers", extra="vl")
+    with _without_bars():
+        stock, found = library.FastVlmForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    if wrong := [key for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[what]]:
+        raise _other_weights([str(key) for key in wrong])
+    check_finite(stock.state_dict(), folder / WEIGHTS)
+    return stock
+
+
 def open_stock(folder: Path) -> tuple[CausalModel, TowerFeatures]:
     """Read what `save_stock` wrote.
 
     Raises:
+        WeightsError: a size is beyond bounds, or weights are missing, others or not finite.
         OSError, ValueError, KeyError: a file is missing or damaged.
     """
-    library = require("transformers", extra="vl")
-    with _without_bars():
-        stock, found = library.FastVlmForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    if wrong := [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]:
-        raise ValueError(f"{len(wrong)} tensors do not fit config.json, such as {wrong[0]}")
-    config, processor = stock.config, library.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    try:
+        return _open_stock(folder)
+    except StrictDataclassError as error:  # of transformers' configurations
+        raise WeightsError(f"{CONFIG} is damaged ({' '.join(str(error).split())[:300]}). Fetch it again.") from error
+
+
+def _open_stock(folder: Path) -> tuple[CausalModel, TowerFeatures]:
+    _check_stock(folder)
+    stock, library = _load_whole(folder), require("transformers", extra="vl")
+    config = stock.config
+    processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     vision, images = config.vision_config, processor.image_processor
     side = images.size["height"]
+    if not SMALLEST_SIDE <= side <= LARGEST_SIDE or len(images.image_std) != 3 or min(images.image_std) < SMALLEST_STD:
+        raise WeightsError(f"The processor's size {brief(side)} or std {brief(images.image_std)} is none of ours.")
     tower = TowerFeatures(
         stock.model.vision_tower.timm_model,
         architecture=vision.architecture,

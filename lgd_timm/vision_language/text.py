@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import RecipeError, TeacherError, WeightsError, require
 from ..teachers.sentence_encoder import package_folder
 from ..utils.files import fingerprint
+from ..utils.schema import brief
 from ..utils.typed_json import read_json
 
 FILE = "tokenizer.json"
@@ -62,7 +63,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without [CLS] and [SEP]."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises no narrower one
+            raise WeightsError(f"{FILE} can't encode {brief(text)} ({error}). Fetch it again.") from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -207,6 +207,33 @@ def test_vision_language_folders(vl_run: Path, tmp_path: Path, name: str, count:
     mutate(folder / name, max(1, count // 10), read)
 
 
+@pytest.fixture(scope="module")
+def stock_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a vision-language model of transformers' own class. Read only."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("stock")
+    parts: dict[str, Any] = {
+        "model": {"form": "fastvlm", "dropout": 0.0},
+        "text": {"tags": 0},
+        "regions": {"kind": "grid", "rows": 4, "columns": 4},
+        "backbone": {"level": 4},
+        "task": {"kind": "captions", "predict": "next", "words": 8, "label_smoothing": 0.0},
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LGD_TIMM_CACHE", str(folder / "cache"))
+        pretrain(recipe(write_scenes(folder / "scenes", count=4), **parts), out=folder / "run")
+    return folder
+
+
+@counts
+def test_stock_folders(stock_run: Path, tmp_path: Path, count: int) -> None:
+    folder = Path(shutil.copytree(stock_run / "run" / "model", tmp_path / "model"))
+    files = sorted(path for path in folder.glob("*.json") if path.name != "metrics.json")
+    assert "config.json" in {path.name for path in files}
+    for file in files:
+        mutate(file, max(2, count // 20), lambda: open_model(folder))
+
+
 @counts
 def test_lines_of_samples(vl_run: Path, count: int) -> None:
     path = vl_run / "scenes" / "scenes.jsonl"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lgd_timm.errors import LGDError, RecipeError, WeightsError
 from lgd_timm.vision_language.batch import Batch, Encoder, collate
@@ -234,3 +235,60 @@ def test_backbones_without_such_a_map_are_refused() -> None:
         open_tower(VisionRecipe(model="vit_tiny_patch16_224", pretrained=False, image_size=64), cells=4, seed=0)
     with pytest.raises(RecipeError, match=r"5, 5.*4 x 4 cells"):
         open_tower(VisionRecipe(model="test_efficientnet", pretrained=False, image_size=40), cells=4, seed=0)
+
+
+def change(folder: Path, name: str, place: tuple[str, ...], value: Any) -> None:
+    content = json.loads((folder / name).read_text())
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (folder / name).write_text(json.dumps(content))
+
+
+TEXT = ("text_config",)
+FOREIGN: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
+    "no end of blocks": (
+        "config.json",
+        (*TEXT, "num_hidden_layers"),
+        10**9,
+        "num_hidden_layers = 1000000000 is outside",
+    ),
+    "no end of numbers": ("config.json", (*TEXT, "intermediate_size"), 60_000_000, "is outside"),
+    "many numbers": ("config.json", (*TEXT, "vocab_size"), 4_000_000, "tensors differ"),
+    "a large backbone": ("config.json", ("vision_config", "architecture"), "eva02_enormous_patch14_clip_224", "model"),
+    "a backbone of elsewhere": (
+        "config.json",
+        ("vision_config", "architecture"),
+        "hf-hub:evil/x",
+        "no backbone of ours",
+    ),
+    "arguments of others": ("config.json", ("vision_config", "model_args"), {"depth": 9}, "no backbone of ours"),
+    "no end of words": ("generation_config.json", ("max_new_tokens",), 10**9, "max_new_tokens = 1000000000 is outside"),
+    "another type": ("config.json", (*TEXT, "hidden_size"), "x", "hidden_size = 'x'"),
+    "another type beside": ("config.json", (*TEXT, "rms_norm_eps"), "x", "damaged|can't be read"),
+}
+
+
+def test_a_strange_stock_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    pretrain(recipe(write_scenes(tmp_path / "scenes", count=4), **FASTVLM), out=tmp_path / "run")
+    folder = tmp_path / "run" / "model"
+    for name, place, value, message in FOREIGN.values():
+        whole = (folder / name).read_text()
+        change(folder, name, place, value)
+        with pytest.raises(WeightsError, match=message) as refused:
+            open_model(folder)
+        assert len(str(refused.value).splitlines()) == 1, name
+        (folder / name).write_text(whole)
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    key = next(key for key in state if key.endswith("q_proj.weight"))
+    for wrong in ({**state, "x": torch.ones(1)}, {k: v for k, v in state.items() if k != key}):
+        save_file(wrong, file, {"format": "pt"})
+        with pytest.raises(WeightsError, match=r"1 tensors differ, such as"):  # transformers would draw what is missing
+            open_model(folder)
+    save_file({**state, key: state[key] * float("nan")}, file, {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"not finite"):
+        open_model(folder)
+    save_file(state, file, {"format": "pt"})
+    open_model(folder)

@@ -280,6 +280,6 @@ def check_files(folder: Path, names: Sequence[str], path: Path) -> None:
             missing.append(name)
     if missing:
         raise LGDError(
-            f"{folder} lacks {len(missing)} of the {len(names)} pictures that {path} names, such as {missing[0]}. "
+            f"{folder} lacks {len(missing)} of the {len(names)} pictures that {path} names, such as {missing[0]!r}. "
             "Give the folder in which these names begin."
         )

@@ -236,12 +236,12 @@ def test_an_unknown_frequency(tmp_path: Path) -> None:
 def test_pictures_that_are_not_there(tmp_path: Path) -> None:
     write_coco(tmp_path)
     (tmp_path / "images" / "000000000002.png").unlink()
-    with pytest.raises(LGDError, match=r"images lacks 1 of the 6 pictures that .* names, such as 000000000002\.png"):
+    with pytest.raises(LGDError, match=r"images lacks 1 of the 6 pictures that .* names, such as '000000000002\.png'"):
         read(tmp_path)
     write_lvis(tmp_path)
     with pytest.raises(
         LGDError,
-        match=r"lacks 6 of the 6 pictures .* such as val2017/000000000001\.png. Give the folder in which these",
+        match=r"lacks 6 of the 6 pictures .* such as 'val2017/000000000001\.png'\. Give the folder in which these",
     ):
         read_annotations(tmp_path / "lvis.json", folder=tmp_path / "val2017", format="lvis", masks=True)
 
