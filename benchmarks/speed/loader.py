@@ -21,7 +21,7 @@ from torchvision import transforms
 from lgd_timm.data import Views
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.index import ShardSet
-from lgd_timm.data.loader import loader
+from lgd_timm.data.loader import AHEAD, WorkerDataLoader, _identity, loader, start_worker
 from lgd_timm.data.samplers import EpochSampler, Item
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.data.views import AUGMENTATIONS, Augmentation
@@ -32,6 +32,7 @@ from .pairs import Goal, Row, Side, measure, seconds
 from .photographs import LARGE, photographs
 from .steps import ENDLESS
 
+CALLS = {False: 8, True: 2}  # batches in a turn, by `quick`
 MOCO = AUGMENTATIONS["mocov2"]
 # The geometric part of MoCo v2 alone, which no recipe asks for. Workers are forked, so they know it too.
 AUGMENTATIONS["mocov2_geometry"] = Augmentation(scale=MOCO.scale, flip=MOCO.flip)
@@ -72,11 +73,10 @@ def _rate(batches: Feed, settings: Settings) -> Callable[[], float]:
     """Images a second. Whoever takes batches waits for the worker, so no more than a part of a batch lies ready when a
     turn begins.
     """
-    count = 2 if settings.quick else 8
 
     def turn() -> float:
         with batches.turn() as stream:
-            return settings.batch_size / seconds(lambda: next(stream), calls=count)
+            return settings.batch_size / seconds(lambda: next(stream), calls=CALLS[settings.quick])
 
     return turn
 
@@ -101,7 +101,19 @@ class Decoder(Dataset):
 
 
 def decoder(shards: ShardSet, *, size: int, batch_size: int) -> Iterable[Any]:
-    return loader(Decoder(shards), EpochSampler(shards.lengths, batch_size=batch_size, stop=ENDLESS), workers=1)
+    return endless(Decoder(shards), shards, batch_size=batch_size)
+
+
+def endless(dataset: Dataset, shards: ShardSet, *, batch_size: int) -> Iterable[Any]:
+    """What a dataset makes of each batch's items, by one worker, without the ways in which ours is faster."""
+    return WorkerDataLoader(
+        dataset,
+        batch_sampler=EpochSampler(shards.lengths, batch_size=batch_size, stop=ENDLESS),
+        collate_fn=_identity,
+        num_workers=1,
+        prefetch_factor=AHEAD,
+        worker_init_fn=start_worker,
+    )
 
 
 def torchvision_loader(shards: ShardSet, *, size: int, batch_size: int) -> Iterable[Any]:

@@ -1,24 +1,30 @@
 """Row `resize`: what `lgd-timm shards resize` gives a loader, and what it costs.
 
-Photographs of 500 x 375 against the same with a short side of 288. The costs are of views, each compared with the view
-of the photograph as it was: beside them stands what encoding anew without resizing costs, or how far two views of one
+Photographs of 500 x 375 against the same with a short side of 288: read as now, as commit e0345c0 read them (before
+OpenCV and memory that is used again), and by Pillow alone. The costs are of views, each compared with the view of the
+photograph as it was: beside them stands what encoding anew without resizing costs, or how far two views of one
 photograph are apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import simplejpeg
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, interpolate
 
-from lgd_timm.data import Views
+from lgd_timm.data import Views, color
+from lgd_timm.data import dataset as dataset_module
+from lgd_timm.data import views as views_module
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.decode import EncodedImage
 from lgd_timm.data.index import INFO, Resize, ShardSet, open_shards
@@ -31,7 +37,7 @@ from lgd_timm.teachers.catalog import TEACHERS
 
 from ..settings import Settings
 from .feed import Feed, pinned
-from .loader import _cores, _rate, ours
+from .loader import CALLS, _cores, _rate, endless, ours
 from .pairs import Goal, Row, Side, measure
 from .photographs import photographs
 
@@ -43,7 +49,7 @@ MOST = 64  # photographs whose views are compared
 def rows(settings: Settings) -> Iterator[Row]:
     before = photographs(settings.photographs, sizes=SIZES)
     after = resized(before, HOW)
-    yield _rates(settings, before, after)
+    yield from _rates(settings, before, after)
     views = Views(size=settings.size, augmentation="mocov2_geometry")
     yield _pixels(settings, views, before, after)
     try:
@@ -62,23 +68,77 @@ def resized(shards: ShardSet, how: Resize) -> ShardSet:
     return open_shards(folder, split=shards.split)
 
 
-def _rates(settings: Settings, before: ShardSet, after: ShardSet) -> Row:
-    with ExitStack() as stack:
+def _rates(settings: Settings, before: ShardSet, after: ShardSet) -> Iterator[Row]:
+    """Over photographs as they are read now, as they were before there was OpenCV here, and as Pillow alone does."""
+    geometry = {"size": settings.size, "batch_size": settings.batch_size, "augmentation": "mocov2_geometry"}
+    sides: Sequence[tuple[str, Callable[..., Iterable[Any]], AbstractContextManager[object], Goal | None]] = (
+        ("500 x 375", ours, nullcontext(), None),
+        ("500 x 375, as of commit e0345c0", _plain, _as_before(), Goal(1.7, least=True)),
+        ("500 x 375, as of then, decoded whole by Pillow", _plain, _by_pillow(), None),
+    )
+    for name, start, patched, goal in sides:
         worker, rest = _cores()
-        start = partial(ours, size=settings.size, batch_size=settings.batch_size, augmentation="mocov2_geometry")
-        with pinned(worker):
-            feeds = [stack.enter_context(Feed(partial(start, shards))) for shards in (after, before)]
-        stack.enter_context(pinned(rest))
-        sides = [
-            Side(name, _rate(feed, settings)) for name, feed in zip(("short side 288", "500 x 375"), feeds, strict=True)
-        ]
-        return measure(
-            f"resize: loader, crop and flip, {settings.size} px, 1 core",
-            *sides,
-            unit="images/s",
-            rounds=settings.rounds,
-            goal=Goal(1.7, least=True),
-        )
+        with ExitStack() as stack:
+            with pinned(worker):  # the workers, and their threads, inherit it, and what is patched
+                feed = stack.enter_context(Feed(partial(ours, after, **geometry)))
+                with patched:
+                    other = stack.enter_context(Feed(partial(start, before, **geometry)))
+            stack.enter_context(pinned(rest))
+            yield from _compared(settings, (("short side 288", feed), (name, other)), goal)
+
+
+def _compared(settings: Settings, feeds: Sequence[tuple[str, Feed]], goal: Goal | None) -> Iterator[Row]:
+    """Two rows of the same turns: what a core gives, and by the worker's CPU time, in which neighbours count little."""
+    used: tuple[list[float], list[float]] = ([], [])
+
+    def side(name: str, feed: Feed, images_a_second: list[float]) -> Side:
+        rate = _rate(feed, settings)
+
+        def turn() -> float:
+            before = feed.cpu_seconds()
+            reached = rate()
+            images_a_second.append(CALLS[settings.quick] * settings.batch_size / (feed.cpu_seconds() - before))
+            return reached
+
+        return Side(name, turn)
+
+    sides = [side(name, feed, seen) for (name, feed), seen in zip(feeds, used, strict=True)]
+    what = f"resize: loader, crop and flip, {settings.size} px, 1 core"
+    row = measure(what, *sides, unit="images/s", rounds=settings.rounds, goal=goal)
+    yield row
+    a, b = (seen[-settings.rounds :] for seen in used)  # without those of the warm-up
+    yield replace(row, unit="a CPU second of the worker", values_a=a, values_b=b)
+
+
+def _plain(shards: ShardSet, *, size: int, batch_size: int, augmentation: str) -> Iterable[Any]:
+    """The loader as it was before workers used memory again."""
+    dataset = ShardDataset(shards, views=Views(size=size, augmentation=augmentation))
+    return endless(dataset, shards, batch_size=batch_size)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """The geometry as commit e0345c0 had it: no OpenCV, pixels channel by channel out of the resize."""
+
+    def resize(batch: Tensor, **how: Any) -> Tensor:
+        return interpolate(batch[0][None], **how)
+
+    with (
+        mock.patch.object(color, "opencv", return_value=None),
+        mock.patch.object(views_module, "interpolate", resize),
+        mock.patch.object(dataset_module, "planar", lambda image: image),
+    ):
+        yield
+
+
+@contextmanager
+def _by_pillow() -> Iterator[None]:
+    with (
+        _as_before(),
+        mock.patch.object(EncodedImage, "_fast", return_value=None),
+        mock.patch.object(EncodedImage, "_reduction", return_value=1),
+    ):
+        yield
 
 
 def _pixels(settings: Settings, views: Views, before: ShardSet, after: ShardSet) -> Row:
