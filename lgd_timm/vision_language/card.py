@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..config.builtin import builtin_recipes
 from ..publish.card_snippets import ORGANISATION, section
+from .data.mosaics import Mosaics
+from .data.sources import Source
 from .folder import VLModel
 from .recipe import Answers, Captions
 from .stock import CausalModel
@@ -51,13 +55,19 @@ def vl_card(model: VLModel, *, name: str, metrics: Mapping[str, Any]) -> str:
         "## How it was made",
         _made(model, metrics),
         "## Limits",
-        f"It learned from {DATA[model.recipe.data.train.kind]}: whatever it is shown, it answers in the words of that "
+        f"It learned from {_data(model.recipe.data.train)}. Whatever it is shown, it answers in the words of that "
         "data. It inherits errors and biases of its backbone and of its teacher.",
         "## Licence",
         "* The weights: Apache-2.0.\n* The code that made them, `lgd_timm`: Apache-2.0.\n* The images and texts: their "
         "own terms. Read them before you use this.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _data(source: Source) -> str:
+    """What the data is, with the folder of its shards."""
+    shards = f" (`{source.shards}`)" if isinstance(source, Mosaics) else ""
+    return DATA[source.kind] + shards
 
 
 def _front(model: VLModel) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def _scores(model: VLModel, metrics: Mapping[str, Any]) -> str:
     rows = {
         "**this model**": metrics["scores"],
         "its teacher": metrics.get("teacher_scores"),
-        **{f"`{run}`, on the same data": scores for run, scores in metrics.get("compared", {}).items()},
+        **{_title(run, facts): facts["scores"] for run, facts in metrics.get("compared", {}).items()},
         f"the training data's most frequent {word}, whatever is shown": metrics.get("most_frequent"),
     }
     names = [name for name in metrics["scores"] if name in TITLES]
@@ -120,7 +130,7 @@ def _scores(model: VLModel, metrics: Mapping[str, Any]) -> str:
             cells = [f"{scores[name]:.2f}" if name in scores else "not measured" for name in names]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     val = model.recipe.data.val
-    where = "" if val is None else f" of {DATA[val.kind]}"
+    where = "" if val is None else f" of {_data(val)}"
     return (
         "\n".join(lines)
         + f"\n\nMeasured on {metrics['val_samples']:,} samples{where}, which it did not learn from. In percent, "
@@ -128,16 +138,32 @@ def _scores(model: VLModel, metrics: Mapping[str, Any]) -> str:
     )
 
 
+def _title(run: str, facts: Mapping[str, Any]) -> str:
+    """What a row says of another run."""
+    return f"`{run}`: {'distilled' if facts['taught'] else 'without a teacher'}, {facts['epochs']} epochs"
+
+
 def _made(model: VLModel, metrics: Mapping[str, Any]) -> str:
     recipe = model.recipe
-    command = "distill" if recipe.distillation.teacher is not None else "pretrain"
-    teacher = ""
-    if recipe.distillation.teacher is not None:
-        teacher = "lgd-timm vl adapt TEACHER_RECIPE --student recipe.yaml    # the teacher that it names\n"
+    teacher = recipe.distillation.teacher
+    ours = _recipe(recipe.name) or "recipe.yaml"
+    commands = [f"lgd-timm vl {'pretrain' if teacher is None else 'distill'} {ours}"]
+    if teacher is not None:
+        commands.insert(0, f"lgd-timm vl adapt {_recipe(Path(teacher).name) or 'TEACHER_RECIPE'} --student {ours}")
+    alone = f"lgd-timm vl pretrain {ours} --distillation.teacher null"
+    for name, facts in metrics.get("compared", {}).items():
+        if not facts["taught"]:
+            commands.append(f"{alone} --schedule.epochs {facts['epochs']} --name {name}")
     return (
-        f"* {metrics['samples']:,} samples of {DATA[recipe.data.train.kind]}; {recipe.schedule.epochs} epochs, "
+        f"* {metrics['samples']:,} samples of {_data(recipe.data.train)}; {recipe.schedule.epochs} epochs, "
         f"{metrics['steps']:,} steps of {recipe.data.batch_size}; seed {recipe.machine.seed}\n"
         f"* Versions: lgd_timm {metrics['lgd_timm']}, torch {metrics['torch']}\n\n"
-        f"`recipe.yaml` beside this page is complete:\n\n```bash\n{teacher}lgd-timm vl {command} recipe.yaml\n"
-        "lgd-timm vl evaluate output/RUN\n```"
+        "`recipe.yaml` beside this page is complete. Each run prints its scores:\n\n```bash\n"
+        + "\n".join(commands)
+        + "\n```"
     )
+
+
+def _recipe(name: str) -> str | None:
+    """How a recipe of the package is named; None for others."""
+    return f"builtin:vl/{name}" if f"vl/{name}" in builtin_recipes() else None

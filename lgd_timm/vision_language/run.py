@@ -164,11 +164,17 @@ def publish(run: str | Path, folder: str | Path, *, compare: Sequence[str | Path
         WeightsError: a run is not finished, or the folder exists.
     """
     folder, model = Path(folder), open_model(run)
-    others = {Path(other).name: open_model(other).metrics["scores"] for other in compare}
+    others = {Path(other).name: _compared(open_model(other)) for other in compare}
     metrics = {**model.metrics, "compared": others, "summary": model.metrics["scores"]}
     card = vl_card(model, name=folder.name, metrics=metrics)
     save_model(replace(model, metrics=metrics), folder, dtype=torch.float16, card=card)
     return folder
+
+
+def _compared(model: VLModel) -> dict[str, Any]:
+    """What a card says of another run."""
+    taught = model.recipe.distillation.teacher is not None
+    return {"scores": model.metrics["scores"], "taught": taught, "epochs": model.recipe.schedule.epochs}
 
 
 def _stored_metrics(path: Path) -> dict[str, Any]:

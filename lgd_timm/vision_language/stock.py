@@ -265,6 +265,8 @@ def save_stock(
         write_metrics(temporary, metrics)
         if card is not None:
             (temporary / README).write_text(card, encoding="utf-8")
+        for path in temporary.iterdir():
+            path.chmod(0o644)
 
 
 def _compute_in_float32(path: Path) -> None:
