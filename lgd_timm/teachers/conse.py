@@ -3,6 +3,9 @@
     image embedding = softmax(logits / temperature) @ N - mean(N)    row i of N: sentence embedding of class i's text
     text embedding  = encoder(name) - mean(N)
 
+With `whiten` both are multiplied by W = (cov(N) + mean variance of N * identity)^(-1/2), ours: sentences share their
+few strongest directions, which say little of what tells one name from another.
+
 It needs no labels of the training images and no CLIP: useful without CLIP weights, and as a small, fast teacher.
 """
 
@@ -42,6 +45,7 @@ class Conse:
         encoder: any sentence-transformers name or folder, or `package:MODULE/FOLDER` inside an installed package.
         temperature: of the classifier's softmax.
         image_size: pixels; None: the classifier's own.
+        whiten: whether both embeddings are whitened by the classes' texts, shrunk by half. It needs no images.
         classes: timm's name of the ImageNet subset that the classifier was trained on, such as imagenet-1k. With it the
             text tower needs nothing of the classifier; without it the classifier's config says.
 
@@ -56,6 +60,7 @@ class Conse:
     temperature: float = 2.0
     image_size: Count | None = None
     classes: str | None = None
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         refuse_pickle(self.classifier, field="teacher.classifier")
@@ -78,7 +83,7 @@ class Conse:
     def text(self) -> TextTeacher:
         """Build the text tower. Raises: TeacherError, WeightsError."""
         descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
-        return _ConseText(SentenceEncoder(self.encoder), descriptions)
+        return _ConseText(SentenceEncoder(self.encoder), descriptions, whiten=self.whiten)
 
     def _descriptions(self, classifier: Callable[[], Any]) -> list[str]:
         """Describe the classes; the classifier is built only if `classes` is not given."""
@@ -96,13 +101,17 @@ class _ConseImage(ImageTeacher):
             Preprocess(size=size, mean=config["mean"], std=config["std"], interpolation=config["interpolation"])
         )
         embeddings = _class_embeddings(encoder, descriptions)
+        if spec.whiten:
+            embeddings = embeddings @ whitening(embeddings)
         self.classifier = classifier
         self.temperature = spec.temperature
-        self.register_buffer("class_embeddings", embeddings)  # N [1000, D]
+        self.register_buffer("class_embeddings", embeddings)  # N, or N W [1000, D]
         self.register_buffer("centre", embeddings.mean(0))
         self.embed_dim = embeddings.shape[1]
         self.name = f"conse_{classifier.pretrained_cfg['architecture']}".replace("tf_", "")
-        given = (spec.temperature, size, config["mean"], config["std"], config["interpolation"])
+        given: tuple[Any, ...] = (spec.temperature, size, config["mean"], config["std"], config["interpolation"])
+        if spec.whiten:  # those without it keep their fingerprints
+            given += ("whiten",)
         # Of what was given: the last digits of the class embeddings are the machine's, and so were earlier fingerprints
         self.fingerprint = module_fingerprint(classifier, "conse", *given, encoder.fingerprint, list(descriptions))
         self.earlier_fingerprints = (module_fingerprint(self, *given),)
@@ -141,16 +150,30 @@ def confidences(
 
 
 class _ConseText(TextTeacher):
-    def __init__(self, encoder: SentenceEncoder, descriptions: Sequence[str]) -> None:
-        self._encoder, self._descriptions = encoder, descriptions
-        self.fingerprint = fingerprint("conse-text", encoder.fingerprint, list(descriptions))
+    def __init__(self, encoder: SentenceEncoder, descriptions: Sequence[str], *, whiten: bool) -> None:
+        self._encoder, self._descriptions, self._whiten = encoder, descriptions, whiten
+        given = ("whiten",) if whiten else ()
+        self.fingerprint = fingerprint("conse-text", encoder.fingerprint, list(descriptions), *given)
 
     @cached_property
-    def _centre(self) -> Tensor:
-        return _class_embeddings(self._encoder, self._descriptions).mean(0)
+    def _classes(self) -> Tensor:
+        return _class_embeddings(self._encoder, self._descriptions)
+
+    @cached_property
+    def _whitening(self) -> Tensor:
+        return whitening(self._classes)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        return self._encoder(prompts) - self._centre
+        centred = self._encoder(prompts) - self._classes.mean(0)
+        return centred @ self._whitening if self._whiten else centred
+
+
+def whitening(embeddings: Tensor) -> Tensor:
+    """Compute the shrunk whitening of class embeddings [C, D]: (cov + mean variance * identity)^(-1/2), [D, D]."""
+    centred = (embeddings - embeddings.mean(0)).double()
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+    scales = (variances.clamp(min=0) + variances.mean()).rsqrt()
+    return ((directions * scales) @ directions.T).to(embeddings.dtype)
 
 
 _embedded: dict[str, Tensor] = {}  # a thousand sentences take seconds, and both towers read the same

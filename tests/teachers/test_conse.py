@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from lgd_timm.errors import MissingExtra, TeacherError, WeightsError
 from lgd_timm.teachers import Conse, spec_from_dict
-from lgd_timm.teachers.conse import class_descriptions, imagenet_descriptions
+from lgd_timm.teachers.conse import class_descriptions, imagenet_descriptions, whitening
 from lgd_timm.teachers.sentence_encoder import SentenceEncoder
 from tests.helpers import ROOT
 
@@ -113,6 +113,31 @@ def test_towers_share_a_space(image_tower, text_tower):
     torch.testing.assert_close(tower.encode(certain), text_tower.encode(LABELS), rtol=0, atol=1e-5)
     torch.testing.assert_close(tower.encode(certain + 500), tower.encode(certain))
     assert tower.encode(torch.full((1, len(LABELS)), 40.0)).abs().max() < 1e-6
+
+
+@needs_encoder
+def test_whitening_is_that_of_a_plain_statement_and_another_teacher(spec, image_tower, text_tower, sentences):
+    whitened = replace(spec, whiten=True)
+    image, text = whitened.image(), whitened.text()
+    centred = (sentences - sentences.mean(0)).astype(np.float64)
+    covariance = centred.T @ centred / len(centred)
+    shrunk = covariance + np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    variances, directions = np.linalg.eigh(shrunk)
+    matrix = directions @ np.diag(variances**-0.5) @ directions.T
+    np.testing.assert_allclose(text.encode(LABELS).numpy(), text_tower.encode(LABELS).numpy() @ matrix, atol=1e-4)
+    np.testing.assert_allclose(image(images()).numpy(), image_tower(images()).numpy() @ matrix, atol=1e-4)
+    assert image.fingerprint != image_tower.fingerprint
+    assert text.fingerprint != text_tower.fingerprint
+
+
+def test_whitening_makes_directions_more_alike_and_shrinks_those_without_variance():
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 8, generator=draw) * torch.tensor([9.0, 3, 1, 1, 1, 1, 1, 0])
+    matrix = whitening(rows)
+    before, after = rows.std(0)[:7], (rows @ matrix).std(0)[:7]
+    assert after.max() / after.min() < before.max() / before.min()
+    assert torch.isfinite(matrix).all()
+    assert after.max() < 1
 
 
 @needs_encoder
