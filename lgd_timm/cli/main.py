@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +33,7 @@ from .training import add_training
 from .transfer import add_transfer
 from .vl import add_vl
 
+NOBODY_READS = 141  # 128 + SIGPIPE, as of other programs
 NOISY = ("sentence_transformers", "httpx", "httpx2", "timm", "onnx_ir", "onnxscript")  # libraries that log each call
 
 
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, the command's own, 1 after a worker process died, 2 for bad input, 130 after Ctrl-C,
-        143 after SIGTERM.
+        141 where nobody reads what it prints, 143 after SIGTERM.
 
     Raises:
         SystemExit: status 2 for words that the parser refuses, 0 after --help and --version.
@@ -59,11 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.takes_overrides:
                 options.overrides = parse_overrides(rest)
             status: int | None = options.command(options)
+            if sys.stdout is not None:  # it is None where it was closed
+                sys.stdout.flush()  # here, where a full disk is one line
     except (Stopped, KeyboardInterrupt) as stopped:
         if first_rank():
             print(f"lgd-timm: {plain(str(stopped) or 'stopped by Ctrl-C.')} {options.go_on}".rstrip(), file=sys.stderr)
         return STATUS if isinstance(stopped, Stopped) else INTERRUPTED
     except (LGDError, MissingExtra, OSError) as error:  # OSError: a full disk, a folder that is a file
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return NOBODY_READS
+        if isinstance(error, OSError):
+            _drop_what_stdout_holds()
         print(f"lgd-timm: error: {plain(_message(error), lines=True)}", file=sys.stderr)
         return 1 if isinstance(error, WorkerError) else 2
     return status or 0
@@ -98,6 +107,27 @@ def _escape_what_stdout_cant_spell() -> None:
     """Let names of any alphabet be printed in a C locale and on old consoles, as stderr does by itself."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read standard output has gone, as `head` does."""
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        _drop_what_stdout_holds()
+    return gone
+
+
+def _drop_what_stdout_holds() -> None:
+    """Drop what standard output can't take, which Python would try again, with a traceback, when it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _set_up_logging() -> None:

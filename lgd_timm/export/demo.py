@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from ..evaluate.zero_shot_model import student_temperature, text_tower
 from ..publish.folder import Published, load
 from ..teachers import TextTeacher
 from ..teachers.text_bank import encode_vocabulary
+from ..utils.schema import brief
 from .graph import graph_of, with_embedding
 from .loading import ExportModel
 from .web import write_page
@@ -107,6 +109,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what goes wrong with a request in one line, and a browser that goes away in none."""
+        error = sys.exc_info()[1]
+        level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
+        log.log(level, "a request was not answered (%s: %s)", type(error).__name__, brief(str(error)))
+
 
 class _Handler(SimpleHTTPRequestHandler):
     """Answers one request."""
@@ -130,6 +138,10 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_error(403, "Only this page's own requests are answered.")
         return False
 
+    def translate_path(self, path: str) -> str:
+        """Name the file of a path; one that no file can have is that of no file."""
+        return super().translate_path(path.replace("%00", "%01"))
+
     def list_directory(self, path: Any) -> None:
         self.send_error(404)
 
@@ -144,12 +156,12 @@ class _Handler(SimpleHTTPRequestHandler):
             self._send(404, {"error": "There is nothing here."})
         elif self.headers.get_content_type() != "application/json":
             self._send(415, {"error": "Send application/json."})
-        elif not self.headers.get("Content-Length", "").isdecimal():
+        elif not (length := self.headers.get("Content-Length", "")).isdecimal():
             self._send(411, {"error": "Send the content's length."})
-        elif (length := int(self.headers["Content-Length"])) > LARGEST:
+        elif len(length) > 9 or int(length) > LARGEST:
             self._send(413, {"error": f"Send at most {LARGEST} bytes."})
         else:
-            self._answer(self.rfile.read(length))
+            self._answer(self.rfile.read(int(length)))
 
     def _answer(self, content: bytes) -> None:
         assert self._embed is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -198,3 +199,37 @@ def test_names_that_stdout_cant_spell_are_escaped(monkeypatch: pytest.MonkeyPatc
     _escape_what_stdout_cant_spell()
     print("\u00e9lan \udce8", flush=True)
     assert written.getvalue() == b"\\xe9lan \\udce8\n"
+
+
+def ended(*words: str, stdout: Any) -> tuple[int, str]:
+    """Status and standard error of a command whose standard output is what is given."""
+    command = [sys.executable, "-m", "lgd_timm.cli", *words]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert ended("recipes", stdout=writer) == (141, "")
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_below_stdout_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        status, said = ended("recipes", stdout=full)
+    assert (status, said) == (2, "lgd-timm: error: [Errno 28] No space left on device\n")
+
+
+def test_a_closed_stdout_is_no_error() -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m lgd_timm.cli recipes >&-', sys.executable],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

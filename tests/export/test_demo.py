@@ -175,3 +175,25 @@ def test_typed_names_rerank_the_picture(browser: Browser, server: ThreadingHTTPS
     assert all(url.startswith((f"http://{HOST}:", "blob:")) for url in browser.requests)
     # a refused list of names is a 400, which the browser notes; nothing else is
     assert [c for c in browser.complaints if "400" not in json.dumps(c)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [
+        ("/names", "9" * 5000, 413),
+        ("/names", "\u0663", 411),
+        ("/names", "-1", 411),
+        ("/%00", None, 404),
+        ("/%ff", None, 404),
+    ],
+)
+def test_strange_requests_get_an_answer(
+    server: ThreadingHTTPServer, path: str, length: str | None, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{'GET' if length is None else 'POST'} {path} HTTP/1.1", f"Host: {HOST}:{server.server_port}"]
+    lines += [] if length is None else ["Content-Type: application/json", f"Content-Length: {length}"]
+    with socket.create_connection((HOST, server.server_port), timeout=60) as connection:
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        answer = connection.recv(100).decode()
+    assert answer.split()[1] == str(status)
+    assert "Traceback" not in capfd.readouterr().err
