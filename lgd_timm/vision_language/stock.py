@@ -364,7 +364,11 @@ def _open_stock(folder: Path) -> tuple[CausalModel, TowerFeatures]:
     _check_stock(folder)
     stock, library = _load_whole(folder), require("transformers", extra="vl")
     config = stock.config
-    processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers, below it, raises no narrower one
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"The processor beside {CONFIG} is damaged ({reason}). Fetch it again.") from error
     vision, images = config.vision_config, processor.image_processor
     side = images.size["height"]
     if not SMALLEST_SIDE <= side <= LARGEST_SIDE or len(images.image_std) != 3 or min(images.image_std) < SMALLEST_STD:
