@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from torch.nn.functional import normalize
 
 from lgd_timm.objectives import LGD, Objective, RefinedDistillation, create_objective
 
-from ..settings import Settings
+from ..settings import Settings, cores
 from .memory import peak_memory, start_peak
 from .pairs import Goal, Row, Side, calls_for, measure, seconds
 from .teaching import DIM, bank
@@ -27,6 +30,8 @@ PRESET = "reference"
 def rows(settings: Settings) -> Iterator[Row]:
     for names in NAMES[:3] if settings.quick else NAMES:
         yield _over_products(settings, names)
+    for threads, busy in ((1, False), (2, False), (1, True), (2, True)):
+        yield _in_plain_program(settings, threads=threads, busy=busy)
     for kind in ("lgd", "clip_kd"):
         for stored in (True, False):
             for names in NAMES[:3:2] if settings.quick else NAMES[::3]:
@@ -76,6 +81,47 @@ def _over_products(settings: Settings, names: int) -> Row:
     a, b = side("loss, backward, update", step), side("six products", products)
     goal = Goal(1.4) if names == 1000 else None
     return measure(f"objective: B={BATCH}, D={DIM}, C={names:,}", a, b, unit="ms", rounds=settings.rounds, goal=goal)
+
+
+def _in_plain_program(settings: Settings, *, threads: int, busy: bool) -> Row:
+    """The same for 1,000 names in a process that has not called `keep_memory`, beside one that spins on each core."""
+    request = json.dumps({"pairs": settings.rounds, "threads": threads, "quick": settings.quick})
+    command = [sys.executable, "-m", "benchmarks.speed.objective", request]
+    with _spinning(cores() if busy else 0):
+        said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    what = f"{threads} thread{'s' * (threads > 1)}{', every core busy' * busy}"
+    return Row(**{**said, "name": f"{said['name']}, plain program, {what}", "goal": Goal(1.5)})
+
+
+@contextmanager
+def _spinning(count: int) -> Iterator[None]:
+    """Keep `count` cores busy by processes that only spin, and end with this one."""
+    spin = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def pairs_of_plain_program(*, pairs: int, threads: int, quick: bool) -> str:
+    """What this process measures over the six products, as JSON."""
+    torch.set_num_threads(threads)
+    return json.dumps(asdict(_over_products(replace(_CPU, rounds=pairs, quick=quick), 1000)))
+
+
+_CPU = Settings(
+    device=torch.device("cpu"),
+    rounds=5,
+    workers=0,
+    students=(),
+    batch_size=BATCH,
+    amp="none",
+    compile=False,
+    quick=False,
+)
 
 
 def _refined_over_rival(settings: Settings, kind: str, names: int, *, stored: bool) -> Row:
@@ -197,4 +243,5 @@ def peak_of_step(*, batch: int, names: int, device: str) -> float:
 
 
 if __name__ == "__main__":
-    print(peak_of_step(**json.loads(sys.argv[1])))
+    asked = json.loads(sys.argv[1])
+    print(pairs_of_plain_program(**asked) if "pairs" in asked else peak_of_step(**asked))
