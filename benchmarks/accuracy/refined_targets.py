@@ -10,17 +10,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lgd_timm.data import open_shards
 from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.data.vocabulary import Vocabulary, load_vocabulary
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.objectives import RefinedDistillation
-from lgd_timm.teachers import spec_from_dict
+from lgd_timm.teachers import Conse, spec_from_dict
+from lgd_timm.teachers.conse import whitening
 from lgd_timm.teachers.text_bank import text_bank
 
 from .tables import CIFAR10, HUNDRED
@@ -47,12 +50,20 @@ def main() -> int:
         "--names", default=None, help="file of the names in the order of the labels; CIFAR-10's if None"
     )
     parser.add_argument("--more-names", default=HUNDRED, help="file of more names, with those among them; '' for none")
+    parser.add_argument(
+        "--whiten", action="store_true", help="as if their teacher, a ConSE one, had been told to whiten its texts"
+    )
     arguments = parser.parse_args()
     try:
         stored = open_stored(arguments.embeddings)
         teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
         names = CIFAR10 if arguments.names is None else load_vocabulary(arguments.names).names
-        text = spec_from_dict(stored.metadata["teacher"]).text()
+        spec = spec_from_dict(stored.metadata["teacher"])
+        if arguments.whiten:
+            assert isinstance(spec, Conse)
+            spec = replace(spec, whiten=True)
+            teacher = normalize(teacher @ whitening(spec.class_embeddings()), dim=1)
+        text = spec.text()
 
         def bank_of(words: Sequence[str]) -> Tensor:
             return text_bank(Vocabulary(tuple(words), ("{}",)), text_fingerprint=text.fingerprint, text=lambda: text)

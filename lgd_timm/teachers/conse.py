@@ -85,6 +85,11 @@ class Conse:
         descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
         return _ConseText(SentenceEncoder(self.encoder), descriptions, whiten=self.whiten)
 
+    def class_embeddings(self) -> Tensor:
+        """Embed the texts of the classifier's classes: unit rows [C, D]. Raises: TeacherError, WeightsError."""
+        descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
+        return _class_embeddings(SentenceEncoder(self.encoder), descriptions)
+
     def _descriptions(self, classifier: Callable[[], Any]) -> list[str]:
         """Describe the classes; the classifier is built only if `classes` is not given."""
         return class_descriptions(classifier()) if self.classes is None else imagenet_descriptions(self.classes)
