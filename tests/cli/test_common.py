@@ -28,7 +28,7 @@ def test_other_words_are_refused(words: list[str], message: str) -> None:
         parse_overrides(words)
 
 
-WITHOUT_DEFAULT = {"subset", "register", "model_name"}  # nothing stands in for them
+WITHOUT_DEFAULT = {"subset", "register", "model_name", "compare"}  # nothing stands in for them
 
 
 def options_below(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:

@@ -149,7 +149,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     "k": (["knn", *PLAIN, "--k", "100"], "k = 100 is to be from 1 to the number of training images, 48"),
     "protocol": (["linear-probe", *PLAIN, "--protocol", "svm"], "protocol 'svm' is unknown"),
     "subset": (["linear-probe", *PLAIN, "--subset", "{published}/config.json"], "can't be read as a subset"),
-    "fraction": (["fine-tune", *PLAIN, "--fraction", "2"], "above 0, at most 1"),
     "split": (["knn", *PLAIN, "--train-split", "x"], "has no split 'x'"),
     "epochs": (["fine-tune", *PLAIN, "--epochs", "1"], "epochs = 1 must be above warmup_epochs = 1"),
     "model": (["all", "resnet19"], "'resnet19' is no published folder, no run folder"),

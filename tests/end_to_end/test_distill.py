@@ -494,9 +494,9 @@ def test_evaluation_without_labels_says_so(recipe_dict: Dict, image_folder: Path
 
 def test_a_loss_that_is_not_finite_ends_the_run(recipe_dict: Dict, tmp_path: Path) -> None:
     with pytest.raises(LGDError, match=r"a gradient is not finite, like .*Lower optimizer.lr, set optimizer.clip_grad"):
-        run(recipe_dict, tmp_path / "run", optimizer={"lr": 1e30}, run={"max_skipped": 2}, data={"val_split": None})
+        run(recipe_dict, tmp_path / "run", optimizer={"lr": 1e9}, run={"max_skipped": 2}, data={"val_split": None})
     with pytest.raises(LGDError, match="the model's answers are not finite"):  # where the evaluation comes first
-        run(recipe_dict, tmp_path / "evaluated", optimizer={"lr": 1e30}, run={"max_skipped": 2})
+        run(recipe_dict, tmp_path / "evaluated", optimizer={"lr": 1e9}, run={"max_skipped": 2})
     assert not (tmp_path / "run" / "published").exists()
 
 
