@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -99,7 +99,6 @@ class ShardDataset(Dataset):
     ) -> None:
         self.shards, self.views, self.stored, self.allow_empty = shards, views, stored, allow_empty
         self.photometry = photometry
-        self.stack: Callable[[list[Tensor]], Tensor] = default_collate  # into shared memory, in a worker
         self._starts = np.concatenate([[0], np.cumsum(shards.lengths)])
         self._tars: dict[int, IndexedTar] = {}
 
@@ -140,7 +139,8 @@ class ShardDataset(Dataset):
             raise all_bad(bad)
         empty = torch.empty(0, 3, self.views.size, self.views.size, dtype=torch.uint8)
         return Batch(
-            images=self.stack(images) if images else empty,
+            # In a worker, default_collate writes to shared memory, so that the batch is not copied once more
+            images=default_collate(images) if images else empty,
             labels=torch.tensor([sample.label for sample, _, _ in good], dtype=torch.int64),
             keys=[sample.key for sample, _, _ in good],
             embeddings=self._embeddings([embedding for _, _, embedding in good]),

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import replace
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..errors import WorkerError
@@ -24,7 +21,6 @@ from .prefetch import fetching_ahead
 from .samplers import Item
 
 T = TypeVar("T")
-AHEAD = 4  # batches that each worker makes ahead
 
 
 class WorkerDataLoader(DataLoader[T]):
@@ -87,34 +83,6 @@ def _translate_worker_signals() -> None:
         signal.signal(signal.SIGCHLD, _TranslatingHandler(handler))
 
 
-class _BatchLoader(WorkerDataLoader[Batch]):
-    """Batches whose images workers have put into memory that they use again (`_SharedImages`)."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's type is a private class
-        for batch in super().__iter__():
-            yield batch if self.pin_memory else replace(batch, images=batch.images.clone())  # pinning has copied them
-
-
-class _SharedImages:
-    """Stack a batch's images in shared memory, in a worker. Every `count`-th batch uses the same memory.
-
-    A worker has at most `AHEAD` batches under way, and the loader's process copies one before it asks for another, so
-    that `AHEAD + 1` are enough. New shared memory for each batch would take a tenth of a worker's time: the system
-    finds and zeroes its pages one by one.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._memory = [torch.empty(0, dtype=torch.uint8)] * count
-        self._next = 0
-
-    def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        number, size = self._next, len(images) * images[0].numel()
-        if self._memory[number].numel() < size:
-            self._memory[number] = torch.empty(size, dtype=torch.uint8).share_memory_()
-        self._next = (number + 1) % len(self._memory)
-        return torch.stack(list(images), out=self._memory[number][:size].view(len(images), *images[0].shape))
-
-
 def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int = 0) -> WorkerDataLoader[Batch]:
     """Load batches with worker processes. What an epoch reads next at an address is fetched meanwhile.
 
@@ -123,18 +91,18 @@ def loader(dataset: ShardDataset, sampler: Sampler[list[Item]], *, workers: int 
         sampler: the items of each batch.
         workers: processes that read and decode; 0: this one does.
     """
-    options: dict[str, Any] = {
-        "batch_sampler": fetching_ahead(sampler, dataset.shards, dataset.stored),
-        "collate_fn": _identity,
-        "pin_memory": torch.cuda.is_available(),
-        "generator": torch.Generator(),  # else drawing the workers' seed would advance the global one (dropout)
-    }
-    if not workers:
-        return WorkerDataLoader(dataset, **options)
-    opencv()  # imported once, and without threads, before the workers are forked
-    dataset = copy(dataset)
-    dataset.stack = _SharedImages(AHEAD + 1)
-    return _BatchLoader(dataset, num_workers=workers, prefetch_factor=AHEAD, worker_init_fn=start_worker, **options)
+    if workers:
+        opencv()  # imported once, and without threads, before the workers are forked
+    return WorkerDataLoader(
+        dataset,
+        batch_sampler=fetching_ahead(sampler, dataset.shards, dataset.stored),
+        collate_fn=_identity,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),  # else drawing the workers' seed would advance the global generator (dropout)
+    )
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from PIL import Image
 from lgd_timm.data.dataset import BadSamples, Batch, ShardDataset
 from lgd_timm.data.decode import EncodedImage
 from lgd_timm.data.index import ShardSet, open_shards
-from lgd_timm.data.loader import AHEAD, loader, on_device
+from lgd_timm.data.loader import loader, on_device
 from lgd_timm.data.samplers import EpochSampler, SequentialSampler
 from lgd_timm.data.stored_embeddings import StoredEmbeddings
 from lgd_timm.data.tar import IndexedTar
@@ -162,16 +162,6 @@ def test_workers_change_nothing(train_shards: ShardSet) -> None:
     plan = EpochSampler(train_shards.lengths, batch_size=16, views=3, start=1, stop=7)
     alone, helped = (list(loader(ShardDataset(train_shards, views=VIEWS), plan, workers=workers)) for workers in (0, 2))
     assert len(alone) == 6
-    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
-
-
-def test_batches_stay_as_they_were_while_workers_use_their_memory_again(train_shards: ShardSet) -> None:
-    """A worker has memory for AHEAD + 1 batches; here it makes many more, which are small and large in turns."""
-    plan = [[(position, 0) for position in range(first, first + 1 + first % 3)] for first in range(4 * AHEAD)]
-    alone, helped = (
-        list(loader(ShardDataset(train_shards, views=VIEWS), plan, workers=workers))  # type: ignore[arg-type]
-        for workers in (0, 1)
-    )
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
