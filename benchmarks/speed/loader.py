@@ -21,7 +21,7 @@ from torchvision import transforms
 from lgd_timm.data import Views
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.index import ShardSet
-from lgd_timm.data.loader import AHEAD, WorkerDataLoader, _identity, loader, start_worker
+from lgd_timm.data.loader import WorkerDataLoader, _identity, loader, start_worker
 from lgd_timm.data.samplers import EpochSampler, Item
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.data.views import AUGMENTATIONS, Augmentation
@@ -111,7 +111,7 @@ def endless(dataset: Dataset, shards: ShardSet, *, batch_size: int) -> Iterable[
         batch_sampler=EpochSampler(shards.lengths, batch_size=batch_size, stop=ENDLESS),
         collate_fn=_identity,
         num_workers=1,
-        prefetch_factor=AHEAD,
+        prefetch_factor=4,  # as our loader
         worker_init_fn=start_worker,
     )
 
