@@ -45,10 +45,10 @@ from lgd_timm.vision_language.losses.attention import AttentionConfig
 from lgd_timm.vision_language.losses.hidden_mse import HiddenMSEConfig
 from lgd_timm.vision_language.losses.logits import LogitsConfig
 from lgd_timm.vision_language.losses.nce import NCEConfig
-from lgd_timm.vision_language.metrics import caption_scores
 from lgd_timm.vision_language.model import ModelConfig, VisionLanguageModel
 from lgd_timm.vision_language.recipe import Captions, DistillationRecipe, TextRecipe, VisionRecipe
 from lgd_timm.vision_language.regions import box_numbers
+from lgd_timm.vision_language.scores import score_captions
 from lgd_timm.vision_language.teacher import StoredTeacher, Teacher, store_states
 from lgd_timm.vision_language.text import Tokenizer, find_tokenizer
 
@@ -307,11 +307,8 @@ class Lab:
             indices = range(start, min(start + 100, len(self._test)))
             batch = collate([encoder.ask(table[index]) for index in indices]).to(CPU)
             said += generate(model, batch, tokenizer=self._tokenizer, task=TASK)
-        references = {str(index): self._test[index].captions for index in range(len(said))}
-        scores = caption_scores({str(index): text for index, text in enumerate(said)}, references)
-        right = [self._test.named_rightly(text, index) for index, text in enumerate(said)]
-        counts = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-        return {**{key: 100 * value for key, value in scores.items()}, "tiles": 100 * mean(right), **counts}
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return {**score_captions(dict(enumerate(said)), self._test), "parameters": parameters}
 
 
 def train(

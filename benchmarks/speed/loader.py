@@ -21,7 +21,7 @@ from torchvision import transforms
 from lgd_timm.data import Views
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.index import ShardSet
-from lgd_timm.data.loader import WorkerDataLoader, _identity, loader, start_worker
+from lgd_timm.data.loader import loader
 from lgd_timm.data.samplers import EpochSampler, Item
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.data.views import AUGMENTATIONS, Augmentation
@@ -92,7 +92,10 @@ def _cores() -> tuple[int | None, int | None]:
 class Decoder(Dataset):
     """Nothing but simplejpeg, on bytes in memory: as fast as a loader of these files could ever be."""
 
+    stored = None  # which our loader asks for
+
     def __init__(self, shards: ShardSet) -> None:
+        self.shards = shards
         tars = [IndexedTar(shards.path(shard)) for shard in range(len(shards.filenames))]
         self.files = [tar.read(key, "jpg") for tar in tars for key in tar.keys]
 
@@ -101,19 +104,7 @@ class Decoder(Dataset):
 
 
 def decoder(shards: ShardSet, *, size: int, batch_size: int) -> Iterable[Any]:
-    return endless(Decoder(shards), shards, batch_size=batch_size)
-
-
-def endless(dataset: Dataset, shards: ShardSet, *, batch_size: int) -> Iterable[Any]:
-    """What a dataset makes of each batch's items, by one worker, without the ways in which ours is faster."""
-    return WorkerDataLoader(
-        dataset,
-        batch_sampler=EpochSampler(shards.lengths, batch_size=batch_size, stop=ENDLESS),
-        collate_fn=_identity,
-        num_workers=1,
-        prefetch_factor=4,  # as our loader
-        worker_init_fn=start_worker,
-    )
+    return loader(Decoder(shards), EpochSampler(shards.lengths, batch_size=batch_size, stop=ENDLESS), workers=1)
 
 
 def torchvision_loader(shards: ShardSet, *, size: int, batch_size: int) -> Iterable[Any]:

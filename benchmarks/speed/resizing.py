@@ -1,14 +1,14 @@
 """Row `resize`: what `lgd-timm shards resize` gives a loader, and what it costs.
 
 Photographs of 500 x 375 against the same with a short side of 288: read as now, as commit e0345c0 read them (before
-OpenCV and memory that is used again), and by Pillow alone. The costs are of views, each compared with the view of the
+OpenCV), and by Pillow alone. The costs are of views, each compared with the view of the
 photograph as it was: beside them stands what encoding anew without resizing costs, or how far two views of one
 photograph are apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ from lgd_timm.teachers.catalog import TEACHERS
 
 from ..settings import Settings
 from .feed import Feed, pinned
-from .loader import CALLS, _cores, _rate, endless, ours
+from .loader import CALLS, _cores, _rate, ours
 from .pairs import Goal, Row, Side, measure
 from .photographs import photographs
 
@@ -71,18 +71,18 @@ def resized(shards: ShardSet, how: Resize) -> ShardSet:
 def _rates(settings: Settings, before: ShardSet, after: ShardSet) -> Iterator[Row]:
     """Over photographs as they are read now, as they were before there was OpenCV here, and as Pillow alone does."""
     geometry = {"size": settings.size, "batch_size": settings.batch_size, "augmentation": "mocov2_geometry"}
-    sides: Sequence[tuple[str, Callable[..., Iterable[Any]], AbstractContextManager[object], Goal | None]] = (
-        ("500 x 375", ours, nullcontext(), None),
-        ("500 x 375, as of commit e0345c0", _plain, _as_before(), Goal(1.7, least=True)),
-        ("500 x 375, as of then, decoded whole by Pillow", _plain, _by_pillow(), None),
+    sides: Sequence[tuple[str, AbstractContextManager[object], Goal | None]] = (
+        ("500 x 375", nullcontext(), None),
+        ("500 x 375, as of commit e0345c0", _as_before(), Goal(1.7, least=True)),
+        ("500 x 375, as of then, decoded whole by Pillow", _by_pillow(), None),
     )
-    for name, start, patched, goal in sides:
+    for name, patched, goal in sides:
         worker, rest = _cores()
         with ExitStack() as stack:
             with pinned(worker):  # the workers, and their threads, inherit it, and what is patched
                 feed = stack.enter_context(Feed(partial(ours, after, **geometry)))
                 with patched:
-                    other = stack.enter_context(Feed(partial(start, before, **geometry)))
+                    other = stack.enter_context(Feed(partial(ours, before, **geometry)))
             stack.enter_context(pinned(rest))
             yield from _compared(settings, (("short side 288", feed), (name, other)), goal)
 
@@ -108,12 +108,6 @@ def _compared(settings: Settings, feeds: Sequence[tuple[str, Feed]], goal: Goal 
     yield row
     a, b = (seen[-settings.rounds :] for seen in used)  # without those of the warm-up
     yield replace(row, unit="a CPU second of the worker", values_a=a, values_b=b)
-
-
-def _plain(shards: ShardSet, *, size: int, batch_size: int, augmentation: str) -> Iterable[Any]:
-    """The loader as it was before workers used memory again."""
-    dataset = ShardDataset(shards, views=Views(size=size, augmentation=augmentation))
-    return endless(dataset, shards, batch_size=batch_size)
 
 
 @contextmanager

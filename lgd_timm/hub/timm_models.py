@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ..errors import WeightsError
 from ..utils.model_size import check_model_size
-from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE
+from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_STD
 from ..utils.state_keys import prefix_advice, without_prefix
 from ..utils.typed_json import JSONError, read_json
 from .safe_weights import BUILD_ERRORS
@@ -25,7 +25,6 @@ LARGEST_CONFIG = 1 << 24  # bytes of a config.json: names of 21,000 classes take
 LARGEST_ARG = 4096  # the greatest integer among a model's arguments, but for
 LARGEST_ARGS = {"img_size": 2048, "patch_size": 64, "window_size": 64, "in_chans": 256}
 LARGEST_CLASSES = 1_000_000
-SMALLEST_STD = 1e-3  # of pixels in 0..1
 LONGEST_TEXT = 10_000
 
 # Arguments of a timm model that a folder may set: none of them changes how many layers are built.

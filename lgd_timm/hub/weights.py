@@ -27,6 +27,8 @@ VL_FILES = (
     "detector/model.safetensors",
     "detector/recipe.yaml",
 )
+FASTVLM = "fast_vlm"  # model_type of config.json, of transformers' class
+VL_FORMAT = "lgd_timm vision_language"  # with a number: format of config.json, of ours
 PUBLISHED_FILES = (*TIMM_FILES, *VL_FILES)
 
 MANIFEST = Path(__file__).resolve().with_name("manifest.json")

@@ -19,7 +19,15 @@ from ..errors import LGDError, RecipeError, WeightsError
 from ..hub.safe_weights import BUILD_ERRORS
 from ..hub.timm_models import check_config
 from ..hub.verify import FileFacts, StrPath, facts_of
-from ..hub.weights import OPEN_CLIP_FILES, PUBLISHED_FILES, REQUIRED_FILES, TIMM_FILES, VL_FILES
+from ..hub.weights import (
+    FASTVLM,
+    OPEN_CLIP_FILES,
+    PUBLISHED_FILES,
+    REQUIRED_FILES,
+    TIMM_FILES,
+    VL_FILES,
+    VL_FORMAT,
+)
 from ..utils.typed_json import JSONError, read_json
 from .metrics import read_metrics
 
@@ -73,7 +81,7 @@ def is_vision_language(folder: StrPath) -> bool:
         config = read_json(Path(folder) / "config.json", dict)
     except (OSError, JSONError):
         return False
-    return config.get("model_type") == "fast_vlm" or str(config.get("format")).startswith("lgd_timm vision_language")
+    return config.get("model_type") == FASTVLM or str(config.get("format")).startswith(VL_FORMAT)
 
 
 def _check_vision_language(folder: Path) -> dict[str, FileFacts]:

@@ -82,13 +82,15 @@ class Conse:
 
     def text(self) -> TextTeacher:
         """Build the text tower. Raises: TeacherError, WeightsError."""
-        descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
-        return _ConseText(SentenceEncoder(self.encoder), descriptions, whiten=self.whiten)
+        return _ConseText(SentenceEncoder(self.encoder), self._class_texts(), whiten=self.whiten)
 
     def class_embeddings(self) -> Tensor:
         """Embed the texts of the classifier's classes: unit rows [C, D]. Raises: TeacherError, WeightsError."""
-        descriptions = self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
-        return _class_embeddings(SentenceEncoder(self.encoder), descriptions)
+        return _class_embeddings(SentenceEncoder(self.encoder), self._class_texts())
+
+    def _class_texts(self) -> list[str]:
+        """Describe the classes without the classifier's weights."""
+        return self._descriptions(lambda: _create_classifier(self.classifier, pretrained=False))
 
     def _descriptions(self, classifier: Callable[[], Any]) -> list[str]:
         """Describe the classes; the classifier is built only if `classes` is not given."""

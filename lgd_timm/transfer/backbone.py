@@ -15,12 +15,10 @@ from ..evaluate.models import find_model
 from ..hub.safe_weights import BUILD_ERRORS
 from ..students.entrypoints import stock_name
 from ..utils.model_size import check_model_size
-from ..utils.schema import brief
+from ..utils.schema import SMALLEST_STD, brief
 from .recipe import BackboneRecipe
 
 Statistics = tuple[float, float, float]
-
-SMALLEST_STD = 1e-3  # of pixels in 0..1, which are divided by it
 
 
 @dataclass(frozen=True)

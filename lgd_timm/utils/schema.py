@@ -74,6 +74,7 @@ OMITTED = Mark("left out of plain data where it has its default")
 MOST_WORKERS = 1024  # processes that load images
 LARGEST_BATCH = 1 << 20  # images
 SMALLEST_SIDE, LARGEST_SIDE = 2, 1 << 12  # pixels of a view; torch (2.14) fails to resize bytes to one pixel
+SMALLEST_STD = 1e-3  # of pixels in 0..1, which are divided by it
 MOST_VIEWS = 100_000  # of an image
 MOST_DIMENSIONS = 1 << 16  # of an embedding
 LARGEST_COUNT = (1 << 31) - 1  # of epochs, steps and what else is counted

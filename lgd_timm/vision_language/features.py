@@ -26,8 +26,7 @@ from .. import settings
 from ..data.preprocess import Preprocess
 from ..errors import CacheError, LGDError
 from ..teachers.base import module_fingerprint
-from ..transfer.backbone import Pyramid, PyramidBackbone, find_backbone
-from ..transfer.recipe import BackboneRecipe
+from ..transfer.backbone import Pyramid, PyramidBackbone
 from ..utils.distributed import Ranks
 from ..utils.files import atomic_folder, fingerprint, sha256_of, write_json
 from ..utils.progress import progress_bar
@@ -35,7 +34,7 @@ from ..utils.typed_json import JSONError, read_json
 from .data.sample import Dataset
 from .recipe import VisionRecipe
 from .regions import Found, RegionSource, box_numbers
-from .tower import TowerFeatures
+from .tower import TowerFeatures, find_frozen
 
 LARGEST_TAGS = 1 << 32  # bytes: some tags of each of some million images
 
@@ -95,9 +94,7 @@ class RegionFeatures(nn.Module):
 
 def open_region_features(recipe: VisionRecipe, *, seed: int) -> RegionFeatures:
     """Build the recipe's backbone. Raises: LGDError where it can't be built, or lacks the level."""
-    norms: Any = "frozen" if recipe.pretrained else "trained"  # which is what the recipe's check asks; none is trained
-    source = find_backbone(BackboneRecipe(recipe.model, pretrained=recipe.pretrained, norms=norms), seed=seed)
-    return RegionFeatures(source, level=recipe.level, image_size=recipe.image_size)
+    return RegionFeatures(find_frozen(recipe, seed=seed), level=recipe.level, image_size=recipe.image_size)
 
 
 Extract = RegionFeatures | TowerFeatures

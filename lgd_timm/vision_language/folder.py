@@ -25,7 +25,7 @@ from ..config.reader import local_source, read_mapping
 from ..errors import LGDError, WeightsError
 from ..hub.safe_weights import BUILD_ERRORS
 from ..hub.snapshot_download import locate
-from ..hub.weights import manifest
+from ..hub.weights import FASTVLM, VL_FORMAT, manifest
 from ..teachers.base import module_fingerprint
 from ..transfer.backbone import blank_backbone
 from ..utils.checkpoint import DAMAGE
@@ -38,7 +38,7 @@ from .features import Extract, RegionFeatures
 from .model import ModelConfig, VisionLanguageModel
 from .recipe import DetectorRegions, Regions, Task, TextRecipe, VLRecipe
 from .regions import open_regions
-from .stock import MODEL_TYPE, README, AnyModel, CausalModel, open_stock, save_stock
+from .stock import README, AnyModel, CausalModel, open_stock, save_stock
 from .text import FILE as TOKENIZER
 from .text import Tokenizer
 from .tower import TowerFeatures
@@ -50,7 +50,7 @@ CONFIG, WEIGHTS, METRICS, RECIPE, DETECTOR = (
     "recipe.yaml",
     "detector",
 )
-FORMAT = "lgd_timm vision_language 1"
+FORMAT = f"{VL_FORMAT} 1"
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def open_model(source: str | Path) -> VLModel:
 
 
 def _open(folder: Path) -> VLModel:
-    if read_json(folder / CONFIG, dict).get("model_type") == MODEL_TYPE:
+    if read_json(folder / CONFIG, dict).get("model_type") == FASTVLM:
         return _open_stock(folder)
     config: FolderConfig = read_json(folder / CONFIG, FolderConfig)
     if config.format != FORMAT:

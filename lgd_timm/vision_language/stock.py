@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from ..errors import WeightsError, require
 from ..hub.safe_weights import BUILD_ERRORS
 from ..publish.metrics import write_metrics
-from ..transfer.backbone import SMALLEST_STD
 from ..utils.files import atomic_folder, explain_full_disk, write_json
 from ..utils.model_size import check_finite, check_model_size
-from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE, Layers, Range, Tokens, Width, Words, brief
+from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_STD, Layers, Range, Tokens, Width, Words, brief
 from ..utils.typed_json import read_json
 from .batch import Batch
 from .losses.blocks import States
@@ -39,7 +38,6 @@ from .text import IMAGE, Tokenizer, read_tokenizer
 from .tower import TowerFeatures
 
 PROMPT = f"{IMAGE}[CLS]"
-MODEL_TYPE = "fast_vlm"
 CONFIG, RECIPE, README = "config.json", "recipe.yaml", "README.md"
 GENERATION, WEIGHTS = "generation_config.json", "model.safetensors"
 STRANGE = (*BUILD_ERRORS, StrictDataclassError, RecursionError)  # what transformers raises for a strange configuration

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError, require
 from ..teachers.base import module_fingerprint
-from ..transfer.backbone import Statistics, find_backbone
+from ..transfer.backbone import PyramidBackbone, Statistics, find_backbone
 from ..transfer.recipe import BackboneRecipe
 from .recipe import VisionRecipe
 
@@ -74,6 +74,12 @@ class TowerFeatures(nn.Module):
         return pixels
 
 
+def find_frozen(recipe: VisionRecipe, *, seed: int) -> PyramidBackbone:
+    """Find the recipe's backbone, none of which is trained. Raises: LGDError where there is no such model."""
+    norms: Any = "frozen" if recipe.pretrained else "trained"  # which is what the recipe's check asks; none is trained
+    return find_backbone(BackboneRecipe(recipe.model, pretrained=recipe.pretrained, norms=norms), seed=seed)
+
+
 def open_tower(recipe: VisionRecipe, *, cells: int, seed: int) -> TowerFeatures:
     """Build the recipe's backbone with a last map of `cells` by `cells`.
 
@@ -86,8 +92,7 @@ def open_tower(recipe: VisionRecipe, *, cells: int, seed: int) -> TowerFeatures:
         LGDError: there is no such model.
         RecipeError: timm can't build it with such a map.
     """
-    norms: Any = "frozen" if recipe.pretrained else "trained"  # which is what the recipe's check asks; none is trained
-    source = find_backbone(BackboneRecipe(recipe.model, pretrained=recipe.pretrained, norms=norms), seed=seed)
+    source = find_frozen(recipe, seed=seed)
     model = _with_stride(source.architecture, image_size=recipe.image_size, cells=cells)
     model.load_state_dict(source.model.state_dict())
     return TowerFeatures(
