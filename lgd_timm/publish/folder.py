@@ -29,11 +29,12 @@ from ..objectives import objective_config
 from ..students.entrypoints import stock_name
 from ..students.model import Student, check_image_size
 from ..teachers import TeacherSpec
+from ..utils.cast import cast_weights
 from ..utils.files import atomic_folder, explain_full_disk, sha256_of, write_json
 from ..utils.lfs import pointers_in
 from ..utils.typed_json import read_json
 from .card import card_of
-from .lgd_safetensors import Banks, projector_tensors, read_lgd, write_lgd
+from .lgd_safetensors import Banks, read_lgd, write_lgd
 from .metrics import read_metrics, write_metrics
 from .open_clip import write_open_clip
 from .registration import check_name, manifest_row, register
@@ -105,10 +106,9 @@ def save(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WeightsError(f"{out} exists and is no empty folder. Choose another one, or remove it.")
     stock = stock_model(student, banks, recipe, embedding_norm=embedding_norm)
-    for key, tensor in {**stock.state_dict(), **projector_tensors(student)}.items():
-        if tensor.is_floating_point() and not tensor.to(dtype).isfinite().all():
-            raise WeightsError(f"{key} does not fit {dtype}: save with dtype=torch.float32.")
+    weights = cast_weights(stock.state_dict(), dtype)
     stock = stock.to(dtype=dtype, memory_format=torch.contiguous_format)
+    stock.load_state_dict(weights)
     config: dict[str, Any] = {"architecture": stock.pretrained_cfg["architecture"]}
     if student.projector_kind == "linear":
         config["label_names"] = list(banks.names)
@@ -229,11 +229,12 @@ def load(folder: str | Path) -> Published:
 
 
 def round_weights(student: Student, dtype: torch.dtype = torch.float16) -> Student:
-    """Round the student's weights in place as saving will, so that what is evaluated is what is published."""
-    with torch.no_grad():
-        for tensor in student.state_dict().values():  # not the input statistics, which are no weights
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.to(dtype))
+    """Round the student's weights in place as saving will, so that what is evaluated is what is published.
+
+    Raises:
+        WeightsError: weights do not fit `dtype`.
+    """
+    student.load_state_dict(cast_weights(student.state_dict(), dtype))
     return student
 
 

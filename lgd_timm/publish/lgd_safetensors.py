@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..students.model import Student
+from ..utils.cast import cast_weights
 from ..utils.typed_json import parse_json
 
 FORMAT = "lgd_timm 1"
@@ -65,20 +66,13 @@ class LGDFile:
         return [tensor.shape[0] for tensor in self.projector.values() if tensor.ndim == 2][-1]
 
 
-def projector_tensors(student: Student) -> dict[str, Tensor]:
-    """Return the projector's state under the keys that it has in the file."""
-    return {f"projector.{key}": tensor for key, tensor in student.projector.state_dict().items()}
-
-
 def write_lgd(path: Path, *, student: Student, banks: Banks, dtype: torch.dtype) -> None:
-    """Write the file; equal content gives equal bytes."""
-    tensors = {
-        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in projector_tensors(student).items()
-    }
-    tensors["text_bank"] = banks.text.float()  # the names' own bank stays exact: it is small
+    """Write the file; equal content gives equal bytes. Raises: WeightsError for weights that do not fit `dtype`."""
+    state = {f"projector.{key}": tensor for key, tensor in student.projector.state_dict().items()}
     if banks.visual is not None and banks.seen is not None:
-        tensors["visual_bank"], tensors["seen"] = banks.visual.to(dtype), banks.seen
+        state |= {"visual_bank": banks.visual, "seen": banks.seen}
+    # the names' own bank stays exact: it is small
+    tensors = {**cast_weights(state, dtype), **cast_weights({"text_bank": banks.text}, torch.float32)}
     metadata = {
         "format": "pt",
         "lgd_format": FORMAT,
@@ -87,9 +81,7 @@ def write_lgd(path: Path, *, student: Student, banks: Banks, dtype: torch.dtype)
         "templates": json.dumps(banks.templates, ensure_ascii=False),
         "text_fingerprint": banks.text_fingerprint,
     }
-    path.write_bytes(
-        safetensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, metadata)
-    )
+    path.write_bytes(safetensors(tensors, metadata))
 
 
 def read_lgd(path: Path) -> LGDFile:

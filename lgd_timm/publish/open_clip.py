@@ -16,6 +16,7 @@ from ..students.model import Student
 from ..teachers import OpenCLIP, TeacherSpec, TextTeacher
 from ..teachers.base import module_fingerprint
 from ..teachers.text_bank import encode_vocabulary
+from ..utils.cast import cast_weights
 from ..utils.files import write_json
 from .lgd_safetensors import Banks, safetensors
 
@@ -76,15 +77,8 @@ def write_open_clip(
     assert isinstance(teacher, OpenCLIP)
     model = teacher.create()
     write_json(folder / CONFIG, _config(student, teacher, model, architecture=architecture))
-    tensors = {**_image_tower(student), **_text_tower(model, banks)}
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point():
-            tensors[key] = tensor.to(dtype)
-            if not tensors[key].isfinite().all():
-                raise WeightsError(f"{key} does not fit {dtype}: save with dtype=torch.float32.")
-    (folder / WEIGHTS).write_bytes(
-        safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
-    )
+    tensors = cast_weights({**_image_tower(student), **_text_tower(model, banks)}, dtype)
+    (folder / WEIGHTS).write_bytes(safetensors(tensors, {"format": "pt"}))
     _compare(folder, student, banks, teacher)
 
 

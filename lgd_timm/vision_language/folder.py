@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.reader import local_source, read_mapping
 from ..errors import LGDError, WeightsError
@@ -28,6 +28,7 @@ from ..hub.snapshot_download import locate
 from ..hub.weights import FASTVLM, VL_FORMAT, manifest
 from ..teachers.base import module_fingerprint
 from ..transfer.backbone import blank_backbone
+from ..utils.cast import cast_weights
 from ..utils.checkpoint import DAMAGE
 from ..utils.files import atomic_folder, explain_full_disk, write_json
 from ..utils.model_size import check_finite, check_model_size
@@ -134,7 +135,7 @@ def save_model(model: VLModel, folder: Path, *, dtype: torch.dtype = torch.float
         card: text of README.md; None: there is none.
 
     Raises:
-        WeightsError: the folder exists.
+        WeightsError: the folder exists, or weights do not fit `dtype`.
     """
     if isinstance(model.model, CausalModel):
         assert isinstance(model.extract, TowerFeatures)
@@ -160,18 +161,13 @@ def save_model(model: VLModel, folder: Path, *, dtype: torch.dtype = torch.float
             _copy_detector(Path(regions.run), temporary / DETECTOR)
             regions = replace(regions, run=DETECTOR)
         with explain_full_disk(folder / WEIGHTS):
-            save_file({key: _cast(tensor, dtype) for key, tensor in state.items()}, temporary / WEIGHTS)
+            save_file(cast_weights(state, dtype), temporary / WEIGHTS)
         write_json(temporary / CONFIG, to_plain(replace(model.config, regions=regions)))
         write_json(temporary / METRICS, dict(model.metrics))
         (temporary / TOKENIZER).write_text(model.encoder.tokenizer.data, encoding="utf-8")
         (temporary / RECIPE).write_text(model.recipe.to_yaml(), encoding="utf-8")
         if card is not None:
             (temporary / README).write_text(card, encoding="utf-8")
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _copy_detector(run: Path, folder: Path) -> None:

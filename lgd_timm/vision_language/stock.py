@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import WeightsError, require
 from ..hub.safe_weights import BUILD_ERRORS
 from ..publish.metrics import write_metrics
+from ..utils.cast import cast_weights
 from ..utils.files import atomic_folder, explain_full_disk, write_json
 from ..utils.model_size import check_finite, check_model_size
 from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_STD, Layers, Range, Tokens, Width, Words, brief
@@ -247,10 +248,7 @@ def save_stock(
     """
     if folder.exists():
         raise WeightsError(f"{folder} exists. Choose another folder, or remove it.")
-    state = model.stock.state_dict()
-    weights = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    if wrong := [key for key, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise WeightsError(f"{wrong[0]} does not fit {dtype}: save with dtype=torch.float32.")
+    weights = cast_weights(model.stock.state_dict(), dtype)
     stock = type(model.stock)(model.stock.config).to(dtype)
     stock.load_state_dict(weights)
     assert isinstance(recipe.task, Captions)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lgd_timm.utils.schema import build
 from lgd_timm.vision_language.recipe import VLRecipe
@@ -71,3 +72,10 @@ def tiny(scenes: Path, **changes: Any) -> Dict:
 def recipe(scenes: Path, **changes: Any) -> VLRecipe:
     made: VLRecipe = build(VLRecipe, tiny(scenes, **changes), where="")
     return made
+
+
+def raise_a_weight(file: Path) -> None:
+    """Make one number of a model's last matrix larger than float16's largest, 65504."""
+    state = load_file(file)
+    next(tensor for key, tensor in sorted(state.items(), reverse=True) if tensor.ndim == 2).view(-1)[0] = 1e5
+    save_file(state, file, {"format": "pt"})

@@ -348,6 +348,17 @@ def test_a_projector_that_overflows_float16_is_refused(tmp_path: Path) -> None:
         save_small(tmp_path / "out", recipe=recipe, student=student)
 
 
+def test_weights_that_are_not_finite_are_refused_in_any_type(tmp_path: Path) -> None:
+    recipe = small_recipe()
+    student = small_student(recipe)
+    with torch.no_grad():
+        next(student.backbone.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(WeightsError, match=r"holds values that are not finite\. The training diverged"):
+        save_small(tmp_path / "out", recipe=recipe, student=student, dtype=torch.float32)
+    with pytest.raises(WeightsError, match=r"^backbone\.\S+ holds values that are not finite"):
+        round_weights(student)
+
+
 def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")

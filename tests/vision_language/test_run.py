@@ -25,7 +25,7 @@ from lgd_timm.vision_language.folder import open_model
 from lgd_timm.vision_language.run import adapted, distill, evaluate, pretrain, publish
 from tests.helpers.dots import struck
 from tests.helpers.runs import assert_bit_equal, last_checkpoint, losses
-from tests.helpers.vl_data import recipe, write_scenes
+from tests.helpers.vl_data import raise_a_weight, recipe, write_scenes
 
 CPU = torch.device("cpu")
 EVERY = {"checkpoint_minutes": 0.0, "keep_checkpoints": 100}
@@ -240,6 +240,13 @@ def test_what_is_published_says_the_same(scenes: Path, teacher: Path, tmp_path: 
     assert len(found) == 12
     with pytest.raises(WeightsError, match="exists"):
         publish(teacher, folder)
+
+
+def test_weights_that_overflow_float16_are_not_published(teacher: Path, tmp_path: Path) -> None:
+    raise_a_weight(teacher / "model" / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"^model\.\S+ does not fit torch.float16: save with dtype=torch.float32"):
+        publish(teacher, tmp_path / "published")
+    assert not list(tmp_path.glob("*published*"))
 
 
 def damage_weights(folder: Path) -> None:

@@ -30,7 +30,7 @@ from lgd_timm.vision_language.stock import CausalConfig, CausalModel
 from lgd_timm.vision_language.teacher import OnlineTeacher
 from lgd_timm.vision_language.text import Tokenizer, find_tokenizer
 from lgd_timm.vision_language.tower import TowerFeatures, open_tower
-from tests.helpers.vl_data import recipe, write_scenes
+from tests.helpers.vl_data import raise_a_weight, recipe, write_scenes
 
 pytest.importorskip("transformers")
 
@@ -292,3 +292,11 @@ def test_a_strange_stock_folder_is_refused_in_one_line(tmp_path: Path) -> None:
         open_model(folder)
     save_file(state, file, {"format": "pt"})
     open_model(folder)
+
+
+def test_weights_that_overflow_float16_are_not_published(tmp_path: Path) -> None:
+    pretrain(recipe(write_scenes(tmp_path / "scenes", count=4), **FASTVLM), out=tmp_path / "run")
+    raise_a_weight(tmp_path / "run" / "model" / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"^\S+ does not fit torch.float16: save with dtype=torch.float32"):
+        publish(tmp_path / "run", tmp_path / "published")
+    assert not list(tmp_path.glob("*published*"))
