@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--students", nargs="+", choices=tuple(STUDENTS), help="of rows step and online [all]")
     parser.add_argument("--batch-size", type=int, help="of rows step, online, loader and teach [32, on cuda 256]")
     parser.add_argument("--amp", choices=("none", "bfloat16"), help="of the students [none, on cuda bfloat16]")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the students and the objective")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile students and objective; gpu measures both"
+    )
     parser.add_argument(
         "--profile",
         choices=tuple(STUDENTS),

@@ -67,8 +67,10 @@ def run(settings: Settings, *, limit: float = LIMIT) -> Results:
     """Measure all that fits into `limit` seconds, the cheap and the important first.
 
     Raises:
-        LGDError: there was no time for a single row.
+        LGDError: there was no time for a single row, or all rows would be compiled.
     """
+    if settings.compile:  # on two CPU cores compilation alone takes all the time
+        raise LGDError("gpu measures steps without and with torch.compile by itself. Leave --compile out.")
     started = time.monotonic()
     results = Results({**machine(settings.device), "workers": str(settings.workers), "batch": str(settings.batch_size)})
     doing = "everything"

@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,11 @@ def test_without_time_for_a_row_it_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(gpu, "_parts", lambda settings, results: iter([("first", iter(lambda: time.sleep(5), 0))]))
     with pytest.raises(LGDError, match=r"Nothing could be measured within 0\.2 s"):
         gpu.run(QUICK, limit=0.2)
+
+
+def test_rows_that_are_all_compiled_are_refused() -> None:
+    with pytest.raises(LGDError, match=r"without and with torch\.compile by itself\. Leave --compile out\."):
+        gpu.run(replace(QUICK, compile=True))
 
 
 def test_the_page_gets_the_table_between_its_marks(tmp_path: Path) -> None:
