@@ -11,6 +11,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 OTHER = ["mountain", "chair", "clock", "pizza", "guitar", "castle", "tulip", "telephone", "waterfall", "bottle"]
 # The ten among a hundred: the rest are names of CIFAR-100, without those that a truck or an automobile might be called
 HUNDRED = "benchmarks/accuracy/hundred_names.txt"
+TINY_IMAGENET = "data/tiny_imagenet/names.txt"
 
 PAPER: Overrides = {"objective": {"kind": "lgd", "preset": "paper"}}
 TWICE: Overrides = {**PAPER, "schedule.epochs": 2}
@@ -97,9 +98,15 @@ PARTS: dict[str, Overrides] = {
 # The paper's text control on photographs with hundreds of names: the same images, the names of one set or of the other.
 # For recipes/evidence_tiny_imagenet.yaml with --elsewhere data/caltech101
 CONTROL: dict[str, Overrides] = {
-    f"{label}: {objective}": {**RIVALS[objective], "vocabulary.source": f"data/{folder}/names.txt"}
+    f"{label}: {objective}": {**RIVALS[objective], **names}
     for objective in ("lgd, paper", "refined")
-    for label, folder in (("Tiny-ImageNet's names", "tiny_imagenet"), ("Caltech-101's names", "caltech101"))
+    for label, names in (
+        ("Tiny-ImageNet's names", {"vocabulary.source": TINY_IMAGENET}),
+        (
+            "Caltech-101's names",
+            {"vocabulary.source": "data/caltech101/names.txt", "data.val_vocabulary": TINY_IMAGENET},
+        ),
+    )
 }
 
 TABLES = {"rivals": RIVALS, "parts": PARTS, "control": CONTROL, "ablations": ABLATIONS, "text": TEXT}

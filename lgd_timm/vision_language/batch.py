@@ -58,6 +58,7 @@ class Batch:
         answers: soft scores float32 [B, A], or None.
         items: (index, variant), int64 [B, 2].
         teacher: the teacher's features of the boxes, float [B, R, F'], or None.
+        advantages: of captions that the model drew, how much better each is than expected, float32 [B]; else None.
     """
 
     keys: list[str]
@@ -71,6 +72,7 @@ class Batch:
     answers: Tensor | None
     items: Tensor
     teacher: Tensor | None = None
+    advantages: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -82,10 +84,33 @@ class Batch:
         moved = {field.name: _to(getattr(self, field.name), device) for field in fields(self)}
         return replace(self, **moved)
 
+    def repeated(self, count: int) -> Batch:
+        """Repeat each sample, one after the other, to B * count of them."""
+        changed = {field.name: _repeated(getattr(self, field.name), count) for field in fields(self)}
+        return replace(self, **changed)
+
+    def with_words(self, rows: Sequence[Sequence[int]], *, first: int) -> Batch:
+        """Show other texts, each word of which is predicted from those before it.
+
+        Args:
+            rows: tokens of B texts, without `first`.
+            first: the token that all begin with.
+        """
+        words, text = _padded([[first, *row[:-1]] for row in rows])
+        targets, _ = _padded([list(row) for row in rows], fill=IGNORED)
+        device = self.words.device
+        return replace(self, words=words.to(device), text=text.to(device), targets=targets.to(device))
+
     def of_teacher(self) -> Batch:
         """The batch as the teacher sees it: the same tokens, with its own features of the boxes."""
         assert self.teacher is not None
         return replace(self, features=self.teacher)
+
+
+def _repeated(value: Any, count: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(count, 0)
+    return None if value is None else [one for one in value for _ in range(count)]
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Write captions word by word, by beam search with a cache of keys and values.
+"""Write captions word by word, by beam search or drawn at random, with a cache of keys and values.
 
 Names and regions do not see the caption, and words see earlier words alone (`masks.attention_mask`), so the states of
 neither change as the caption grows: each is computed once and its keys and values are kept. A model that predicts
@@ -54,6 +54,35 @@ def generate(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Capti
     return _best(tokens.view(count, beams, -1), totals, tokenizer)
 
 
+@torch.no_grad()
+def sample(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Captions, count: int) -> list[list[int]]:
+    """Draw captions of each image from the model's own probabilities.
+
+    Args:
+        model, batch, tokenizer, task: as of `generate`.
+        count: of captions of an image.
+
+    Returns:
+        Tokens of the captions, those of an image one after the other, each with its [SEP] unless it is cut off.
+    """
+    if isinstance(model, CausalModel):
+        return [_until(row, tokenizer.sep) for row in model.sample(batch, task, count=count)]
+    search = _Search(model, batch, tokenizer=tokenizer, masked=task.predict == "masked", beams=count)
+    tokens = torch.full((len(batch.keys) * count, 1), tokenizer.cls, device=batch.words.device)
+    for _ in range(min(task.words, model.config.length - 1)):
+        ended = (tokens[:, 1:] == tokenizer.sep).any(1)
+        if ended.all():
+            break
+        probabilities = _of_ended(search.next_words(tokens), ended, sep=tokenizer.sep).exp()
+        tokens = torch.cat([tokens, torch.multinomial(probabilities, 1)], 1)
+    return [_until(row, tokenizer.sep) for row in tokens[:, 1:].tolist()]
+
+
+def _until(row: list[int], end: int) -> list[int]:
+    """The row to its first `end`, with it."""
+    return row[: row.index(end) + 1] if end in row else row
+
+
 def _of_ended(scores: Tensor, ended: Tensor, *, sep: int) -> Tensor:
     """Let captions that have ended go on with [SEP] alone, at no cost."""
     only = torch.full_like(scores[0], -torch.inf)
@@ -77,7 +106,7 @@ class _Search:
     ) -> None:
         library: Any = require("transformers", extra="vl")
         self._model, self._masked, self._mask_token = model, masked, tokenizer.mask
-        self._never = [tokenizer.pad, tokenizer.unknown, tokenizer.cls, tokenizer.mask]
+        self._never = tokenizer.unwritten
         self._cache = library.DynamicCache()
         context = batch.context
         places = model.context_places(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from ..errors import LGDError, TeacherError, WeightsError
 from ..teachers.sentence_encoder import package_folder
-from .folder import CONFIG, WEIGHTS, model_folder
-from .model import VisionLanguageModel
+from .folder import CONFIG, WEIGHTS, model_folder, open_model
+from .stock import EYES, AnyModel, CausalModel
 from .text import FILE, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -20,14 +21,14 @@ log = logging.getLogger(__name__)
 WORDS, PLACES = "bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight"
 
 
-def load_initial(model: VisionLanguageModel, source: str, *, tokenizer: Tokenizer) -> list[str]:
+def load_initial(model: AnyModel, source: str, *, tokenizer: Tokenizer) -> list[str]:
     """Load all weights that a source has for a model; the others stay random, such as heads of another task.
 
-    Of a source with more blocks or places the first are taken.
+    Of a source with more blocks or places the first are taken. The eyes of a FastVLM stay those of its recipe.
 
     Args:
         model: is changed.
-        source: a run or published folder, or `package:MODULE/FOLDER`, a BERT's.
+        source: a run or published folder, or for our own form `package:MODULE/FOLDER`, a BERT's.
         tokenizer: the model's, which must be the source's too.
 
     Returns:
@@ -36,6 +37,8 @@ def load_initial(model: VisionLanguageModel, source: str, *, tokenizer: Tokenize
     Raises:
         WeightsError: the source can't be read, or is of another width or tokenizer.
     """
+    if isinstance(model, CausalModel):
+        return _load_fitting(model, _of_causal(model, source, tokenizer), source=source)
     try:
         folder, state = _read(source)
         theirs = Tokenizer((folder / FILE).read_text(encoding="utf-8"))
@@ -52,11 +55,28 @@ def load_initial(model: VisionLanguageModel, source: str, *, tokenizer: Tokenize
             "Set model.width."
         )
     state[PLACES] = state[PLACES][: len(own[PLACES])] if PLACES in state else own[PLACES]
+    return _load_fitting(model, state, source=source)
+
+
+def _load_fitting(model: AnyModel, state: Mapping[str, Tensor], *, source: str) -> list[str]:
+    """Load the tensors that have a place in the model. Returns: keys of the others, which are left as they are."""
+    own = model.state_dict()
     fitting = {key: tensor for key, tensor in state.items() if key in own and tensor.shape == own[key].shape}
     model.load_state_dict({**own, **fitting})
     missing = sorted(set(own) - set(fitting))
-    log.info("%s gives %d of %d tensors; random: %s", source, len(fitting), len(own), ", ".join(missing) or "none")
+    log.info("%s gives %d of %d tensors; not: %s", source, len(fitting), len(own), ", ".join(missing) or "none")
     return missing
+
+
+def _of_causal(model: CausalModel, source: str, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """A FastVLM's tensors without its eyes. Raises: WeightsError where it is none of the model's sizes and words."""
+    found = open_model(source).model
+    if not isinstance(found, CausalModel) or found.config != model.config:
+        sizes = ", ".join(f"{name} {value}" for name, value in model.config.to_dict().items())
+        raise WeightsError(f"model.init {source!r} is no fastvlm of the recipe's sizes ({sizes}). Set model and text.")
+    if found.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise WeightsError(f"model.init {source!r} has another tokenizer. Set text.tokenizer to {source!r}.")
+    return {key: tensor for key, tensor in found.state_dict().items() if not key.startswith(EYES)}
 
 
 def _read(source: str) -> tuple[Path, dict[str, Tensor]]:

@@ -120,9 +120,13 @@ class VLJob(ScoredTrainable):
         return ()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        noted = {}
+        if (critic := self.learner.critic) is not None:
+            batch, scores = critic.draw(self.learner.student, batch)
+            noted = {"cider": scores.mean()}
         self._taught = None if self.teacher is None else self.teacher(batch)
         losses: dict[str, Tensor] = self.distributed_model(batch, self._taught)
-        return {"loss": torch.stack([part.float() for part in losses.values()]).sum(), **losses}
+        return {"loss": torch.stack([part.float() for part in losses.values()]).sum(), **losses, **noted}
 
     def after_step(self) -> None:
         """Put the teacher's states of this step in the queue."""

@@ -16,6 +16,7 @@ from .losses.logits import soft_cross_entropy
 from .losses.nce import TokenNCE
 from .model import Output, VisionLanguageModel
 from .recipe import Answers, Captions, DistillationRecipe, Task
+from .self_critical import SelfCritical
 from .stock import AnyModel
 from .text import IGNORED
 
@@ -81,14 +82,24 @@ class Learner(nn.Module):
         student: what is trained.
         task: what it predicts.
         distillation: its losses to a teacher, whose projectors are trained too; None without one.
+        critic: draws and scores captions, which are learned from in the place of the data's; None: the data's are.
     """
 
-    def __init__(self, student: AnyModel, *, task: Task, distillation: Distillation | None = None) -> None:
+    def __init__(
+        self,
+        student: AnyModel,
+        *,
+        task: Task,
+        distillation: Distillation | None = None,
+        critic: SelfCritical | None = None,
+    ) -> None:
         super().__init__()
-        self.student, self.task, self.distillation = student, task, distillation
+        self.student, self.task, self.distillation, self.critic = student, task, distillation, critic
 
     def forward(self, batch: Batch, taught: Taught | None = None) -> dict[str, Tensor]:
         """Compute the losses of a batch, weighted, by name. Their sum is minimised."""
+        if self.critic is not None:
+            return {"task": self.critic.loss(self.student, batch)}
         out = self.student(batch, states=taught is not None)
         logits = task_logits(self.student, out, batch)
         losses = {"task": task_loss(logits, batch, self.task)}

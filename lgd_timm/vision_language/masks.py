@@ -33,6 +33,25 @@ def attention_mask(text: Tensor, context: Tensor, *, causal: bool) -> Tensor:
     return seen & allowed
 
 
+def masked_words_mask(text: Tensor, context: Tensor) -> Tensor:
+    """Make the mask of a batch whose L words are followed by L [MASK]s, each of which asks for the word after one.
+
+    Words and context are those of `attention_mask`, causal, and see no [MASK]; a [MASK] sees its word, what that sees,
+    and itself.
+
+    Args, Returns: as of `attention_mask`, with L [MASK]s between text and context: bool [B, 1, 2 L + C, 2 L + C].
+    """
+    length = text.shape[1]
+    words, masks, rest = (slice(0, length), slice(length, 2 * length), slice(2 * length, None))
+    plain = attention_mask(text, context, causal=True)
+    size = 2 * length + context.shape[1]
+    mask = torch.zeros(len(text), 1, size, size, dtype=torch.bool, device=text.device)
+    for row, seen_by in ((words, slice(0, length)), (masks, slice(0, length)), (rest, slice(length, None))):
+        mask[:, :, row, words], mask[:, :, row, rest] = plain[:, :, seen_by, :length], plain[:, :, seen_by, length:]
+    mask[:, :, masks, masks] = torch.eye(length, dtype=torch.bool, device=text.device)
+    return mask
+
+
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a mask into what is added to attention scores: 0 where a token is seen, else the type's least number."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -7,7 +7,8 @@ tokenizer stands in for the first, the other two are not computed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -53,22 +54,47 @@ def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
     return {"cider": float(cider), "bleu4": float(bleu[3]), "rouge_l": float(rouge)}
 
 
-def cider_of_each(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Compute CIDEr-D of each image, which self-critical training rewards.
+class CiderD:
+    """CIDEr-D of single captions, n-grams weighed by how many images of a corpus have them in their captions.
 
     Args:
-        candidates: image -> caption.
-        references: image -> captions; their words' frequencies weigh n-grams, so a few images say little.
-
-    Returns:
-        Image -> CIDEr-D, 0 to 10.
+        corpus: captions of each image, such as of all training images.
 
     Raises:
-        LGDError, MissingExtra: as `caption_scores`.
+        LGDError: there is one image or none, so that no n-gram is rarer than another.
+        MissingExtra: pycocoevalcap is not installed.
     """
-    given, wanted = _tokenized(candidates, references)
-    _, each = _class("cider.cider", "Cider")().compute_score(wanted, given)
-    return dict(zip(wanted, each.tolist(), strict=True))
+
+    def __init__(self, corpus: Iterable[Sequence[str]]) -> None:
+        self._module = require("pycocoevalcap.cider.cider_scorer", extra="vl")
+        counts, self._images = Counter[tuple[str, ...]](), 0
+        for captions in corpus:
+            counts.update({ngram for caption in captions for ngram in self._module.precook(tokenize(caption))})
+            self._images += 1
+        if self._images < 2:
+            raise LGDError(f"{self._images} images with captions give CIDEr-D's n-grams no weights. Give more.")
+        # The scorer takes 1 for those that are left out. Of a Counter, unlike its own defaultdict, looking up adds none
+        self._frequency = Counter({ngram: count for ngram, count in counts.items() if count > 1})
+
+    def __call__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Score captions, 0 to 10.
+
+        Args:
+            candidates: a caption of each image.
+            references: captions of the same images.
+        """
+        pairs = list(zip(candidates, references, strict=True))
+        chunks = (pairs[start : start + self._images] for start in range(0, len(pairs), self._images))
+        return [score for chunk in chunks for score in self._scores(chunk)]
+
+    def _scores(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+        scorer = self._module.CiderScorer()
+        for candidate, references in pairs:
+            scorer += (tokenize(candidate), [tokenize(text) for text in references])
+        # It takes the number of its references for that of the corpus, and scores those that have a candidate
+        scorer.crefs += [[]] * (self._images - len(pairs))
+        scorer.document_frequency = self._frequency
+        return [float(score) for score in scorer.compute_cider()]
 
 
 def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Mapping[str, float]]) -> float:

@@ -21,7 +21,7 @@ from ..errors import require
 from ..utils.schema import Layers, Share, Size, Tokens, Width, Words
 from .batch import Batch
 from .losses.blocks import States
-from .masks import additive, attention_mask
+from .masks import additive, attention_mask, masked_words_mask
 
 ATTENTION = "lgd_probabilities"  # our attention function's name among transformers'
 BOX = 6  # numbers of a box
@@ -118,6 +118,30 @@ class VisionLanguageModel(nn.Module):
         if not states:
             return Output(out.last_hidden_state)
         return Output(out.last_hidden_state, States(out.hidden_states[1:], out.attentions, batch.valid))
+
+    def masked_states(self, batch: Batch, *, mask_token: int) -> Tensor:
+        """Compute what predicts each next word where a [MASK] at its place asks for it, as `generate` does.
+
+        Args:
+            batch: words [B, L] from [CLS] on.
+            mask_token: number of [MASK].
+
+        Returns:
+            Hidden states [B, L, D]: of a [MASK] behind each word, which sees that word, earlier ones, and the context.
+        """
+        count = batch.words.shape[1]
+        masks = torch.full_like(batch.words, mask_token)
+        embedded = torch.cat([self.embed_words(torch.cat([batch.words, masks], 1)), self.embed_context(batch)], 1)
+        places = torch.arange(count, device=masks.device)[None]
+        segments = (torch.arange(embedded.shape[1], device=masks.device) >= 2 * count).long()[None]
+        out = self.run(
+            embedded,
+            mask=masked_words_mask(batch.text, batch.context),
+            places=torch.cat([places, places + 1, self.context_places(batch)], 1),
+            segments=segments,
+        )
+        states: Tensor = out.last_hidden_state[:, count : 2 * count]
+        return states
 
     def run(
         self,

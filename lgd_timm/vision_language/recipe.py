@@ -56,6 +56,18 @@ class MaskedWords:
 
 
 @dataclass(frozen=True)
+class SelfCriticalConfig:
+    """Switches of self-critical training, see `self_critical.py`."""
+
+    samples: Count = 5  # captions that the model draws of each image of a batch
+    baseline: Literal["greedy", "others"] = "greedy"  # to be better than: its likeliest words, or its other samples
+
+    def __post_init__(self) -> None:
+        if self.baseline == "others" and self.samples == 1:
+            raise RecipeError("task.self_critical.baseline others needs task.self_critical.samples of 2 or more.")
+
+
+@dataclass(frozen=True)
 class Captions:
     """Describe images."""
 
@@ -66,6 +78,7 @@ class Captions:
     label_smoothing: Share = 0.1
     words: Count = 20  # tokens of a generated caption, at most
     beams: Count = 1  # captions that the search keeps; 1: greedy
+    self_critical: SelfCriticalConfig | None = None  # learn by CIDEr-D of sampled captions; None: by cross-entropy
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ class TransformerRecipe:
     heads: Width = 12
     inner: Width = 1536  # width within the feed-forward layers
     dropout: Share = 0.1  # of hidden states and attention
-    init: str | None = None  # first weights: a run or published folder, or package:MODULE/FOLDER; None: random
+    init: str | None = None  # first weights: a run or published folder, or of bert package:MODULE/FOLDER; None: random
 
     def __post_init__(self) -> None:
         refuse_pickle(self.init, field="model.init")
@@ -223,6 +236,8 @@ class VLRecipe:
             )
         if self.model.form == "fastvlm":
             self._check_fastvlm()
+        if isinstance(self.task, Captions) and self.task.self_critical is not None:
+            self._check_self_critical()
 
     def _check_fastvlm(self) -> None:
         """Raises: RecipeError for what transformers' FastVLM can't express."""
@@ -236,10 +251,19 @@ class VLRecipe:
             (backbone.level != VisionRecipe.level, f"backbone.level {VisionRecipe.level}: it reads the last map"),
             (self.text.tags, "text.tags 0: it reads no names"),
             (self.model.dropout, "model.dropout 0: it has none"),
-            (self.model.init is not None, "model.init null: it begins at random"),
         ):
             if wrong:
                 raise RecipeError(f"model.form is fastvlm. Set {remedy}.")
+
+    def _check_self_critical(self) -> None:
+        """Raises: RecipeError for what self-critical training can't begin with, or would not look at."""
+        for wrong, remedy in (
+            (self.model.init is None, "model.init to a captioner's run: random words have no score to learn from"),
+            (self.distillation.teacher is not None, "distillation.teacher null: the scores alone teach"),
+            (self.data.variants, "data.variants 0: no caption of the data is shown"),
+        ):
+            if wrong:
+                raise RecipeError(f"task.self_critical is set. Set {remedy}.")
 
     def to_dict(self) -> dict[str, Any]:
         return dict(to_plain(self))

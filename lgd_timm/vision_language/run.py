@@ -33,6 +33,7 @@ from .model import ModelConfig, VisionLanguageModel
 from .recipe import Answers, Captions, GridRegions, VLRecipe
 from .regions import RegionSource, open_regions
 from .scores import Scorer, score_most_frequent
+from .self_critical import SelfCritical
 from .stock import AnyModel, CausalConfig, CausalModel
 from .teacher import OnlineTeacher, Teacher, last_only, store_states
 from .text import Tokenizer, find_tokenizer
@@ -226,7 +227,7 @@ def _prepare(recipe: VLRecipe, out: Path, process: Process) -> tuple[_Parts, VLJ
     taught = None
     if teacher is not None:
         data, taught = _teacher(parts, data, teacher, facts)
-    learner = Learner(student, task=recipe.task, distillation=distillation).to(process.device)
+    learner = Learner(student, task=recipe.task, distillation=distillation, critic=_critic(parts)).to(process.device)
     scorer = None if val is None else _scorer(parts, val)
     job = VLJob(
         recipe=recipe,
@@ -240,6 +241,13 @@ def _prepare(recipe: VLRecipe, out: Path, process: Process) -> tuple[_Parts, VLJ
         ranks=process.ranks,
     )
     return parts, job, facts
+
+
+def _critic(parts: _Parts) -> SelfCritical | None:
+    task = parts.recipe.task
+    if not isinstance(task, Captions) or task.self_critical is None:
+        return None
+    return SelfCritical(task, dataset=parts.train, tokenizer=parts.encoder.tokenizer)
 
 
 def _open_teacher(recipe: VLRecipe, source: RegionSource, tokenizer: Tokenizer) -> VLModel | None:
@@ -294,7 +302,6 @@ def _build(parts: _Parts, teacher: VLModel | None) -> tuple[AnyModel, Distillati
         if teacher is not None:
             distillation = Distillation(recipe.distillation, student=student, teacher=teacher.model)
     if recipe.model.init is not None:
-        assert isinstance(student, VisionLanguageModel)
         load_initial(student, recipe.model.init, tokenizer=parts.encoder.tokenizer)
     return student, distillation
 

@@ -84,7 +84,7 @@ class CausalModel(nn.Module):
         self.stock.model.vision_tower.requires_grad_(False)
         self.register_state_dict_post_hook(_drop_tied)
         self.register_load_state_dict_pre_hook(_restore_tied)
-        self._never = [tokenizer.pad, tokenizer.unknown, tokenizer.cls, tokenizer.mask, len(tokenizer)]
+        self._never = [*tokenizer.unwritten, len(tokenizer)]
 
     def train(self, mode: bool = True) -> CausalModel:
         """Train all but the backbone, whose statistics stay."""
@@ -119,7 +119,6 @@ class CausalModel(nn.Module):
         logits: Tensor = self.stock.lm_head(hidden)[..., : self.config.vocabulary]
         return logits
 
-    @torch.no_grad()
     def generate(self, batch: Batch, task: Captions) -> list[str]:
         """Write a caption of each image of a batch, by transformers' own search; the batch's words are not looked at.
 
@@ -127,14 +126,32 @@ class CausalModel(nn.Module):
             batch: with features of this model's backbone.
             task: how many words there may be, and how many beams are kept.
         """
+        return [self.tokenizer.decode(row) for row in self._generate(batch, **self._search(task))]
+
+    def sample(self, batch: Batch, task: Captions, *, count: int) -> list[list[int]]:
+        """Draw captions of each image by transformers' own sampling, from all words that a caption may have.
+
+        Args:
+            batch, task: as of `generate`.
+            count: of captions of an image.
+
+        Returns:
+            Tokens of the captions, those of an image one after the other.
+        """
+        drawn = {"do_sample": True, "num_beams": 1, "num_return_sequences": count, "top_k": 0, "top_p": 1.0}
+        return self._generate(batch, **{**self._search(task), **drawn})
+
+    @torch.no_grad()
+    def _generate(self, batch: Batch, **settings: Any) -> list[list[int]]:
         first = torch.full((len(batch.keys), 1), self.tokenizer.cls, device=batch.words.device)
         embedded = self._embed(batch.features, first)
-        found = self.stock.generate(
+        found: Tensor = self.stock.generate(
             inputs_embeds=embedded,
             attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device),
-            **self._search(task),
+            **settings,
         )
-        return [self.tokenizer.decode(row) for row in found.tolist()]
+        rows: list[list[int]] = found.tolist()
+        return rows
 
     @torch.no_grad()
     def caption(self, images: Sequence[Image.Image], tower: TowerFeatures) -> list[str]:
@@ -174,6 +191,7 @@ class CausalModel(nn.Module):
 AnyModel = VisionLanguageModel | CausalModel
 
 
+EYES = "stock.model.vision_tower."  # what keys of the frozen backbone begin with
 TIED = ("stock.lm_head.weight", "stock.model.language_model.embed_tokens.weight")  # one tensor: files hold the second
 
 

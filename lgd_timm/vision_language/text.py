@@ -61,6 +61,11 @@ class Tokenizer:
     def fingerprint(self) -> str:
         return fingerprint(json.loads(self.data))
 
+    @property
+    def unwritten(self) -> list[int]:
+        """Tokens that no written caption has."""
+        return [self.pad, self.unknown, self.cls, self.mask]
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without [CLS] and [SEP]."""
         try:

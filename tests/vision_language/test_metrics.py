@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from lgd_timm.errors import LGDError
-from lgd_timm.vision_language.metrics import caption_scores, cider_of_each, tokenize, vqa_accuracy
+from lgd_timm.vision_language.metrics import CiderD, caption_scores, tokenize, vqa_accuracy
 
 WORDS = ["a", "the", "cat", "dog", "ship", "on", "at", "under", "mat", "top", "left", "right", "red", "two"]
 
@@ -71,14 +71,37 @@ def test_bleu_and_rouge_equal_their_formulas() -> None:
     assert scores["rouge_l"] == pytest.approx(2.44 * precision * recall / (recall + 1.44 * precision), abs=1e-6)
 
 
-def test_cider_of_each_averages_to_cider_and_is_highest_for_a_reference() -> None:
+def test_cider_of_single_captions_over_their_own_images_averages_to_cider() -> None:
     candidates, references = made_captions()
-    each = cider_of_each(candidates, references)
-    assert sum(each.values()) / len(each) == pytest.approx(caption_scores(candidates, references)["cider"])
-    single = {key: texts[:1] for key, texts in references.items()}
-    perfect = cider_of_each({key: texts[0] for key, texts in single.items()}, single)
-    long = [key for key, texts in single.items() if len(texts[0].split()) > 4]
-    assert all(perfect[key] == pytest.approx(10) for key in long)
+    keys = list(references)
+    each = CiderD(references.values())([candidates[key] for key in keys], [references[key] for key in keys])
+    assert sum(each) / len(each) == pytest.approx(caption_scores(candidates, references)["cider"], abs=1e-9)
+
+
+def test_a_caption_has_its_score_whatever_else_is_scored() -> None:
+    """More candidates than the corpus has images, too; a reference alone scores 10, where it has four words."""
+    corpus = [["a red square on a table"], ["a blue ball", "the ball is blue"], ["two cats on a red sofa"]]
+    cider = CiderD(corpus)
+    pairs = [
+        (text, captions) for captions in corpus for text in ("a red square on a table", "blue", "no such word", "")
+    ]
+    together = cider([text for text, _ in pairs], [captions for _, captions in pairs])
+    alone = [cider([text], [captions])[0] for text, captions in pairs]
+    assert together == pytest.approx(alone, abs=1e-12)
+    assert together[0] == pytest.approx(10)
+    assert together[2] == 0
+    assert cider(["a red square on a table"], [["a red square on a table"]]) == pytest.approx([10])
+
+
+def test_words_of_many_images_weigh_less() -> None:
+    cider = CiderD([["a cat"], ["a dog"], ["a cow"], ["a tall ship"]])
+    common, rare = cider(["a", "ship"], [["a tall ship"]] * 2)
+    assert common == 0 < rare
+
+
+def test_one_image_weighs_no_words() -> None:
+    with pytest.raises(LGDError, match="1 images with captions"):
+        CiderD([["a cat"]])
 
 
 def test_vqa_accuracy_is_the_mean_score() -> None:

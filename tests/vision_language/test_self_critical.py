@@ -1,0 +1,267 @@
+"""Self-critical training: drawn captions, their probabilities, the gradient, and runs that begin with another's."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lgd_timm.errors import RecipeError, WeightsError
+from lgd_timm.utils.signals import Stopped
+from lgd_timm.vision_language.batch import Batch, Encoder, collate
+from lgd_timm.vision_language.data.sample import Sample
+from lgd_timm.vision_language.features import ImageRegions
+from lgd_timm.vision_language.folder import open_model
+from lgd_timm.vision_language.generate import sample
+from lgd_timm.vision_language.model import ModelConfig, VisionLanguageModel
+from lgd_timm.vision_language.recipe import Captions, SelfCriticalConfig, TextRecipe
+from lgd_timm.vision_language.run import pretrain
+from lgd_timm.vision_language.self_critical import SelfCritical, log_probabilities
+from lgd_timm.vision_language.text import IGNORED, Tokenizer, find_tokenizer
+from tests.helpers.dots import struck
+from tests.helpers.runs import assert_bit_equal, last_checkpoint
+from tests.helpers.vl_data import recipe, write_scenes
+
+TEXTS = (("a red square", "red at the left"), ("a blue ball", "a blue round thing"), ("a green cat", "green"))
+
+
+class Pictures:
+    """Three images with captions."""
+
+    fingerprint = "pictures"
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(key=str(index), image=Image.new("RGB", (8, 8)), captions=TEXTS[index])
+
+
+def task(predict: Any = "next", **switches: Any) -> Captions:
+    return Captions(predict=predict, words=5, self_critical=SelfCriticalConfig(**switches))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return find_tokenizer("words", texts=[text for texts in TEXTS for text in texts])
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> VisionLanguageModel:
+    torch.manual_seed(0)
+    sizes = {"length": 12, "tags": 2, "layers": 2, "width": 16, "heads": 2, "inner": 32, "dropout": 0.0}
+    return VisionLanguageModel(ModelConfig(features=4, vocabulary=len(tokenizer), causal=True, **sizes)).eval()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def batch(tokenizer: Tokenizer) -> Batch:
+    torch.manual_seed(1)
+    encoder = Encoder(task(), TextRecipe(length=12, tags=2), tokenizer=tokenizer)
+    regions = [ImageRegions(torch.randn(3 - index, 4), torch.rand(3 - index, 6), ("red",)) for index in range(3)]
+    return collate([encoder.train(Pictures()[i], regions[i], index=i, variant=0) for i in range(3)])
+
+
+@pytest.mark.parametrize("predict", ["next", "masked"])
+def test_captions_are_drawn_with_the_probability_that_the_loss_has(
+    model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer, predict: Any
+) -> None:
+    """Captions of one word, [SEP] or not: how often each is drawn is what its log probability says."""
+    asked, draws = Captions(predict=predict, words=1), 4000
+    rows = sample(model, batch, tokenizer=tokenizer, task=asked, count=draws)
+    words = sorted({row[0] for row in rows})
+    assert len(words) > 5
+    assert not {*words} & {*tokenizer.unwritten}
+    for word in words:
+        shown = batch.with_words([[word]] * 3, first=tokenizer.cls)
+        chances = log_probabilities(model, shown, tokenizer=tokenizer, task=asked).exp()
+        for image, chance in enumerate(chances.tolist()):
+            found = sum(row == [word] for row in rows[image * draws : (image + 1) * draws]) / draws
+            assert found == pytest.approx(chance, abs=5 * math.sqrt(chance / draws) + 1e-3)
+
+
+@pytest.mark.parametrize("predict", ["next", "masked"])
+def test_probabilities_are_those_of_writing_word_by_word(
+    model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer, predict: Any
+) -> None:
+    """Of captions of several lengths, one of them cut off: the sum over words, each seeing earlier ones alone."""
+    asked = Captions(predict=predict, words=5)
+    rows = [
+        [*tokenizer.encode("a red square"), tokenizer.sep],
+        [tokenizer.sep],
+        tokenizer.encode("a blue round thing a"),
+    ]
+    whole = log_probabilities(model, batch.with_words(rows, first=tokenizer.cls), tokenizer=tokenizer, task=asked)
+    for place, row in enumerate(rows):
+        total = 0.0
+        for length in range(len(row)):
+            shown = batch.with_words([row[: length + 1]] * 3, first=tokenizer.cls)
+            if length < len(row) - 1:  # but the next word, which can't be known
+                other = batch.with_words([[*row[: length + 1], tokenizer.sep]] * 3, first=tokenizer.cls)
+                ours, theirs = (_of_word(model, one, tokenizer, asked, length)[place] for one in (shown, other))
+                torch.testing.assert_close(ours, theirs)
+            total += float(_of_word(model, shown, tokenizer, asked, length)[place])
+        assert float(whole[place]) == pytest.approx(total, abs=1e-4)
+
+
+def _of_word(model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer, asked: Captions, place: int) -> Tensor:
+    """The log probability of the word at a place alone."""
+    kept = torch.full_like(batch.targets, IGNORED)
+    kept[:, place] = batch.targets[:, place]
+    return log_probabilities(model, replace(batch, targets=kept), tokenizer=tokenizer, task=asked)
+
+
+def test_a_better_caption_becomes_likelier(model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer) -> None:
+    """The gradient is the sum of (r - b) grad log p, over images and samples, by hand; nothing else gets one."""
+    critic = SelfCritical(task(samples=4), dataset=Pictures(), tokenizer=tokenizer)
+    torch.manual_seed(3)
+    drawn, scores = critic.draw(model, batch)
+    assert scores.shape == (3, 4)
+    assert drawn.advantages is not None
+    assert drawn.keys == [key for key in batch.keys for _ in range(4)]
+    critic.loss(model, drawn).backward()
+    weight = model.region.weight
+    assert weight.grad is not None
+    found, weight.grad = weight.grad.clone(), None
+    for place, advantage in enumerate(drawn.advantages.tolist()):
+        chance = log_probabilities(model, drawn, tokenizer=tokenizer, task=task())[place]
+        (-advantage / 12 * chance).backward()
+    torch.testing.assert_close(found, weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_baselines(model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer) -> None:
+    """`others`: advantages of an image sum to 0; `greedy`: scores less one caption's, the same for all samples."""
+    found = {}
+    for baseline in ("greedy", "others"):
+        critic = SelfCritical(task(samples=4, baseline=baseline), dataset=Pictures(), tokenizer=tokenizer)
+        torch.manual_seed(3)
+        drawn, scores = critic.draw(model, batch)
+        assert drawn.advantages is not None
+        found[baseline] = drawn.advantages.view(3, 4), scores
+    advantages, scores = found["others"]
+    torch.testing.assert_close(advantages.sum(1), torch.zeros(3), atol=1e-5, rtol=0)
+    assert scores.std(1).max() > 0
+    advantages, scores = found["greedy"]
+    torch.testing.assert_close(scores - advantages, (scores - advantages)[:, :1].expand(-1, 4))
+
+
+def test_the_mode_is_left_as_it_was(model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer) -> None:
+    critic = SelfCritical(task(), dataset=Pictures(), tokenizer=tokenizer)
+    for mode in (True, False):
+        model.train(mode)
+        critic.draw(model, batch)
+        assert all(part.training is mode for part in model.modules())
+
+
+@pytest.fixture
+def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "cache"))
+    return write_scenes(tmp_path / "scenes")
+
+
+def criticised(scenes: Path, first: Path, *, samples: int = 3, **changes: Any) -> Any:
+    parts: dict[str, Any] = {
+        "task": {"kind": "captions", "predict": "next", "words": 8, "self_critical": {"samples": samples}},
+        "data": {"variants": 0},
+        "text": {"tokenizer": str(first)},
+        "model": {"init": str(first)},
+    }
+    for name, values in changes.items():
+        parts[name] = {**parts.get(name, {}), **values}
+    return recipe(scenes, **parts)
+
+
+def test_a_run_goes_on_anywhere_and_ends_bit_equal(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(recipe(scenes), out=tmp_path / "first")
+    made = criticised(scenes, tmp_path / "first", run={"checkpoint_minutes": 0.0, "keep_checkpoints": 100})
+    pretrain(made, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        struck(patch, step=3, strike=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            pretrain(made, out=tmp_path / "stopped")
+    pretrain(made, out=tmp_path / "stopped", resume=True)
+    assert_bit_equal(last_checkpoint(tmp_path / "stopped"), last_checkpoint(tmp_path / "whole"))
+
+
+FASTVLM = {
+    "regions": {"kind": "grid", "rows": 2, "columns": 2},
+    "backbone": {"level": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["bert, next", "bert, masked", "fastvlm"])
+def test_scores_rise(scenes: Path, tmp_path: Path, form: str) -> None:
+    """Of the images that are learned from, far above the captioner that it begins with."""
+    shape, _, predict = form.partition(", ")
+    words = {"kind": "captions", "predict": predict or "next", "words": 12, "label_smoothing": 0.0}
+    parts: dict[str, Any] = {
+        "data": {"val": {"kind": "json_lines", "path": str(scenes)}, "batch_size": 12, "variants": 0},
+        "model": {"form": shape, "width": 32, "heads": 2, "inner": 64, "dropout": 0.0},
+        **(
+            {"regions": FASTVLM["regions"], "backbone": FASTVLM["backbone"], "text": {"tags": 0}}
+            if shape == "fastvlm"
+            else {}
+        ),
+        "optimizer": {"lr": 5e-3},
+    }
+    first = recipe(scenes, task=words, schedule={"epochs": 40}, run={"evaluate_every": 40}, **parts)
+    before = pretrain(first, out=tmp_path / "first")["scores"]["cider"]
+    parts["text"] = {**parts.get("text", {}), "tokenizer": str(tmp_path / "first")}
+    parts["model"] = {**parts["model"], "init": str(tmp_path / "first")}
+    parts["optimizer"] = {"lr": 1e-3}
+    made = recipe(
+        scenes,
+        task={**words, "self_critical": {"samples": 8}},
+        schedule={"epochs": 60, "name": "constant"},
+        run={"evaluate_every": 60},
+        **parts,
+    )
+    after = pretrain(made, out=tmp_path / "critical")["scores"]["cider"]
+    assert after > before + 40
+
+
+def test_a_fastvlm_begins_with_anothers_weights(scenes: Path, tmp_path: Path) -> None:
+    changes = {**FASTVLM, "model": {"form": "fastvlm", "dropout": 0.0}, "text": {"tags": 0}}
+    pretrain(recipe(scenes, **changes), out=tmp_path / "first")
+    changes["optimizer"] = {"lr": 0.0}
+    made = criticised(
+        scenes, tmp_path / "first", **{k: v for k, v in changes.items() if k != "regions"}, regions=FASTVLM["regions"]
+    )
+    pretrain(made, out=tmp_path / "second")
+    first, second = (open_model(tmp_path / name).model for name in ("first", "second"))
+    assert_bit_equal(dict(first.state_dict()), dict(second.state_dict()))
+    wider = criticised(
+        scenes, tmp_path / "first", regions=FASTVLM["regions"], backbone={"level": 4},
+        text={"tags": 0}, model={"form": "fastvlm", "dropout": 0.0, "width": 48},
+    )  # fmt: skip
+    with pytest.raises(WeightsError, match="is no fastvlm of the recipe's sizes"):
+        pretrain(wider, out=tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"init": None}}, "Set model.init to a captioner's run"),
+        ({"data": {"variants": 2}}, "Set data.variants 0"),
+        ({"distillation": {"teacher": "elsewhere"}}, "Set distillation.teacher null"),
+    ],
+)
+def test_what_it_cannot_use_is_refused(scenes: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        criticised(scenes, tmp_path / "first", **changes)
+
+
+def test_others_need_two_samples() -> None:
+    with pytest.raises(RecipeError, match="samples of 2 or more"):
+        SelfCriticalConfig(samples=1, baseline="others")
