@@ -63,7 +63,7 @@ def _load_fitting(model: AnyModel, state: Mapping[str, Tensor], *, source: str) 
     own = model.state_dict()
     fitting = {key: tensor for key, tensor in state.items() if key in own and tensor.shape == own[key].shape}
     model.load_state_dict({**own, **fitting})
-    missing = sorted(set(own) - set(fitting))
+    missing = sorted(key for key in set(own) - set(fitting) if not key.startswith(EYES))
     log.info("%s gives %d of %d tensors; not: %s", source, len(fitting), len(own), ", ".join(missing) or "none")
     return missing
 

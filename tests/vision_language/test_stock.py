@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from lgd_timm.vision_language.data.sample import Sample
 from lgd_timm.vision_language.describe import caption
 from lgd_timm.vision_language.features import regions_of
 from lgd_timm.vision_language.folder import open_model
-from lgd_timm.vision_language.generate import generate
+from lgd_timm.vision_language.generate import generate, sample
 from lgd_timm.vision_language.learner import Distillation, Learner, task_logits
 from lgd_timm.vision_language.losses.hidden_mse import HiddenMSEConfig
 from lgd_timm.vision_language.losses.nce import NCEConfig
 from lgd_timm.vision_language.recipe import Captions, DistillationRecipe, GridRegions, TextRecipe, VisionRecipe
 from lgd_timm.vision_language.regions import Grid
 from lgd_timm.vision_language.run import adapted, distill, evaluate, pretrain, publish
+from lgd_timm.vision_language.self_critical import log_probabilities
 from lgd_timm.vision_language.stock import CausalConfig, CausalModel
 from lgd_timm.vision_language.teacher import OnlineTeacher
 from lgd_timm.vision_language.text import Tokenizer, find_tokenizer
@@ -77,9 +79,9 @@ def batch_of(tokenizer: Tokenizer, tower: TowerFeatures, captions: list[str]) ->
     encoder = Encoder(TASK, TextRecipe("words", length=12, tags=0), tokenizer=tokenizer)
     grid, encoded = Grid(GridRegions(CELLS, CELLS)), []
     for index, (image, text) in enumerate(zip(images(len(captions)), captions, strict=True)):
-        sample = Sample(key=str(index), image=image, captions=(text,))
-        regions = regions_of(image, grid.find(image, sample), tower)
-        encoded.append(encoder.train(sample, regions, index=index, variant=0)._replace(teacher=regions))
+        made_of = Sample(key=str(index), image=image, captions=(text,))
+        regions = regions_of(image, grid.find(image, made_of), tower)
+        encoded.append(encoder.train(made_of, regions, index=index, variant=0)._replace(teacher=regions))
     return collate(encoded).to(torch.device("cpu"))
 
 
@@ -170,6 +172,22 @@ for path in sorted(Path(pictures).glob("*.png")):
 assert not [name for name in sys.modules if name.startswith("lgd_timm")]
 print(json.dumps(said))
 """
+
+
+@torch.no_grad()
+def test_drawn_captions_have_the_probability_that_self_critical_training_computes(
+    tokenizer: Tokenizer, tower: TowerFeatures
+) -> None:
+    """Of one image, each first word about as often as its probability says, and none that no caption has."""
+    model, batch, draws = made(tokenizer, tower).eval(), batch_of(tokenizer, tower, CAPTIONS[:1]), 3000
+    task = replace(TASK, words=1)
+    torch.manual_seed(0)
+    rows = sample(model, batch, tokenizer=tokenizer, task=task, count=draws)
+    assert not {row[0] for row in rows} & {*tokenizer.unwritten, len(tokenizer)}
+    for word in {row[0] for row in rows}:
+        shown = batch.with_words([[word]], first=tokenizer.cls)
+        chance = float(log_probabilities(model, shown, tokenizer=tokenizer, task=task).exp())
+        assert rows.count([word]) / draws == pytest.approx(chance, abs=5 * (chance / draws) ** 0.5)
 
 
 def strangers_words(folder: Path, pictures: Path, tmp_path: Path) -> dict[str, str]:
