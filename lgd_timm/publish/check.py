@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 
 from ..config.strict_yaml import parse_yaml
 from ..errors import LGDError, RecipeError, WeightsError
@@ -28,10 +26,10 @@ from ..hub.weights import (
     VL_FILES,
     VL_FORMAT,
 )
+from ..utils.state_keys import Shapes, differing_keys, shapes_of, stored_shapes
 from ..utils.typed_json import JSONError, read_json
 from .metrics import read_metrics
 
-Shapes = Mapping[str, tuple[int, ...]]
 LARGEST_CARD = 1 << 20  # bytes
 
 
@@ -60,7 +58,7 @@ def check_folder(folder: StrPath) -> dict[str, FileFacts]:
         raise WeightsError(
             f"{folder} holds {', '.join(unknown)}; published are only {', '.join(TIMM_FILES)}. Move them away."
         )
-    shapes = {name: _shapes(folder / name) for name in sorted(names) if name.endswith(".safetensors")}
+    shapes = {name: stored_shapes(folder / name) for name in sorted(names) if name.endswith(".safetensors")}
     features = _check_model(folder, shapes["model.safetensors"])
     if "lgd.safetensors" in names:
         _check_lgd(folder, features)
@@ -97,7 +95,7 @@ def _check_vision_language(folder: Path) -> dict[str, FileFacts]:
         raise WeightsError(f"{folder} lacks {', '.join(missing)}. Make it with lgd-timm vl publish.")
     for name in sorted(names):
         if name.endswith(".safetensors"):
-            _shapes(folder / name)
+            stored_shapes(folder / name)
         elif name.endswith(".json"):
             _read_json(folder / name)
     if "processor_config.json" in names and importlib.util.find_spec("transformers") is not None:
@@ -125,15 +123,6 @@ def _check_transformers(folder: Path) -> None:
         )
 
 
-def _shapes(path: Path) -> Shapes:
-    """Read name and shape of every tensor of a safetensors file, not the tensors themselves."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} does not open as safetensors ({error}). Write it again.") from error
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = read_json(path, dict)
@@ -159,13 +148,11 @@ def _check_model(folder: Path, shapes: Shapes) -> int:
         )
     check_config(folder)
     try:
-        stock = timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()
+        wanted = shapes_of(timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict())
     except BUILD_ERRORS as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path}: timm can't build {architecture} of it ({reason}). Write it again.") from error
-    wanted = {key: tuple(tensor.shape) for key, tensor in stock.items()}
-    keys = sorted(key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key))
-    if keys:
+    if keys := differing_keys(shapes, wanted):
         examples = [f"{k} is {shapes.get(k, 'missing')} and should be {wanted.get(k, 'absent')}" for k in keys[:3]]
         raise WeightsError(
             f"{folder}: model.safetensors does not fit {architecture} strictly, {len(keys)} tensors differ: "

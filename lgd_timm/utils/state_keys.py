@@ -1,10 +1,39 @@
-"""Keys of foreign state dicts: the prefixes that training frameworks put before a model's own keys."""
+"""Keys and shapes of foreign state dicts, and the prefixes that training frameworks put before a model's own keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ..errors import WeightsError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def stored_shapes(path: Path) -> Shapes:
+    """Read key and shape of every tensor of a safetensors file, not the tensors themselves.
+
+    Raises:
+        WeightsError: the file can't be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} does not open as safetensors ({error}). Write it again.") from error
+
+
+def differing_keys(found: Shapes, wanted: Shapes) -> list[str]:
+    """List the keys that only one of both has, or that have another shape, sorted."""
+    return sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    """Return the shape of every tensor by its key."""
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def key_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -19,7 +19,6 @@ import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import WeightsError, require
@@ -29,6 +28,7 @@ from ..utils.cast import cast_weights
 from ..utils.files import atomic_folder, explain_full_disk, write_json
 from ..utils.model_size import check_finite, check_model_size
 from ..utils.schema import LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_STD, Layers, Range, Tokens, Width, Words, brief
+from ..utils.state_keys import differing_keys, shapes_of, stored_shapes
 from ..utils.typed_json import read_json
 from .batch import Batch
 from .losses.blocks import States
@@ -317,7 +317,7 @@ class _Generation(TypedDict, total=False):
 
 
 def _check_stock(folder: Path) -> None:
-    """Check sizes before transformers builds anything. Raises: WeightsError, JSONError, OSError."""
+    """Check sizes, keys and shapes before transformers loads. Raises: as `open_stock`."""
     config = read_json(folder / CONFIG, _Config)
     read_json(folder / GENERATION, _Generation)
     vision = config["vision_config"]
@@ -332,31 +332,23 @@ def _check_stock(folder: Path) -> None:
         return stock
 
     model = check_model_size(create, name=folder / CONFIG, weights=folder / WEIGHTS, unbuilt=STRANGE)
-    if model is not None:  # transformers would print a report of keys, which are foreign text
-        wanted = {f"stock.{key}": tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        del wanted[TIED[0]]
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            found = {f"stock.{key}": tuple(file.get_slice(key).get_shape()) for key in tuple(file.keys())}
-        if wrong := [key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)]:
-            raise _other_weights(wrong)
+    model = model or create()  # which says why it can't be built
+    wanted = {key: shape for key, shape in shapes_of(model.state_dict()).items() if f"stock.{key}" != TIED[0]}
+    # transformers would draw what is missing, and print a report of keys, which are foreign text
+    if wrong := differing_keys(stored_shapes(folder / WEIGHTS), wanted):
+        raise WeightsError(
+            f"{WEIGHTS} is not that of {CONFIG}: {len(wrong)} tensors differ, such as {brief(wrong[0])}. "
+            "Fetch the folder again."
+        )
 
 
-def _other_weights(keys: Sequence[str]) -> WeightsError:
-    return WeightsError(
-        f"{WEIGHTS} is not that of {CONFIG}: {len(keys)} tensors differ, such as {brief(min(keys))}. "
-        "Fetch the folder again."
-    )
-
-
-def _load_whole(folder: Path) -> Any:
-    """Let transformers load the model, none of whose tensors are random. Raises: WeightsError."""
+def _load(folder: Path) -> Any:
+    """Let transformers load a folder whose keys and shapes were checked. Raises: WeightsError."""
     library = require("transformers", extra="vl")
     with _without_bars():
-        stock, found = library.FastVlmForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        stock = library.FastVlmForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
-    if wrong := [key for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[what]]:
-        raise _other_weights([str(key) for key in wrong])
     check_finite(stock.state_dict(), folder / WEIGHTS)
     return stock
 
@@ -376,7 +368,7 @@ def open_stock(folder: Path) -> tuple[CausalModel, TowerFeatures]:
 
 def _open_stock(folder: Path) -> tuple[CausalModel, TowerFeatures]:
     _check_stock(folder)
-    stock, library = _load_whole(folder), require("transformers", extra="vl")
+    stock, library = _load(folder), require("transformers", extra="vl")
     config = stock.config
     try:
         processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -1,11 +1,22 @@
-"""Prefixes that training frameworks put before a model's keys are removed where all keys fit then."""
+"""Keys and shapes of files are compared; prefixes of training frameworks are removed where all keys fit then."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lgd_timm.utils.state_keys import key_prefixes, prefix_advice, without_prefix
+from lgd_timm.errors import WeightsError
+from lgd_timm.utils.state_keys import (
+    differing_keys,
+    key_prefixes,
+    prefix_advice,
+    shapes_of,
+    stored_shapes,
+    without_prefix,
+)
 
 WANTED = {"conv.weight": torch.zeros(2, 3), "norm.bias": torch.zeros(2)}
 
@@ -40,3 +51,15 @@ def test_a_prefix_under_which_not_all_fits_is_named_and_stays(shape: tuple[int, 
         state["model.conv.weight"] = torch.zeros(shape)
     assert without_prefix(state, WANTED) == state
     assert prefix_advice(state, WANTED) == " Its other keys begin with model.."
+
+
+def test_a_files_keys_and_shapes_are_compared_with_a_models(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(WANTED, file)
+    assert stored_shapes(file) == shapes_of(WANTED)
+    assert differing_keys(stored_shapes(file), shapes_of(WANTED)) == []
+    wanted = shapes_of({"conv.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(())})
+    assert differing_keys(stored_shapes(file), wanted) == ["conv.weight", "fc.bias", "norm.bias"]
+    file.write_bytes(b"no weights")
+    with pytest.raises(WeightsError, match=r"model.safetensors does not open as safetensors \("):
+        stored_shapes(file)
