@@ -9,6 +9,8 @@ samples (Luo, arXiv 2003.09971). Captions are drawn without dropout; the gradien
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -100,14 +102,12 @@ def log_probabilities(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, ta
     return -losses.new_zeros(asked.shape).masked_scatter(asked, losses).sum(1)
 
 
-class _evaluating:
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode within the block."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._mode = model, model.training
-
-    def __enter__(self) -> None:
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self._model.train(self._mode)
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)
