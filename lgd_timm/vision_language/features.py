@@ -25,6 +25,7 @@ from torchvision.ops import roi_align
 from .. import settings
 from ..data.preprocess import Preprocess
 from ..errors import CacheError, LGDError
+from ..hub.verify import FileFacts, wrong_files
 from ..teachers.base import module_fingerprint
 from ..transfer.backbone import Pyramid, PyramidBackbone
 from ..utils.distributed import Ranks
@@ -166,12 +167,17 @@ def stored_features(
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether features are stored as they were written; what is damaged is removed, which is said."""
+    """Whether features are stored as they were written; what is damaged is removed, which is said.
+
+    Files that did not change since they were found right are not read again: they may have many gigabytes.
+    """
     if not folder.is_dir():
         return False
     try:
         sums = read_json(folder / SUMS, dict[str, str])
-        wrong = [name for name in FILES if sha256_of(folder / name) != sums.get(name)]
+        sizes = {name: (folder / name).stat().st_size for name in FILES}
+        facts = {name: FileFacts(size=size, sha256=sums.get(name, "")) for name, size in sizes.items()}
+        wrong = list(wrong_files(folder, facts))
     except (OSError, JSONError) as error:
         wrong = [str(error)]
     if wrong:

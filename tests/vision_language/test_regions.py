@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,23 @@ import torch
 from PIL import Image
 
 from lgd_timm.errors import LGDError
+from lgd_timm.hub import verify
 from lgd_timm.transfer.detect import RECIPE
 from lgd_timm.transfer.run import transfer
 from lgd_timm.utils.distributed import Ranks
+from lgd_timm.utils.files import sha256_of
 from lgd_timm.utils.schema import build
 from lgd_timm.vision_language.data.json_lines import JsonLines
 from lgd_timm.vision_language.data.sample import Sample
 from lgd_timm.vision_language.describe import caption
-from lgd_timm.vision_language.features import RegionFeatures, open_region_features, regions_of, stored_features
+from lgd_timm.vision_language.features import (
+    FILES,
+    FeatureTable,
+    RegionFeatures,
+    open_region_features,
+    regions_of,
+    stored_features,
+)
 from lgd_timm.vision_language.folder import open_model
 from lgd_timm.vision_language.recipe import DataRegions, DetectorRegions, GridRegions, VisionRecipe
 from lgd_timm.vision_language.regions import box_numbers, open_regions
@@ -134,30 +145,54 @@ def test_boxes_that_are_not_finite_are_refused_as_roialign_crashes_at_them() -> 
             source.find(IMAGE, Sample("a", IMAGE, boxes=torch.tensor([[0.0, 0.0, value, 5.0]])))
 
 
+def features_of_scenes(scenes: Path) -> FeatureTable:
+    return stored_features(
+        JsonLines(str(scenes)).open(),
+        regions=open_regions(GridRegions(1, 2)),
+        extract=open_region_features(VISION, seed=0),
+        batch_size=2,
+        device=torch.device("cpu"),
+        ranks=Ranks(),
+    )
+
+
+def test_stored_features_are_hashed_again_only_if_a_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scenes = write_scenes(tmp_path / "scenes", count=3)
+    hashed: list[str] = []
+    features_of_scenes(scenes)
+    time.sleep(2 * verify.MOMENT / 1e9)  # stamps of what was written just now do not count
+    monkeypatch.setattr(verify, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    for _ in range(2):
+        features_of_scenes(scenes)
+    assert sorted(hashed) == sorted(FILES)
+    (file,) = (tmp_path / "cache" / "vl").glob("*/features.npy")
+    content, before = bytearray(file.read_bytes()), file.stat()
+    content[-3] ^= 4
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    features_of_scenes(scenes)
+    assert "is damaged, or of an earlier version (features.npy)" in caplog.text
+
+
 def test_stored_features_that_are_damaged_are_made_again_which_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = JsonLines(str(write_scenes(tmp_path / "scenes", count=3))).open()
-    options: dict[str, Any] = {
-        "regions": open_regions(GridRegions(1, 2)),
-        "extract": open_region_features(VISION, seed=0),
-        "batch_size": 2,
-        "device": torch.device("cpu"),
-        "ranks": Ranks(),
-    }
-    first = stored_features(data, **options)[0].features.clone()
+    scenes = write_scenes(tmp_path / "scenes", count=3)
+    first = features_of_scenes(scenes)[0].features.clone()
     (folder,) = (tmp_path / "cache" / "vl").iterdir()
     for name in ("features.npy", "tags.json", "sums.json"):
         content = bytearray((folder / name).read_bytes())
         content[-3] ^= 4
         (folder / name).write_bytes(content)
         caplog.clear()
-        assert torch.equal(stored_features(data, **options)[0].features, first)
+        assert torch.equal(features_of_scenes(scenes)[0].features, first)
         assert "is damaged, or of an earlier version" in caplog.text
     caplog.clear()
-    assert torch.equal(stored_features(data, **options)[0].features, first)
+    assert torch.equal(features_of_scenes(scenes)[0].features, first)
     assert caplog.text == ""
     (tmp_path / "file").touch()
     monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(LGDError, match=r"can't be written .*set LGD_TIMM_CACHE"):
-        stored_features(data, **options)
+        features_of_scenes(scenes)
