@@ -1,7 +1,7 @@
 """`python -m benchmarks.accuracy.read_out FOLDER...`: students that are told of equal frequencies when they are read.
 
 Zero-shot as it is, and with the names' logits shifted until every name is answered equally often over unlabelled
-training images (Sinkhorn's scaling, as in `objectives/refined.py`). A rival of `refined, balanced` gets the same
+training images (Sinkhorn's scaling, by the function of `refined`). A rival of `refined, balanced` gets the same
 knowledge in this way, without another training.
 """
 
@@ -23,11 +23,10 @@ from lgd_timm.data.samplers import SequentialSampler
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.evaluate.zero_shot import zero_shot_classifier
 from lgd_timm.evaluate.zero_shot_model import ZeroShotModel, open_zero_shot_model
+from lgd_timm.objectives.refined import balance_names
 from lgd_timm.publish.folder import load as load_published
 
 from .report import spread
-
-STEPS = 100
 
 
 def main() -> int:
@@ -69,7 +68,7 @@ def scores(folder: str, *, shards: str | None, images: int, temperature: float) 
     model = open_zero_shot_model(folder, None)
     unlabelled, _ = logits_of(model, train, limit=images)
     logits, labels = logits_of(model, test, limit=None)
-    shift = balancing_shift(unlabelled / temperature) * temperature
+    shift = balance_names(torch.softmax(unlabelled / temperature, 1)).potential.log() * temperature
     plain, balanced = ((answers.argmax(1) == labels).float().mean() * 100 for answers in (logits, logits + shift))
     return float(plain), float(balanced)
 
@@ -83,14 +82,6 @@ def logits_of(model: ZeroShotModel, shards: ShardSet, *, limit: int | None) -> t
     batches = [(classify(batch), batch.labels) for batch in loader(dataset, SequentialSampler(chosen, 256), workers=0)]
     logits, labels = zip(*batches, strict=True)
     return torch.cat(logits), torch.cat(labels)
-
-
-def balancing_shift(logits: Tensor) -> Tensor:
-    """What, added to logits [N, C], makes the mean of their softmax 1 / C for each name: float32 [C]."""
-    shift = logits.new_zeros(logits.shape[1])
-    for _ in range(STEPS):
-        shift -= torch.softmax(logits + shift, 1).mean(0).mul(logits.shape[1]).clamp_min(1e-8).log()
-    return shift
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -179,7 +179,9 @@ class RefinedDistillation(Objective):
         self._solve()
         self._fitted = True
         if self.config.balance:
-            self._balance(torch.cat([self.text_bank[:0], *sample]))
+            found = balance_names(self._answers(torch.cat([self.text_bank[:0], *sample])), balance=self.config.balance)
+            for buffer, value in zip((self.potential, self.found, self.balanced), found, strict=True):
+                buffer.copy_(value)
 
     def _answers(self, teacher: Tensor) -> Tensor:
         """p [B, C] before the balance."""
@@ -232,21 +234,8 @@ class RefinedDistillation(Objective):
         sums = _all_reduced(torch.stack([p.sum(0), _unit_sum(p * self.potential).sum(0)]))
         self.found.lerp_(sums[0] / sums[0].sum(), share)
         self.balanced.lerp_(sums[1] / sums[1].sum(), share)
-        self._scale_potential(POTENTIAL_RATE)
-
-    def _balance(self, rows: Tensor) -> None:
-        """Sinkhorn's scaling over a sample of all ranks' rows [N, D]."""
-        p = self._answers(rows)
-        found = _all_reduced(p.sum(0))
-        self.found.copy_(found / found.sum())
-        for _ in range(SINKHORN_STEPS):
-            balanced = _all_reduced(_unit_sum(p * self.potential).sum(0))
-            self.balanced.copy_(balanced / balanced.sum())
-            self._scale_potential(1.0)
-
-    def _scale_potential(self, rate: float) -> None:
-        wanted = self.found.clamp_min(1e-8) ** (1 - self.config.balance)
-        self.potential.mul_((wanted / wanted.sum() / self.balanced.clamp_min(1e-8)) ** rate).clamp_(1e-3, 1e3)
+        balance = self.config.balance
+        self.potential.copy_(_scaled(self.potential, self.found, self.balanced, balance=balance, rate=POTENTIAL_RATE))
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self._updates, self._fitted], dtype=torch.int64)
@@ -254,6 +243,41 @@ class RefinedDistillation(Objective):
     def set_extra_state(self, state: Tensor) -> None:
         self._updates, fitted = state.tolist()
         self._fitted = bool(fitted)
+
+
+class Balance(NamedTuple):
+    """Factors of the names' answers, and the names' frequencies without and with them, each [C]."""
+
+    potential: Tensor
+    found: Tensor
+    balanced: Tensor
+
+
+def balance_names(answers: Tensor, *, balance: float = 1.0) -> Balance:
+    """Find factors of 0.001 to 1000 that bring names to a flatter frequency among images, by Sinkhorn's scaling.
+
+    Args:
+        answers: rows [N, C] of sum 1, of this rank's images.
+        balance: 1: the names are equally frequent; 0: as frequent as they were.
+    """
+    found = _frequencies(answers)
+    potential, balanced = torch.ones_like(found), found
+    for _ in range(SINKHORN_STEPS):
+        balanced = _frequencies(_unit_sum(answers * potential))
+        potential = _scaled(potential, found, balanced, balance=balance, rate=1.0)
+    return Balance(potential, found, balanced)
+
+
+def _frequencies(answers: Tensor) -> Tensor:
+    """Of the names among all ranks' images [C]."""
+    sums = _all_reduced(answers.sum(0))
+    return sums / sums.sum()
+
+
+def _scaled(potential: Tensor, found: Tensor, balanced: Tensor, *, balance: float, rate: float) -> Tensor:
+    """The potential, moved towards the frequencies that are wanted."""
+    wanted = found.clamp_min(1e-8) ** (1 - balance)
+    return (potential * (wanted / wanted.sum() / balanced.clamp_min(1e-8)) ** rate).clamp_(1e-3, 1e3)
 
 
 def _due(update: int) -> bool:

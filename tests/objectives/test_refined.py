@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from lgd_timm.errors import LGDError
 from lgd_timm.objectives import RefinedDistillation
-from lgd_timm.objectives.refined import RefinedConfig, _due
+from lgd_timm.objectives.refined import RefinedConfig, _due, balance_names
 
 NAMES, DIM, BATCH = 5, 12, 16
 
@@ -188,6 +188,15 @@ def test_balance_brings_the_names_to_equal_frequency() -> None:
     balanced = fitted(teacher, balance=1.0).target(t)
     torch.testing.assert_close(balanced.mean(0), torch.full((NAMES,), 1 / NAMES), atol=1e-3, rtol=0)
     assert accuracy(balanced, labels) >= accuracy(fitted(teacher).target(t), labels)
+
+
+def test_logits_that_are_shifted_by_the_potential_name_all_classes_equally_often() -> None:
+    logits = draw(300, NAMES) + draw(NAMES, seed=1)
+    balance = balance_names(torch.softmax(logits, 1))
+    assert torch.allclose(balance.found, torch.softmax(logits, 1).mean(0))
+    assert balance.found.max() > 2 * balance.found.min()
+    shifted = torch.softmax(logits + balance.potential.log(), 1).mean(0)
+    assert torch.allclose(shifted, torch.full((NAMES,), 1 / NAMES), atol=1e-5)
 
 
 def test_without_balance_frequencies_have_no_say() -> None:
