@@ -14,14 +14,12 @@ faces have most), so look at the mean over classes beside the accuracy; `Faces` 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from archives import extracted
 
 from lgd_timm.data.index import ShardSet
 from lgd_timm.data.writer import write_shards
@@ -48,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, nargs="?", default=Path("data/caltech101"))
     options = parser.parse_args(argv)
     try:
-        with extracted(options.source) as folder:
+        with extracted(options.source, FOLDER) as folder:
             val = prepare(folder, options.out)
     except (LGDError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -73,35 +71,6 @@ def prepare(folder: Path, out: Path) -> ShardSet:
     with atomic_file(out / "names.txt") as temporary:
         temporary.write_text("".join(f"{class_name(path.name)}\n" for path in classes), encoding="utf-8")
     return val
-
-
-@contextmanager
-def extracted(source: Path) -> Iterator[Path]:
-    """Yield the folder `101_ObjectCategories` of an archive, extracted, or `source` itself where it is a folder."""
-    if source.is_dir():
-        yield source
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        with open_tar(source) as tar:
-            tar.extractall(scratch, filter="data")
-        if not Path(scratch, FOLDER).is_dir():
-            raise ShardError(f"{source} holds no folder {FOLDER}. Give Caltech-101's archive.")
-        yield Path(scratch, FOLDER)
-
-
-@contextmanager
-def open_tar(source: Path) -> Iterator[tarfile.TarFile]:
-    """The tar `source`, or the one inside the zip `source`."""
-    if not zipfile.is_zipfile(source):
-        with tarfile.open(source) as tar:
-            yield tar
-        return
-    with zipfile.ZipFile(source) as archive:
-        inner = next((name for name in archive.namelist() if name.endswith(f"{FOLDER}.tar.gz")), None)
-        if inner is None:
-            raise ShardError(f"{source} holds no {FOLDER}.tar.gz. Give Caltech-101's archive.")
-        with tarfile.open(fileobj=io.BytesIO(archive.read(inner))) as tar:
-            yield tar
 
 
 def class_name(folder: str) -> str:

@@ -18,12 +18,11 @@ import argparse
 import hashlib
 import re
 import sys
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from archives import extracted
 
 from lgd_timm.data.index import ShardSet
 from lgd_timm.data.writer import write_shards
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, nargs="?", default=Path("data/tiny_imagenet"))
     options = parser.parse_args(argv)
     try:
-        with extracted(options.source) as folder:
+        with extracted(options.source, FOLDER) as folder:
             train, val, left_out = prepare(folder, options.out)
     except (LGDError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -76,24 +75,6 @@ def prepare(folder: Path, out: Path) -> tuple[ShardSet, ShardSet, list[str]]:
     with atomic_file(out / "names.txt") as temporary:
         temporary.write_text("".join(f"{name}\n" for name in class_names(folder, synsets)), encoding="utf-8")
     return train, val, repeated
-
-
-@contextmanager
-def extracted(source: Path) -> Iterator[Path]:
-    """Yield the folder `tiny-imagenet-200` of an archive, extracted, or `source` itself where it is a folder."""
-    if source.is_dir():
-        yield source
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        if zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                archive.extractall(scratch)
-        else:
-            with tarfile.open(source) as tar:
-                tar.extractall(scratch, filter="data")
-        if not Path(scratch, FOLDER).is_dir():
-            raise ShardError(f"{source} holds no folder {FOLDER}. Give Tiny-ImageNet's archive.")
-        yield Path(scratch, FOLDER)
 
 
 def validation_labels(folder: Path) -> dict[str, str]:

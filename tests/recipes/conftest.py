@@ -1,4 +1,4 @@
-"""The scripts of recipes/paper as modules."""
+"""The scripts of recipes/paper and recipes/prepare as modules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 
 from tests.helpers import ROOT
 
-PAPER = ROOT / "recipes" / "paper"
+FOLDERS = [str(ROOT / "recipes" / name) for name in ("paper", "prepare")]
 
 
 @pytest.fixture(scope="session")
 def script() -> Iterator[Callable[[str], ModuleType]]:
-    sys.path.insert(0, str(PAPER))
+    sys.path[:0] = FOLDERS
     yield importlib.import_module
-    sys.path.remove(str(PAPER))
+    for folder in FOLDERS:
+        sys.path.remove(folder)
