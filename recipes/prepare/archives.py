@@ -36,7 +36,7 @@ def extracted(source: Path, folder: str) -> Iterator[Path]:
             for inner in Path(scratch).rglob(f"{folder}.tar.gz"):
                 _extract(inner, scratch)
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].rstrip(":")
             raise ShardError(f"{source} is no whole zip or tar ({reason}). Download the archive again.") from error
         found = Path(scratch, folder)
         if not found.is_dir():
