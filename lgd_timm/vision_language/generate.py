@@ -33,17 +33,24 @@ def generate(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Capti
     Returns:
         The captions, of the beams' the one whose words are most probable on average.
     """
+    return [tokenizer.decode(row) for row in generate_tokens(model, batch, tokenizer=tokenizer, task=task)]
+
+
+@torch.no_grad()
+def generate_tokens(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Captions) -> list[list[int]]:
+    """Write a caption of each image as tokens, each with its [SEP] unless it is cut off.
+
+    Args: as of `generate`.
+    """
     if isinstance(model, CausalModel):
-        return model.generate(batch, task)
+        return [_until(row, tokenizer.sep) for row in model.generate(batch, task)]
     count, beams, device = len(batch.keys), task.beams, batch.words.device
     search = _Search(model, batch, tokenizer=tokenizer, masked=task.predict == "masked", beams=beams)
     tokens = torch.full((count * beams, 1), tokenizer.cls, device=device)
     # All beams begin alike: but the first, they wait for the first word.
     totals = torch.tensor([0.0] + [-torch.inf] * (beams - 1), device=device).repeat(count, 1)
     for _ in range(min(task.words, model.config.length - 1)):
-        ended = tokens[:, -1] == tokenizer.sep
-        if tokens.shape[1] > 1:
-            ended = (tokens[:, 1:] == tokenizer.sep).any(1)
+        ended = (tokens[:, 1:] == tokenizer.sep).any(1)
         if ended.all():
             break
         scores = totals.view(-1, 1) + _of_ended(search.next_words(tokens), ended, sep=tokenizer.sep)
@@ -51,7 +58,7 @@ def generate(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Capti
         parents = chosen // scores.shape[1] + beams * torch.arange(count, device=device)[:, None]
         tokens = torch.cat([tokens[parents.view(-1)], (chosen % scores.shape[1]).view(-1, 1)], 1)
         search.follow(parents.view(-1))
-    return _best(tokens.view(count, beams, -1), totals, tokenizer)
+    return [_until(row, tokenizer.sep) for row in _best(tokens.view(count, beams, -1), totals, tokenizer)]
 
 
 @torch.no_grad()
@@ -90,12 +97,12 @@ def _of_ended(scores: Tensor, ended: Tensor, *, sep: int) -> Tensor:
     return torch.where(ended[:, None], only, scores)
 
 
-def _best(tokens: Tensor, totals: Tensor, tokenizer: Tokenizer) -> list[str]:
-    """The caption of each image whose mean log probability is greatest."""
+def _best(tokens: Tensor, totals: Tensor, tokenizer: Tokenizer) -> list[list[int]]:
+    """The caption of each image whose mean log probability is greatest, without [CLS]."""
     lengths = (tokens[:, :, 1:] != tokenizer.sep).sum(2) + 1
     best = (totals / lengths).argmax(1)
-    rows = tokens[torch.arange(len(tokens)), best][:, 1:].tolist()
-    return [tokenizer.decode(row[: row.index(tokenizer.sep)] if tokenizer.sep in row else row) for row in rows]
+    rows: list[list[int]] = tokens[torch.arange(len(tokens)), best][:, 1:].tolist()
+    return rows
 
 
 class _Search:

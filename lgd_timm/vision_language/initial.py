@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..config.reader import local_source
 from ..errors import LGDError, TeacherError, WeightsError
+from ..hub.weights import FASTVLM
 from ..teachers.sentence_encoder import package_folder
 from .folder import CONFIG, WEIGHTS, model_folder, open_model
 from .stock import EYES, AnyModel, CausalModel
@@ -81,10 +83,13 @@ def _of_causal(model: CausalModel, source: str, tokenizer: Tokenizer) -> dict[st
 
 def _read(source: str) -> tuple[Path, dict[str, Tensor]]:
     """The source's folder, and its tensors by our names."""
-    folder = package_folder(source) if source.startswith("package:") else Path(source)
-    ours = (folder / "model" / CONFIG).is_file() or '"regions_fingerprint"' in _text(folder / CONFIG)
-    if ours:
-        folder = model_folder(source)
+    folder = package_folder(source) if source.startswith("package:") else local_source(source)
+    if (folder / "model" / CONFIG).is_file():
+        folder = model_folder(folder)
+    config = _text(folder / CONFIG)
+    if f'"model_type": "{FASTVLM}"' in config:
+        raise WeightsError(f"model.init {source!r} is a fastvlm, and model.form is bert. Set model.form to fastvlm.")
+    if '"regions_fingerprint"' in config:
         prefix, name = "model.", ""
     else:
         prefix, name = "", "bert."

@@ -44,7 +44,7 @@ def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
         "cider" (CIDEr-D, 0 to 10), "bleu4" and "rouge_l" (0 to 1). Papers print them times 100.
 
     Raises:
-        LGDError: images differ, or one has no reference.
+        LGDError: images differ, one has no reference, or no reference has a word.
         MissingExtra: pycocoevalcap is not installed.
     """
     given, wanted = _tokenized(candidates, references)
@@ -56,6 +56,8 @@ def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
 
 class CiderD:
     """CIDEr-D of single captions, n-grams weighed by how many images of a corpus have them in their captions.
+
+    Captions are tokens with a space between, see `tokenize`.
 
     Args:
         corpus: captions of each image, such as of all training images.
@@ -69,7 +71,7 @@ class CiderD:
         self._module = require("pycocoevalcap.cider.cider_scorer", extra="vl")
         counts, self._images = Counter[tuple[str, ...]](), 0
         for captions in corpus:
-            counts.update({ngram for caption in captions for ngram in self._module.precook(tokenize(caption))})
+            counts.update({ngram for caption in captions for ngram in self._module.precook(caption)})
             self._images += 1
         if self._images < 2:
             raise LGDError(f"{self._images} images with captions give CIDEr-D's n-grams no weights. Give more.")
@@ -90,7 +92,7 @@ class CiderD:
     def _scores(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
         scorer = self._module.CiderScorer()
         for candidate, references in pairs:
-            scorer += (tokenize(candidate), [tokenize(text) for text in references])
+            scorer += (candidate, references)
         # It takes the number of its references for that of the corpus, and scores those that have a candidate
         scorer.crefs += [[]] * (self._images - len(pairs))
         scorer.document_frequency = self._frequency
@@ -126,6 +128,8 @@ def _tokenized(
             f"{f', such as {odd[0]!r} without one' if odd else ''}. Give a caption and references for each image."
         )
     wanted = {key: [tokenize(text) for text in texts] for key, texts in references.items()}
+    if not any(text for texts in wanted.values() for text in texts):
+        raise LGDError("No reference has a word, so that captions can't be scored. Give captions with words.")
     return {key: [tokenize(candidates[key])] for key in wanted}, wanted
 
 

@@ -73,11 +73,11 @@ class Captions:
 
     kind: ClassVar[str] = "captions"
     predict: Literal["masked", "next"] = "masked"  # masked words, as the paper's code family; or each next word
-    share: Share = 0.15  # of masked: the tokens that are masked, one at least
-    most: Size = 3  # of masked: tokens of a caption; 0: no limit
-    label_smoothing: Share = 0.1
-    words: Count = 20  # tokens of a generated caption, at most
-    beams: Count = 1  # captions that the search keeps; 1: greedy
+    share: Share = 0.15  # of masked: the tokens that are masked, one at least; not of self_critical
+    most: Size = 3  # of masked: tokens of a caption; 0: no limit; not of self_critical
+    label_smoothing: Share = 0.1  # of the cross-entropy
+    words: Count = 20  # tokens of a generated caption, at most; so many as text.length has room for, too
+    beams: Count = 1  # captions that the search keeps; 1: greedy. Self-critical training searches greedily
     self_critical: SelfCriticalConfig | None = None  # learn by CIDEr-D of sampled captions; None: by cross-entropy
 
 

@@ -303,7 +303,24 @@ def _build(parts: _Parts, teacher: VLModel | None) -> tuple[AnyModel, Distillati
             distillation = Distillation(recipe.distillation, student=student, teacher=teacher.model)
     if recipe.model.init is not None:
         load_initial(student, recipe.model.init, tokenizer=parts.encoder.tokenizer)
+    if isinstance(recipe.task, Captions) and recipe.task.self_critical is not None:
+        _check_captioner(student, recipe)
     return student, distillation
+
+
+def _check_captioner(student: AnyModel, recipe: VLRecipe) -> None:
+    """Check that self-critical training begins with a captioner of the recipe's task and sizes. Raises: RecipeError."""
+    assert recipe.model.init is not None
+    first = open_model(recipe.model.init)
+    theirs, ours = (
+        {"task": _mode(task), **model.config.to_dict(), "dropout": None}
+        for task, model in ((first.encoder.task, first.model), (recipe.task, student))
+    )
+    if wrong := [f"{name} {theirs.get(name)} (here {ours[name]})" for name in ours if theirs.get(name) != ours[name]]:
+        raise RecipeError(
+            f"task.self_critical trains a captioner on, and model.init {recipe.model.init!r} has another "
+            f"{', '.join(wrong)}. Set task, text, model and backbone alike, or train one by cross-entropy first."
+        )
 
 
 def _bert(parts: _Parts) -> VisionLanguageModel:

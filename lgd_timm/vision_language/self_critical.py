@@ -2,14 +2,17 @@
 
     L = -mean_i mean_k (r(c_ik) - b_i) sum_t log p(w_t | w_<t, image i)        c_ik: K captions of image i, drawn from p
 
-r is CIDEr-D against the image's captions, with the n-gram weights of all training images; w_t are the words of c_ik,
-its [SEP] too. b_i is the score of the greedy caption (section 3.3), or for each c_ik the mean of the image's other
-samples (Luo, arXiv 2003.09971). Captions are drawn without dropout; the gradient is that of the training pass.
+r is CIDEr-D against all captions of the image, with the n-gram weights of all training images; w_t are the words of
+c_ik, its [SEP] too. The end is a word of CIDEr-D's as well (the paper found that crucial): without it, captions that
+break off, such as "a dog on a", score as if they were whole. b_i is the score of the greedy caption (section 3.3), or
+for each c_ik the mean of the image's other samples (Luo, arXiv 2003.09971). Captions are drawn without dropout; the
+gradient is that of the training pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,14 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..errors import LGDError
 from .batch import Batch
 from .data.sample import Dataset
-from .generate import generate, sample
-from .metrics import CiderD
+from .generate import generate_tokens, sample
+from .metrics import CiderD, tokenize
 from .model import VisionLanguageModel
 from .recipe import Captions
 from .stock import AnyModel
 from .text import IGNORED, Tokenizer
+
+END = " [SEP]"  # in CIDEr-D's captions; `tokenize` makes no such word
 
 
 class SelfCritical:
@@ -36,14 +42,15 @@ class SelfCritical:
         tokenizer: the model's.
 
     Raises:
-        LGDError: no two images have captions.
+        LGDError: a sample has no caption, or all are of one image.
         MissingExtra: pycocoevalcap is not installed.
     """
 
     def __init__(self, task: Captions, *, dataset: Dataset, tokenizer: Tokenizer) -> None:
         assert task.self_critical is not None
-        self._task, self._dataset, self._tokenizer, self.config = task, dataset, tokenizer, task.self_critical
-        self._reward = CiderD(dataset[index].captions for index in range(len(dataset)))
+        self._task, self._tokenizer, self.config = task, tokenizer, task.self_critical
+        self._images, self._references = _references(dataset)
+        self._reward = CiderD(self._references.values())
 
     @torch.no_grad()
     def draw(self, model: AnyModel, batch: Batch) -> tuple[Batch, Tensor]:
@@ -61,10 +68,10 @@ class SelfCritical:
         with _evaluating(model):
             rows = sample(model, batch, tokenizer=tokenizer, task=self._task, count=count)
             greedy = self._greedy(model, batch)
-        references = [self._dataset[index].captions for index in batch.items[:, 0].tolist()]
-        said = [tokenizer.decode(row) for row in rows]
+        references = [self._references[self._images[index]] for index in batch.items[:, 0].tolist()]
         repeated = [captions for captions in references for _ in range(count)]
-        scores = torch.tensor(self._reward(said + greedy, repeated + references[: len(greedy)]), device=device)
+        said = [self._words(row) for row in rows + greedy]
+        scores = torch.tensor(self._reward(said, repeated + references[: len(greedy)]), device=device)
         drawn, baseline = scores[: len(rows)].view(-1, count), scores[len(rows) :, None]
         if not greedy:
             baseline = (drawn.sum(1, keepdim=True) - drawn) / (count - 1)
@@ -76,10 +83,27 @@ class SelfCritical:
         assert batch.advantages is not None
         return -(batch.advantages * log_probabilities(model, batch, tokenizer=self._tokenizer, task=self._task)).mean()
 
-    def _greedy(self, model: AnyModel, batch: Batch) -> list[str]:
+    def _greedy(self, model: AnyModel, batch: Batch) -> list[list[int]]:
         if self.config.baseline != "greedy":
             return []
-        return generate(model, batch, tokenizer=self._tokenizer, task=replace(self._task, beams=1))
+        return generate_tokens(model, batch, tokenizer=self._tokenizer, task=replace(self._task, beams=1))
+
+    def _words(self, row: Sequence[int]) -> str:
+        """A written caption as CIDEr-D takes it; one that is cut off has no end."""
+        return tokenize(self._tokenizer.decode(row)) + (END if row[-1] == self._tokenizer.sep else "")
+
+
+def _references(dataset: Dataset) -> tuple[list[str], dict[str, list[str]]]:
+    """Each sample's image, and each image's captions with their end. Raises: LGDError where a sample has no caption."""
+    images, captions = [], defaultdict[str, list[str]](list)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if not sample.captions:
+            raise LGDError(f"{sample.key} of data.train has no caption, and task.self_critical is set. Leave it out.")
+        image = f"sample {index}" if sample.image_key is None else f"image {sample.image_key}"
+        images.append(image)
+        captions[image] += [tokenize(caption) + END for caption in sample.captions]
+    return images, captions
 
 
 def log_probabilities(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Captions) -> Tensor:

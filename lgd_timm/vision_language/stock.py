@@ -119,14 +119,17 @@ class CausalModel(nn.Module):
         logits: Tensor = self.stock.lm_head(hidden)[..., : self.config.vocabulary]
         return logits
 
-    def generate(self, batch: Batch, task: Captions) -> list[str]:
+    def generate(self, batch: Batch, task: Captions) -> list[list[int]]:
         """Write a caption of each image of a batch, by transformers' own search; the batch's words are not looked at.
 
         Args:
             batch: with features of this model's backbone.
             task: how many words there may be, and how many beams are kept.
+
+        Returns:
+            Tokens of the captions.
         """
-        return [self.tokenizer.decode(row) for row in self._generate(batch, **self._search(task))]
+        return self._generate(batch, **self._search(task))
 
     def sample(self, batch: Batch, task: Captions, *, count: int) -> list[list[int]]:
         """Draw captions of each image by transformers' own sampling, from all words that a caption may have.

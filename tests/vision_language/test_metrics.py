@@ -115,6 +115,8 @@ def test_what_does_not_fit_is_refused() -> None:
         caption_scores({"a": "x"}, {"a": ["x"], "b": ["y"]})
     with pytest.raises(LGDError, match="such as 'a' without one"):
         caption_scores({"a": "x"}, {"a": []})
+    with pytest.raises(LGDError, match="No reference has a word"):
+        caption_scores({"a": "x"}, {"a": ["...", ""]})
     with pytest.raises(LGDError, match="0 captions"):
         caption_scores({}, {})
     with pytest.raises(LGDError, match="1 predictions for 2 questions"):

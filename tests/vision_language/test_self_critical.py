@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lgd_timm.errors import RecipeError, WeightsError
+from lgd_timm.errors import LGDError, RecipeError, WeightsError
 from lgd_timm.utils.signals import Stopped
 from lgd_timm.vision_language.batch import Batch, Encoder, collate
 from lgd_timm.vision_language.data.sample import Sample
@@ -25,7 +25,7 @@ from lgd_timm.vision_language.folder import open_model
 from lgd_timm.vision_language.generate import sample
 from lgd_timm.vision_language.model import ModelConfig, VisionLanguageModel
 from lgd_timm.vision_language.recipe import Captions, SelfCriticalConfig, TextRecipe
-from lgd_timm.vision_language.run import pretrain
+from lgd_timm.vision_language.run import pretrain, publish
 from lgd_timm.vision_language.self_critical import SelfCritical, log_probabilities
 from lgd_timm.vision_language.text import IGNORED, Tokenizer, find_tokenizer
 from tests.helpers.dots import struck
@@ -155,6 +155,53 @@ def test_baselines(model: VisionLanguageModel, batch: Batch, tokenizer: Tokenize
     torch.testing.assert_close(scores - advantages, (scores - advantages)[:, :1].expand(-1, 4))
 
 
+def scored(critic: SelfCritical, model: VisionLanguageModel, batch: Batch, rows: list[list[int]]) -> Tensor:
+    """Scores of captions as if the model had drawn them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lgd_timm.vision_language.self_critical.sample", lambda *_, **__: rows)
+        return critic.draw(model, batch)[1]
+
+
+def test_a_caption_that_breaks_off_scores_less(model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer) -> None:
+    """Its words are all in a reference, and a good part of CIDEr-D is how they go on: the end is a word of it."""
+    critic = SelfCritical(task(samples=3), dataset=Pictures(), tokenizer=tokenizer)
+    words, end = tokenizer.encode("a green cat"), tokenizer.sep
+    whole, unended, short = [*words, end], words, [*words[:-1], end]
+    scores = scored(critic, model, batch, [whole, unended, short] * 3)[2]
+    assert scores[0] > 1.25 * max(scores[1], scores[2])
+
+
+def test_references_are_all_captions_of_an_image(
+    model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer
+) -> None:
+    """Also where each is a sample of its own."""
+
+    class OneCaptionEach(Pictures):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Sample:
+            image, which = index // 2, index % 2
+            return replace(Pictures()[image], captions=(TEXTS[image][which],), image_key=str(image))
+
+    rows = [[*tokenizer.encode(text), tokenizer.sep] for text in ("a red square", "a blue ball", "red at the left")]
+    together = SelfCritical(task(samples=1), dataset=Pictures(), tokenizer=tokenizer)
+    apart = SelfCritical(task(samples=1), dataset=OneCaptionEach(), tokenizer=tokenizer)
+    items = torch.tensor([[1, 0], [2, 0], [5, 0]])
+    torch.testing.assert_close(
+        scored(apart, model, replace(batch, items=items), rows),
+        scored(together, model, replace(batch, items=items // 2), rows),
+    )
+
+
+def test_an_image_without_captions_is_refused_before_anything_is_written(scenes: Path, tmp_path: Path) -> None:
+    pretrain(recipe(scenes, schedule={"epochs": 1}), out=tmp_path / "first")
+    scenes.write_text(scenes.read_text() + json.dumps({"image": "0.png", "key": "bare"}) + "\n")
+    with pytest.raises(LGDError, match=r"bare of data\.train has no caption"):
+        pretrain(criticised(scenes, tmp_path / "first"), out=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
 def test_the_mode_is_left_as_it_was(model: VisionLanguageModel, batch: Batch, tokenizer: Tokenizer) -> None:
     critic = SelfCritical(task(), dataset=Pictures(), tokenizer=tokenizer)
     for mode in (True, False):
@@ -239,6 +286,9 @@ def test_a_fastvlm_begins_with_anothers_weights(scenes: Path, tmp_path: Path) ->
     pretrain(made, out=tmp_path / "second")
     ours, theirs = (dict(open_model(tmp_path / name).model.state_dict()) for name in ("second", "first"))
     assert_bit_equal(ours, theirs)
+    assert open_model(publish(tmp_path / "second", tmp_path / "out")).encoder.task == made.task
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"It is `{first}`, trained on by the CIDEr-D" in card
     wider = {**FASTVLM, "model": {**FASTVLM["model"], "width": 48}}
     with pytest.raises(WeightsError, match="is no fastvlm of the recipe's sizes"):
         pretrain(criticised(scenes, first, **wider), out=tmp_path / "third")
@@ -256,6 +306,25 @@ def test_a_fastvlm_begins_with_anothers_weights(scenes: Path, tmp_path: Path) ->
 def test_what_it_cannot_use_is_refused(scenes: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         criticised(scenes, tmp_path / "first", **changes)
+
+
+def test_it_begins_with_a_captioner_of_the_same_task_and_sizes(scenes: Path, tmp_path: Path) -> None:
+    """Else random or displaced weights would write captions that score nothing, silently."""
+    short: dict[str, Any] = {"schedule": {"epochs": 1}}
+    pretrain(recipe(scenes, **short), out=tmp_path / "first")
+    pretrain(recipe(scenes, **short, task={"kind": "answers"}), out=tmp_path / "answers")
+    pretrain(recipe(scenes, **short, **FASTVLM), out=tmp_path / "stock")
+    for first, changes, message in (
+        ("answers", {}, r"another task answers \(here captions \(next\)\), answers 3 \(here 0\), words False"),
+        ("first", {"task": {"predict": "masked"}}, r"another task captions \(next\) \(here captions \(masked\)\)\."),
+        ("first", {"text": {"tags": 0}}, r"another tags 3 \(here 0\)\."),
+        ("first", {"model": {"layers": 3, "heads": 4}}, r"another layers 2 \(here 3\), heads 2 \(here 4\)\."),
+        ("stock", {}, "is a fastvlm, and model.form is bert"),
+        ("first", FASTVLM, "is no fastvlm of the recipe's sizes"),
+    ):
+        with pytest.raises(LGDError, match=message):
+            pretrain(criticised(scenes, tmp_path / first, **changes), out=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
 
 
 def test_others_need_two_samples() -> None:
