@@ -144,7 +144,8 @@ class _Search:
         )
         if self._masked:
             self._cache.crop(-1)
-        logits = self._model.word_logits(out.last_hidden_state[:, -1]).float()
+        # Weights that diverged must not end a training within multinomial: its step finds that nothing is finite
+        logits = self._model.word_logits(out.last_hidden_state[:, -1]).float().nan_to_num()
         logits[:, self._never] = -torch.inf
         return logits.log_softmax(1)
 

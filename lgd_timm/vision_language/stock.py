@@ -142,7 +142,8 @@ class CausalModel(nn.Module):
             Tokens of the captions, those of an image one after the other.
         """
         drawn = {"do_sample": True, "num_beams": 1, "num_return_sequences": count, "top_k": 0, "top_p": 1.0}
-        return self._generate(batch, **{**self._search(task), **drawn})
+        # Invalid values, as of weights that diverged, are left to the training's step
+        return self._generate(batch, **{**self._search(task), **drawn, "remove_invalid_values": True})
 
     @torch.no_grad()
     def _generate(self, batch: Batch, **settings: Any) -> list[list[int]]:

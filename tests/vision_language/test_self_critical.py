@@ -210,6 +210,14 @@ def test_the_mode_is_left_as_it_was(model: VisionLanguageModel, batch: Batch, to
         assert all(part.training is mode for part in model.modules())
 
 
+FASTVLM: dict[str, Any] = {
+    "regions": {"kind": "grid", "rows": 2, "columns": 2},
+    "backbone": {"level": 4},
+    "text": {"tags": 0},
+    "model": {"form": "fastvlm", "dropout": 0.0},
+}
+
+
 @pytest.fixture
 def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LGD_TIMM_CACHE", str(tmp_path / "cache"))
@@ -242,12 +250,13 @@ def test_a_run_goes_on_anywhere_and_ends_bit_equal(
     assert_bit_equal(last_checkpoint(tmp_path / "stopped"), last_checkpoint(tmp_path / "whole"))
 
 
-FASTVLM: dict[str, Any] = {
-    "regions": {"kind": "grid", "rows": 2, "columns": 2},
-    "backbone": {"level": 4},
-    "text": {"tags": 0},
-    "model": {"form": "fastvlm", "dropout": 0.0},
-}
+@pytest.mark.parametrize("form", ["bert", "fastvlm"])
+def test_a_run_that_diverges_ends_in_the_steps_own_words(scenes: Path, tmp_path: Path, form: str) -> None:
+    parts = FASTVLM if form == "fastvlm" else {}
+    pretrain(recipe(scenes, **parts, schedule={"epochs": 1}), out=tmp_path / "first")
+    wild = {"optimizer": {"lr": 1e9, "clip_grad": None}, "run": {"max_skipped": 1}, "schedule": {"epochs": 4}}
+    with pytest.raises(LGDError, match=r"Lower optimizer\.lr"):
+        pretrain(criticised(scenes, tmp_path / "first", **parts, **wild), out=tmp_path / "second")
 
 
 @pytest.mark.slow
