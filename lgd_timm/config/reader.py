@@ -223,7 +223,9 @@ def _overridden(data: dict[str, Any], overrides: Mapping[str, Any] | None) -> di
         *parents, last = key.split(".")
         section = data
         for parent in parents:
-            section = section.setdefault(parent, {})
+            if section.get(parent) is None:  # recipes of runs hold null for a part that is not used
+                section[parent] = {}
+            section = section[parent]
             if not isinstance(section, dict):
                 raise RecipeError(f"--{key}: {parent!r} holds a single value, it has no field {last!r}.")
         section[last] = read_value(key, value) if isinstance(value, str) else value

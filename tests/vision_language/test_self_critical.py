@@ -24,7 +24,7 @@ from lgd_timm.vision_language.features import ImageRegions
 from lgd_timm.vision_language.folder import open_model
 from lgd_timm.vision_language.generate import sample
 from lgd_timm.vision_language.model import ModelConfig, VisionLanguageModel
-from lgd_timm.vision_language.recipe import Captions, SelfCriticalConfig, TextRecipe
+from lgd_timm.vision_language.recipe import Captions, SelfCriticalConfig, TextRecipe, read_vl_recipe
 from lgd_timm.vision_language.run import pretrain, publish
 from lgd_timm.vision_language.self_critical import SelfCritical, log_probabilities
 from lgd_timm.vision_language.text import IGNORED, Tokenizer, find_tokenizer
@@ -334,6 +334,15 @@ def test_it_begins_with_a_captioner_of_the_same_task_and_sizes(scenes: Path, tmp
         with pytest.raises(LGDError, match=message):
             pretrain(criticised(scenes, tmp_path / first, **changes), out=tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+def test_a_runs_recipe_becomes_self_critical_on_the_command_line(scenes: Path, tmp_path: Path) -> None:
+    """It holds `self_critical: null`."""
+    first = recipe(scenes, data={"variants": 0}, model={"init": "elsewhere"})
+    (tmp_path / "recipe.yaml").write_text(first.to_yaml())
+    made = read_vl_recipe(tmp_path / "recipe.yaml", overrides={"task.self_critical.samples": "3"})
+    assert isinstance(first.task, Captions)
+    assert made == replace(first, task=replace(first.task, self_critical=SelfCriticalConfig(samples=3)))
 
 
 def test_others_need_two_samples() -> None:
