@@ -32,7 +32,7 @@ from ..utils.distributed import Ranks
 from ..utils.files import atomic_folder, fingerprint, sha256_of, write_json
 from ..utils.progress import progress_bar
 from ..utils.typed_json import JSONError, read_json
-from .data.sample import Dataset
+from .data.sample import Dataset, images_of
 from .recipe import VisionRecipe
 from .regions import Found, RegionSource, box_numbers
 from .tower import TowerFeatures, find_frozen
@@ -187,7 +187,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: Extract, batch_size: int) -> None:
-    rows, samples = _images(dataset)
+    rows, samples = images_of(dataset)
     shape = (len(samples), regions.count)
     features = _array(folder / "features.npy", np.float16, (*shape, extract.dim))
     boxes = _array(folder / "boxes.npy", np.float32, (*shape, 4))
@@ -210,19 +210,6 @@ def _write(folder: Path, dataset: Dataset, *, regions: RegionSource, extract: Ex
         np.save(folder / f"{name}.npy", array)
     (folder / "tags.json").write_text(json.dumps(tags), encoding="utf-8")
     write_json(folder / SUMS, {name: sha256_of(folder / name) for name in FILES})
-
-
-def _images(dataset: Dataset) -> tuple[list[int], list[int]]:
-    """The row of each sample's image, and of each row the first sample that has its image."""
-    known: dict[str, int] = {}
-    rows: list[int] = []
-    samples: list[int] = []
-    for index in range(len(dataset)):
-        row = known.setdefault(dataset[index].image_key or f"\0{index}", len(known))
-        rows.append(row)
-        if row == len(samples):
-            samples.append(index)
-    return rows, samples
 
 
 def _array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:

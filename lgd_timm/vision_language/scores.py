@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -15,7 +15,7 @@ from ..errors import LGDError
 from ..utils.distributed import Ranks
 from .batch import Batch, Encoded, Encoder, collate, frequent_answers
 from .data.mosaics import MosaicsDataset
-from .data.sample import Dataset
+from .data.sample import Dataset, images_of
 from .features import FeatureTable
 from .generate import generate
 from .learner import correct_words, task_logits
@@ -64,12 +64,15 @@ class Scorer:
         return self._each(
             lambda index: self._encoder.ask(self._features[index]),
             lambda batch: generate(model, batch, tokenizer=self._encoder.tokenizer, task=task),
+            asked=images_of(self._dataset)[1],
         )
 
     def answers(self, model: AnyModel) -> dict[int, str]:
         """Answer each question; index -> answer."""
         assert isinstance(model, VisionLanguageModel)
-        return self._each(self._question, lambda batch: answer(model, batch, self._encoder))
+        return self._each(
+            self._question, lambda batch: answer(model, batch, self._encoder), asked=range(len(self._dataset))
+        )
 
     def _captions(self, model: AnyModel) -> dict[str, float]:
         return score_captions(self.captions(model), self._dataset)
@@ -86,6 +89,7 @@ class Scorer:
         found = self._each(
             lambda index: self._encoder.train(self._dataset[index], self._features[index], index=index, variant=0),
             lambda batch: _right_words(model, batch),
+            asked=range(len(self._dataset)),
         )
         right, asked = (sum(pair[place] for pair in found.values()) for place in range(2))
         return {"word_accuracy": 100 * right / asked}
@@ -97,27 +101,37 @@ class Scorer:
         return self._encoder.ask(self._features[index], question=sample.question, key=sample.key)
 
     @torch.no_grad()
-    def _each(self, encode: Callable[[int], Encoded], compute: Callable[[Batch], Sequence[Any]]) -> dict[int, Any]:
-        """What is computed of each sample, by index, gathered from all ranks."""
-        mine = self._ranks.share(range(len(self._dataset)))
+    def _each(
+        self,
+        encode: Callable[[int], Encoded],
+        compute: Callable[[Batch], Sequence[Any]],
+        *,
+        asked: Sequence[int],
+    ) -> dict[int, Any]:
+        """What is computed of the samples that are asked for, by index, gathered from all ranks."""
         found: dict[int, Any] = {}
-        for indices in _chunks(mine, self._size):
+        for indices in _chunks(self._ranks.share(asked), self._size):
             batch = collate([encode(index) for index in indices]).to(self._device)
             found |= dict(zip(indices, compute(batch), strict=True))
         return self._ranks.gather(found)
 
 
 def score_captions(found: Mapping[int, str], dataset: Dataset) -> dict[str, float]:
-    """Score captions of a data set's samples.
+    """Score captions of a data set's images.
 
     Args:
-        found: index -> caption.
-        dataset: whose captions are the references. Of generated scenes the tiles that are named rightly count too.
+        found: index of a sample -> caption of its image.
+        dataset: whose captions are the references, those of all samples of an image. Of generated scenes the tiles that
+            are named rightly count too.
 
     Returns:
         Percent, but CIDEr-D: times 100.
     """
-    references = {str(index): dataset[index].captions for index in found}
+    images, _ = images_of(dataset)
+    captions: dict[int, list[str]] = defaultdict(list)
+    for index, image in enumerate(images):
+        captions[image] += dataset[index].captions
+    references = {str(index): captions[images[index]] for index in found}
     scores = caption_scores({str(index): caption for index, caption in found.items()}, references)
     exact = [tokenize(said) in map(tokenize, references[str(index)]) for index, said in found.items()]
     scores["exact"] = fmean(exact)
@@ -131,7 +145,7 @@ def score_most_frequent(train: Dataset, val: Dataset, task: Task) -> dict[str, f
     if isinstance(task, Captions):
         found = Counter(caption for index in range(len(train)) for caption in train[index].captions)
         said = min(found, key=lambda caption: (-found[caption], caption))
-        return score_captions(dict.fromkeys(range(len(val)), said), val)
+        return score_captions(dict.fromkeys(images_of(val)[1], said), val)
     if not isinstance(task, Answers):
         return {}
     (most,) = frequent_answers(train, replace(task, count=1))

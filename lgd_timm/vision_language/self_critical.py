@@ -11,7 +11,6 @@ gradient is that of the training pass.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from ..errors import LGDError
 from .batch import Batch
-from .data.sample import Dataset
+from .data.sample import Dataset, images_of
 from .generate import generate_tokens, sample
 from .metrics import CiderD, tokenize
 from .model import VisionLanguageModel
@@ -49,8 +48,9 @@ class SelfCritical:
     def __init__(self, task: Captions, *, dataset: Dataset, tokenizer: Tokenizer) -> None:
         assert task.self_critical is not None
         self._task, self._tokenizer, self.config = task, tokenizer, task.self_critical
-        self._images, self._references = _references(dataset)
-        self._reward = CiderD(self._references.values())
+        self._images, _ = images_of(dataset)
+        self._references = _references(dataset, self._images)
+        self._reward = CiderD(self._references)
 
     @torch.no_grad()
     def draw(self, model: AnyModel, batch: Batch) -> tuple[Batch, Tensor]:
@@ -93,17 +93,15 @@ class SelfCritical:
         return tokenize(self._tokenizer.decode(row)) + (END if row[-1] == self._tokenizer.sep else "")
 
 
-def _references(dataset: Dataset) -> tuple[list[str], dict[str, list[str]]]:
-    """Each sample's image, and each image's captions with their end. Raises: LGDError where a sample has no caption."""
-    images, captions = [], defaultdict[str, list[str]](list)
-    for index in range(len(dataset)):
+def _references(dataset: Dataset, images: Sequence[int]) -> list[list[str]]:
+    """Each image's captions with their end. Raises: LGDError where a sample has no caption."""
+    captions: list[list[str]] = [[] for _ in set(images)]
+    for index, image in enumerate(images):
         sample = dataset[index]
         if not sample.captions:
             raise LGDError(f"{sample.key} of data.train has no caption, and task.self_critical is set. Leave it out.")
-        image = f"sample {index}" if sample.image_key is None else f"image {sample.image_key}"
-        images.append(image)
         captions[image] += [tokenize(caption) + END for caption in sample.captions]
-    return images, captions
+    return captions
 
 
 def log_probabilities(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Captions) -> Tensor:

@@ -55,3 +55,20 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def images_of(dataset: Dataset) -> tuple[list[int], list[int]]:
+    """Number the images of a data set, from 0, of which several samples may be.
+
+    Returns:
+        The number of each sample's image, and the first sample of each image.
+    """
+    known: dict[str, int] = {}
+    numbers: list[int] = []
+    samples: list[int] = []
+    for index in range(len(dataset)):
+        number = known.setdefault(dataset[index].image_key or f"\0{index}", len(known))
+        numbers.append(number)
+        if number == len(samples):
+            samples.append(index)
+    return numbers, samples
