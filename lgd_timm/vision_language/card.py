@@ -20,6 +20,7 @@ TITLES = {
     "cider": "CIDEr-D",
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
     "exact": "word by word",
     "tiles": "tiles named rightly",
     "accuracy": "accuracy",

@@ -1,14 +1,17 @@
-"""Scores of captions and answers: BLEU-4, ROUGE-L and CIDEr-D of COCO's evaluation, and VQA's accuracy. Without Java.
+"""Scores of captions and answers: BLEU-4, ROUGE-L, CIDEr-D and METEOR of COCO's evaluation, and VQA's accuracy.
 
-pycocoevalcap's own classes compute the scores of captions. Its tokenizer, METEOR and SPICE are Java programs; a small
-tokenizer stands in for the first, the other two are not computed.
+pycocoevalcap's own classes compute the scores of captions. Its tokenizer, METEOR and SPICE are Java programs: a small
+tokenizer stands in for the first, METEOR is computed where Java is installed, and SPICE never, as its program would
+download a parser when it is first run.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from statistics import fmean
 from typing import Any
 
@@ -41,17 +44,38 @@ def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
         references: image -> at least one caption; the same images.
 
     Returns:
-        "cider" (CIDEr-D, 0 to 10), "bleu4" and "rouge_l" (0 to 1). Papers print them times 100.
+        "cider" (CIDEr-D, 0 to 10), "bleu4" and "rouge_l" (0 to 1), and "meteor" (0 to 1) where Java is installed.
+        Papers print them times 100.
 
     Raises:
-        LGDError: images differ, one has no reference, or no reference has a word.
+        LGDError: images differ, one has no reference, no reference has a word, or Java can't run METEOR.
         MissingExtra: pycocoevalcap is not installed.
     """
     given, wanted = _tokenized(candidates, references)
     bleu, _ = _class("bleu.bleu", "Bleu")(4).compute_score(wanted, given, verbose=0)
     rouge, _ = _class("rouge.rouge", "Rouge")().compute_score(wanted, given)
     cider, _ = _class("cider.cider", "Cider")().compute_score(wanted, given)
-    return {"cider": float(cider), "bleu4": float(bleu[3]), "rouge_l": float(rouge)}
+    return {"cider": float(cider), "bleu4": float(bleu[3]), "rouge_l": float(rouge), **_meteor(given, wanted)}
+
+
+def _meteor(given: Mapping[str, list[str]], wanted: Mapping[str, list[str]]) -> dict[str, float]:
+    """METEOR, by its Java program; nothing where there is no Java."""
+    if shutil.which("java") is None:
+        return {}
+    scorer = _class("meteor.meteor", "Meteor")()
+    try:
+        score, _ = scorer.compute_score(wanted, given)
+    except (OSError, ValueError) as error:  # it ended early: a broken pipe, or a line that is no number
+        scorer.meteor_p.kill()
+        reason = scorer.meteor_p.stderr.read().decode(errors="replace").strip().partition("\n")[0] or error
+        raise LGDError(f"Java can't run METEOR ({reason}). Mend Java, or take it off the PATH.") from error
+    finally:
+        if scorer.lock.locked():  # by what was interrupted: its __del__ would wait for it
+            scorer.lock.release()
+        for pipe in (scorer.meteor_p.stdin, scorer.meteor_p.stdout, scorer.meteor_p.stderr):
+            with suppress(BrokenPipeError):  # what the program did not read
+                pipe.close()
+    return {"meteor": float(score)}
 
 
 class CiderD:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +124,44 @@ def test_what_does_not_fit_is_refused() -> None:
         caption_scores({}, {})
     with pytest.raises(LGDError, match="1 predictions for 2 questions"):
         vqa_accuracy(["yes"], [{"yes": 1.0}] * 2)
+
+
+def java(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """A program of this name is all that the PATH has."""
+    path = folder / "java"
+    path.write_text(f"#!{sys.executable}\n{program}")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="no Java here")
+def test_meteor_is_that_of_pycocoevalcap() -> None:
+    """Of a caption that is its reference it is 1, of one that shares no word 0."""
+    same, other = ({"a": text} for text in ("a cat sat on the mat", "seven planes"))
+    references = {"a": ["a cat sat on the mat"]}
+    assert caption_scores(same, references)["meteor"] == pytest.approx(1.0, abs=0.01)
+    assert caption_scores(other, references)["meteor"] == 0
+
+
+def test_meteor_is_what_its_program_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java(
+        tmp_path,
+        monkeypatch,
+        "import sys\n"
+        "for line in sys.stdin:\n"
+        "    scored = line.startswith('SCORE')\n"
+        "    print('1 2' if scored else '\\n'.join(['0.5'] * line.count('|||') + ['0.25']), flush=True)\n",
+    )
+    candidates, references = made_captions()
+    assert caption_scores(candidates, references)["meteor"] == 0.25
+
+
+def test_a_java_that_does_not_run_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java(tmp_path, monkeypatch, "import sys\nsys.exit('Could not reserve enough space')\n")
+    with pytest.raises(LGDError, match=r"Java can't run METEOR \(Could not reserve enough space\)"):
+        caption_scores(*made_captions())
+
+
+def test_without_java_there_is_no_meteor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert set(caption_scores(*made_captions())) == {"cider", "bleu4", "rouge_l"}
