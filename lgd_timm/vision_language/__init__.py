@@ -15,7 +15,7 @@ teacher.py    a frozen teacher, computed with every batch or stored
 job.py        one training as the training engine sees it
 run.py        from a recipe to a run's folder
 generate.py   captions by beam search, or drawn at random
-metrics.py    CIDEr-D, BLEU-4, ROUGE-L, VQA's accuracy
+metrics.py    CIDEr-D, BLEU-4, ROUGE-L, METEOR, VQA's accuracy
 scores.py     these of a model
 self_critical.py   training by the CIDEr-D of captions that the model draws
 folder.py     a model as a folder, saved and opened

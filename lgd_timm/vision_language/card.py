@@ -96,7 +96,7 @@ def _what(model: VLModel, metrics: Mapping[str, Any]) -> str:
             f"It was distilled ({used}) from a larger model that reads the same cells or boxes, as DistillVLM does "
             "([arXiv 2104.02096](https://arxiv.org/abs/2104.02096)), in the independent implementation `lgd_timm`."
         )
-    if isinstance(recipe.task, Captions) and recipe.task.self_critical is not None:
+    if recipe.self_critical is not None:
         learned = (
             f"It is `{recipe.model.init}`, trained on by the CIDEr-D of captions that it drew (self-critical sequence "
             "training, [arXiv 1612.00563](https://arxiv.org/abs/1612.00563))."

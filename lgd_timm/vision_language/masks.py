@@ -42,12 +42,11 @@ def masked_words_mask(text: Tensor, context: Tensor) -> Tensor:
     Args, Returns: as of `attention_mask`, with L [MASK]s between text and context: bool [B, 1, 2 L + C, 2 L + C].
     """
     length = text.shape[1]
-    words, masks, rest = (slice(0, length), slice(length, 2 * length), slice(2 * length, None))
-    plain = attention_mask(text, context, causal=True)
-    size = 2 * length + context.shape[1]
-    mask = torch.zeros(len(text), 1, size, size, dtype=torch.bool, device=text.device)
-    for row, seen_by in ((words, slice(0, length)), (masks, slice(0, length)), (rest, slice(length, None))):
-        mask[:, :, row, words], mask[:, :, row, rest] = plain[:, :, seen_by, :length], plain[:, :, seen_by, length:]
+    masks = slice(length, 2 * length)
+    places = torch.arange(length + context.shape[1], device=text.device)
+    places = torch.cat([places[:length], places])  # the words' twice: a [MASK] sees what its word does
+    mask = attention_mask(text, context, causal=True)[:, :, places[:, None], places]
+    mask[..., masks] = False
     mask[:, :, masks, masks] = torch.eye(length, dtype=torch.bool, device=text.device)
     return mask
 

@@ -236,40 +236,50 @@ class VLRecipe:
             )
         if self.model.form == "fastvlm":
             self._check_fastvlm()
-        if isinstance(self.task, Captions) and self.task.self_critical is not None:
+        if self.self_critical is not None:
             self._check_self_critical()
+
+    @property
+    def self_critical(self) -> SelfCriticalConfig | None:
+        """How captions are learned by their scores; None where they are not, and for other tasks."""
+        return self.task.self_critical if isinstance(self.task, Captions) else None
 
     def _check_fastvlm(self) -> None:
         """Raises: RecipeError for what transformers' FastVLM can't express."""
         task, regions, backbone = self.task, self.regions, self.backbone
         grid = isinstance(regions, GridRegions) and regions.rows == regions.columns
         side = regions.rows if isinstance(regions, GridRegions) else 1
-        for wrong, remedy in (
+        _refuse(
+            "model.form is fastvlm",
             (not isinstance(task, Captions) or task.predict != "next", "task {kind: captions, predict: next}"),
             (not grid, "regions {kind: grid} with as many rows as columns"),
             (backbone.image_size % side, f"backbone.image_size to a multiple of {side}, the cells of a side"),
             (backbone.level != VisionRecipe.level, f"backbone.level {VisionRecipe.level}: it reads the last map"),
             (self.text.tags, "text.tags 0: it reads no names"),
             (self.model.dropout, "model.dropout 0: it has none"),
-        ):
-            if wrong:
-                raise RecipeError(f"model.form is fastvlm. Set {remedy}.")
+        )
 
     def _check_self_critical(self) -> None:
         """Raises: RecipeError for what self-critical training can't begin with, or would not look at."""
-        for wrong, remedy in (
+        _refuse(
+            "task.self_critical is set",
             (self.model.init is None, "model.init to a captioner's run: random words have no score to learn from"),
             (self.distillation.teacher is not None, "distillation.teacher null: the scores alone teach"),
             (self.data.variants, "data.variants 0: no caption of the data is shown"),
-        ):
-            if wrong:
-                raise RecipeError(f"task.self_critical is set. Set {remedy}.")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return dict(to_plain(self))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _refuse(what: str, *cases: tuple[object, str]) -> None:
+    """Refuse the first of (whether it is wrong, what to set instead). Raises: RecipeError."""
+    for wrong, remedy in cases:
+        if wrong:
+            raise RecipeError(f"{what}. Set {remedy}.")
 
 
 def read_vl_recipe(source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> VLRecipe:

@@ -245,8 +245,9 @@ def _prepare(recipe: VLRecipe, out: Path, process: Process) -> tuple[_Parts, VLJ
 
 def _critic(parts: _Parts) -> SelfCritical | None:
     task = parts.recipe.task
-    if not isinstance(task, Captions) or task.self_critical is None:
+    if parts.recipe.self_critical is None:
         return None
+    assert isinstance(task, Captions)
     return SelfCritical(task, dataset=parts.train, tokenizer=parts.encoder.tokenizer)
 
 
@@ -303,7 +304,7 @@ def _build(parts: _Parts, teacher: VLModel | None) -> tuple[AnyModel, Distillati
             distillation = Distillation(recipe.distillation, student=student, teacher=teacher.model)
     if recipe.model.init is not None:
         load_initial(student, recipe.model.init, tokenizer=parts.encoder.tokenizer)
-    if isinstance(recipe.task, Captions) and recipe.task.self_critical is not None:
+    if recipe.self_critical is not None:
         _check_captioner(student, recipe)
     return student, distillation
 

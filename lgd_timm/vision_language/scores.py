@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -15,7 +15,7 @@ from ..errors import LGDError
 from ..utils.distributed import Ranks
 from .batch import Batch, Encoded, Encoder, collate, frequent_answers
 from .data.mosaics import MosaicsDataset
-from .data.sample import Dataset, images_of
+from .data.sample import Dataset, captions_of, images_of
 from .features import FeatureTable
 from .generate import generate
 from .learner import correct_words, task_logits
@@ -127,10 +127,7 @@ def score_captions(found: Mapping[int, str], dataset: Dataset) -> dict[str, floa
     Returns:
         Percent, but CIDEr-D: times 100.
     """
-    images, _ = images_of(dataset)
-    captions: dict[int, list[str]] = defaultdict(list)
-    for index, image in enumerate(images):
-        captions[image] += dataset[index].captions
+    images, captions = captions_of(dataset)
     references = {str(index): captions[images[index]] for index in found}
     scores = caption_scores({str(index): caption for index, caption in found.items()}, references)
     exact = [tokenize(said) in map(tokenize, references[str(index)]) for index, said in found.items()]

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from ..errors import LGDError
 from .batch import Batch
-from .data.sample import Dataset, images_of
+from .data.sample import Dataset, captions_of
 from .generate import generate_tokens, sample
 from .metrics import CiderD, tokenize
 from .model import VisionLanguageModel
@@ -48,8 +48,9 @@ class SelfCritical:
     def __init__(self, task: Captions, *, dataset: Dataset, tokenizer: Tokenizer) -> None:
         assert task.self_critical is not None
         self._task, self._tokenizer, self.config = task, tokenizer, task.self_critical
-        self._images, _ = images_of(dataset)
-        self._references = _references(dataset, self._images)
+        _check_captions(dataset)
+        self._images, captions = captions_of(dataset)
+        self._references = [[tokenize(caption) + END for caption in one] for one in captions]
         self._reward = CiderD(self._references)
 
     @torch.no_grad()
@@ -93,15 +94,12 @@ class SelfCritical:
         return tokenize(self._tokenizer.decode(row)) + (END if row[-1] == self._tokenizer.sep else "")
 
 
-def _references(dataset: Dataset, images: Sequence[int]) -> list[list[str]]:
-    """Each image's captions with their end. Raises: LGDError where a sample has no caption."""
-    captions: list[list[str]] = [[] for _ in set(images)]
-    for index, image in enumerate(images):
+def _check_captions(dataset: Dataset) -> None:
+    """Raises: LGDError where a sample has no caption."""
+    for index in range(len(dataset)):
         sample = dataset[index]
         if not sample.captions:
             raise LGDError(f"{sample.key} of data.train has no caption, and task.self_critical is set. Leave it out.")
-        captions[image] += [tokenize(caption) + END for caption in sample.captions]
-    return captions
 
 
 def log_probabilities(model: AnyModel, batch: Batch, *, tokenizer: Tokenizer, task: Captions) -> Tensor:

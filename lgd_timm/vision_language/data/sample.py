@@ -72,3 +72,16 @@ def images_of(dataset: Dataset) -> tuple[list[int], list[int]]:
         if number == len(samples):
             samples.append(index)
     return numbers, samples
+
+
+def captions_of(dataset: Dataset) -> tuple[list[int], list[list[str]]]:
+    """Collect the captions of each image of a data set.
+
+    Returns:
+        The number of each sample's image, and the captions of all samples of each image.
+    """
+    numbers, samples = images_of(dataset)
+    captions: list[list[str]] = [[] for _ in samples]
+    for index, number in enumerate(numbers):
+        captions[number] += dataset[index].captions
+    return numbers, captions
