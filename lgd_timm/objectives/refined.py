@@ -31,6 +31,7 @@ while the number of steps doubles.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -43,7 +44,11 @@ from torch.nn.functional import cross_entropy, normalize
 from ..utils.distributed import concat_all_gather, rank_and_world_size
 from .base import Assigned, Objective, above_zero, between
 
-SAMPLE = 2**24  # elements [N, C] of the answers that `fit` keeps to find the balance: 64 MiB
+log = logging.getLogger(__name__)
+
+SAMPLE = 2**24  # elements [N, C] of the answers, of all ranks, that `fit` keeps to find the balance: 64 MiB
+FEW = 10  # images a name, below which a warning is given
+LEAST_VARIANCE = 1e-4  # of unit rows: a mean of products has errors that a ridge of less would blow up
 SINKHORN_STEPS = 100
 POTENTIAL_RATE = 0.05  # of the running balance, whose means take some tens of steps to follow
 
@@ -168,20 +173,29 @@ class RefinedDistillation(Objective):
 
         Every rank has to call it.
         """
-        sums = self._sums(self.text_bank[:0])
-        sample, room = [], max(1, SAMPLE // len(self.text_bank))
-        for batch in embeddings:
-            rows = normalize(batch.to(self.text_bank).float(), dim=1)
-            sums += self._sums(rows)
-            sample.append(rows[: max(0, room)])
-            room -= len(rows)
-        self._take(_all_reduced(sums))
-        self._solve()
-        self._fitted = True
-        if self.config.balance:
-            found = balance_names(self._answers(torch.cat([self.text_bank[:0], *sample])), balance=self.config.balance)
-            for buffer, value in zip((self.potential, self.found, self.balanced), found, strict=True):
-                buffer.copy_(value)
+        with torch.autocast(self.text_bank.device.type, enabled=False):
+            sums, sample = self._sums(self.text_bank[:0]), _Sample(SAMPLE // len(self.text_bank))
+            for batch in embeddings:
+                rows = normalize(batch.to(self.text_bank).float(), dim=1)
+                sums += self._sums(rows)
+                sample.add(rows)
+            self._take(_all_reduced(sums))
+            self._solve()
+            self._fitted = True
+            if self.config.balance:
+                self._fit_balance(torch.cat([self.text_bank[:0], *sample.parts]))
+
+    def _fit_balance(self, rows: Tensor) -> None:
+        images, names = int(self.images), len(self.text_bank)
+        if images < FEW * names:
+            log.warning(
+                "objective.balance is %g for %d names and %d images. Of so few even equally frequent names show up "
+                "unequally often: leave it out, or have %d images a name.",
+                *(self.config.balance, names, images, FEW),
+            )
+        found = balance_names(self._answers(rows), balance=self.config.balance)
+        for buffer, value in zip((self.potential, self.found, self.balanced), found, strict=True):
+            buffer.copy_(value)
 
     def _answers(self, teacher: Tensor) -> Tensor:
         """p [B, C] before the balance."""
@@ -217,7 +231,7 @@ class RefinedDistillation(Objective):
         covariance = self.second - torch.outer(self.mean, self.mean)
         values, vectors = torch.linalg.eigh(covariance.double())
         values = values.clamp_min(0)
-        average = values.mean().clamp_min(1e-12)
+        average = values.mean().clamp_min(LEAST_VARIANCE / len(values))
         powers = (values / average + config.shrink).pow(-config.whiten / 2)
         self.metric.copy_((vectors * powers) @ vectors.T)
         inverse = (vectors / (values + config.ridge * average)) @ vectors.T
@@ -243,6 +257,22 @@ class RefinedDistillation(Objective):
     def set_extra_state(self, state: Tensor) -> None:
         self._updates, fitted = state.tolist()
         self._fitted = bool(fitted)
+
+
+class _Sample:
+    """Keeps rows [n, D] spread evenly over all that are added, at most `room` on all ranks together."""
+
+    def __init__(self, room: int) -> None:
+        self._room = max(1, room // rank_and_world_size()[1])
+        self._every, self._seen = 1, 0  # every how manyth row is kept; rows that were added
+        self.parts: list[Tensor] = []
+
+    def add(self, rows: Tensor) -> None:
+        self.parts.append(rows[-self._seen % self._every :: self._every])
+        self._seen += len(rows)
+        while sum(map(len, self.parts)) > self._room:
+            self.parts = [torch.cat(self.parts)[::2]]
+            self._every *= 2
 
 
 class Balance(NamedTuple):

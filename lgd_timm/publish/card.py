@@ -26,7 +26,7 @@ from ..config.recipe import Recipe
 from ..data.vocabulary import Vocabulary
 from ..errors import LGDError, WeightsError
 from ..hub.timm_models import check_config
-from ..objectives.registry import objective_class
+from ..objectives.registry import objective_class, objective_config
 from ..students.entrypoints import short_name
 from ..teachers import Stored
 from ..utils.files import atomic_file
@@ -199,6 +199,7 @@ def _recipe_facts(recipe: Recipe) -> dict[str, Any]:
         "linear": recipe.student.projector == "linear",
         "needs_labels": objective.needs_labels,
         "method": objective.method,
+        "balance": getattr(objective_config(recipe.objective), "balance", 0),
         "shards": recipe.data.shards,
         "train_split": recipe.data.train_split,
         "val_split": recipe.data.val_split,

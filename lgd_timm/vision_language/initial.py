@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from ..config.reader import local_source
 from ..errors import LGDError, TeacherError, WeightsError
 from ..hub.weights import FASTVLM
 from ..teachers.sentence_encoder import package_folder
+from ..utils.typed_json import JSONError, read_json
 from .folder import CONFIG, WEIGHTS, model_folder, open_model
 from .stock import EYES, AnyModel, CausalModel
 from .text import FILE, Tokenizer
@@ -86,10 +88,10 @@ def _read(source: str) -> tuple[Path, dict[str, Tensor]]:
     folder = package_folder(source) if source.startswith("package:") else local_source(source)
     if (folder / "model" / CONFIG).is_file():
         folder = model_folder(folder)
-    config = _text(folder / CONFIG)
-    if f'"model_type": "{FASTVLM}"' in config:
+    config = _config(folder / CONFIG)
+    if config.get("model_type") == FASTVLM:
         raise WeightsError(f"model.init {source!r} is a fastvlm, and model.form is bert. Set model.form to fastvlm.")
-    if '"regions_fingerprint"' in config:
+    if "regions_fingerprint" in config:
         prefix, name = "model.", ""
     else:
         prefix, name = "", "bert."
@@ -101,8 +103,9 @@ def _read(source: str) -> tuple[Path, dict[str, Tensor]]:
     }
 
 
-def _text(path: Path) -> str:
+def _config(path: Path) -> dict[str, Any]:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        config: dict[str, Any] = read_json(path, dict)
+    except (OSError, JSONError) as error:
         raise LGDError(f"{path} can't be read ({error}). Give a run, a published folder or a BERT's.") from error
+    return config

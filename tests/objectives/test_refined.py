@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from lgd_timm.errors import LGDError
-from lgd_timm.objectives import RefinedDistillation
-from lgd_timm.objectives.refined import RefinedConfig, _due, balance_names
+from lgd_timm.objectives import RefinedDistillation, refined
+from lgd_timm.objectives.refined import RefinedConfig, _due, _Sample, balance_names
 
 NAMES, DIM, BATCH = 5, 12, 16
 
@@ -116,10 +116,49 @@ def test_running_moments_over_all_batches_are_the_exact_ones() -> None:
 
 
 def test_moments_that_were_fitted_stay() -> None:
-    objective = fitted(rows())
+    objective, loaded = fitted(rows()), RefinedDistillation(bank())
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    objective.update(rows(seed=1))
-    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    loaded.load_state_dict(before)
+    for stays in (objective, loaded):
+        stays.update(rows(seed=1))
+        assert all(torch.equal(value, before[name]) for name, value in stays.state_dict().items())
+
+
+def test_autocast_changes_no_moment() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = fitted(rows(200), balance=1.0)
+    for name, value in fitted(rows(200), balance=1.0).state_dict().items():
+        assert torch.equal(lowered.state_dict()[name], value)
+
+
+def test_images_that_are_all_alike_change_no_answer_much() -> None:
+    """Their covariance is rounding, which the ridge must not divide by."""
+    alike = rows(1).repeat(50, 1)
+    assert fitted(alike).refiner.abs().max() < 1
+
+
+def test_the_balance_is_found_on_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not all have room: shards may be sorted by class."""
+    teacher, _ = clusters(1, per_name=400)
+    monkeypatch.setattr(refined, "SAMPLE", 150 * NAMES)
+    some = fitted(teacher, balance=1.0).target(normalize(teacher, dim=1)).mean(0)
+    torch.testing.assert_close(some, torch.full((NAMES,), 1 / NAMES), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_sample_is_spread_evenly(size: int) -> None:
+    sample = _Sample(room=100)
+    for part in torch.arange(1000)[:, None].split(size):
+        sample.add(part)
+    kept = torch.cat(sample.parts).flatten().tolist()
+    assert kept == list(range(0, 1000, 16))
+
+
+def test_a_warning_tells_of_too_few_images_to_balance(caplog: pytest.LogCaptureFixture) -> None:
+    fitted(rows(10 * NAMES), balance=1.0)
+    assert not caplog.records
+    fitted(rows(10 * NAMES - 1), balance=1.0)
+    assert f"{NAMES} names and {10 * NAMES - 1} images" in caplog.text
 
 
 def test_the_covariance_is_decomposed_seldom() -> None:
@@ -173,6 +212,14 @@ def test_refining_helps_where_the_images_bear_out_the_names() -> None:
     assert accuracy(fitted(teacher).target(normalize(teacher, dim=1)), labels) > plain
 
 
+def test_where_the_names_say_little_of_the_images_the_order_of_the_answers_stays() -> None:
+    """Images without any clusters: the answers are all but linear in the embedding, and so are the refined ones."""
+    teacher = draw(4000, DIM, seed=3)
+    t = normalize(teacher, dim=1)
+    plain, refined = (fitted(teacher, **switches).target(t) for switches in ({"refine": False}, {"sharpen": 1.0}))
+    assert (plain.argmax(1) == refined.argmax(1)).float().mean() > 0.9
+
+
 def test_where_the_names_say_nothing_of_the_images_the_target_stays_as_it_is() -> None:
     """The names' directions are at right angles to all images: every answer is uniform, and so is the target."""
     objective = RefinedDistillation(normalize(torch.cat([bank(), torch.zeros(NAMES, DIM)], 1), dim=1), balance=1.0)
@@ -199,11 +246,16 @@ def test_logits_that_are_shifted_by_the_potential_name_all_classes_equally_often
     assert torch.allclose(shifted, torch.full((NAMES,), 1 / NAMES), atol=1e-5)
 
 
-def test_without_balance_frequencies_have_no_say() -> None:
+def test_without_balance_unequal_frequencies_are_no_harm() -> None:
     teacher, labels = clusters(1)
     keep = torch.cat([torch.nonzero(labels == k).flatten()[: 100 // (k + 1)] for k in range(NAMES)])
-    objective = fitted(teacher[keep])
-    assert torch.equal(objective.potential, torch.ones(NAMES))
+    t = normalize(teacher[keep], dim=1)
+    plain, refined, balanced = (
+        accuracy(fitted(teacher[keep], **switches).target(t), labels[keep])
+        for switches in ({"refine": False}, {}, {"balance": 1.0})
+    )
+    assert refined >= plain
+    assert balanced < refined  # it was told what is not so
 
 
 def test_running_balance_comes_near_to_the_exact_one() -> None:
@@ -217,19 +269,25 @@ def test_running_balance_comes_near_to_the_exact_one() -> None:
     torch.testing.assert_close(frequencies, torch.full((NAMES,), 1 / NAMES), atol=0.02, rtol=0)
 
 
-def test_a_name_that_is_never_answered_is_no_harm() -> None:
-    """Its refined probability is the floor's; the other names' order is as it is without it."""
+def test_a_name_that_no_image_shows_is_no_harm() -> None:
     teacher, labels = clusters(1)
-    more = RefinedDistillation(torch.cat([bank(), -bank()[:1]]), balance=1.0)
-    more.fit([teacher])
-    p = more.target(normalize(teacher, dim=1))
+    t, names = normalize(teacher, dim=1), torch.cat([bank(), -bank()[:1]])
+    objective = RefinedDistillation(names)
+    objective.fit([teacher])
+    p = objective.target(t)
+    assert p[:, -1].max() < 1e-3
+    assert accuracy(p, labels) >= accuracy(fitted(teacher).target(t), labels) - 0.01
+
+
+def test_a_name_that_no_image_shows_takes_images_where_it_is_said_to_be_as_frequent() -> None:
+    """What `balance` is told is believed: the answers stay finite, some go to it, and most stay right."""
+    teacher, labels = clusters(1)
+    told = RefinedDistillation(torch.cat([bank(), -bank()[:1]]), balance=1.0)
+    told.fit([teacher])
+    p = told.target(normalize(teacher, dim=1))
     assert p.isfinite().all()
-    without = RefinedDistillation(torch.cat([bank(), -bank()[:1]]))
-    without.fit([teacher])
-    assert (
-        accuracy(without.target(normalize(teacher, dim=1)), labels)
-        >= accuracy(fitted(teacher).target(normalize(teacher, dim=1)), labels) - 0.01
-    )
+    assert p[:, -1].mean() > 0.01
+    assert accuracy(p, labels) > 0.8
 
 
 # gradients

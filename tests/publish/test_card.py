@@ -50,9 +50,16 @@ TRAINING = {
 }
 
 
-def recipe(*, shards: str = "data/birds", teacher: dict[str, Any] | None = None, **student: Any) -> Recipe:
+def recipe(
+    *,
+    shards: str = "data/birds",
+    teacher: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    **student: Any,
+) -> Recipe:
     return recipe_from_dict(
         {
+            "objective": objective or {},
             "name": "clip_rn50_birds",
             "teacher": teacher or {"kind": "open_clip", "model": "RN50"},
             "vocabulary": {"source": ["wren", "owl"]},
@@ -181,6 +188,14 @@ def test_probes_have_rows_and_results_of_their_own() -> None:
         ("image-classification", "k-NN top-1", 70.5),
         ("image-classification", "linear probe top-1", 75.25),
     ]
+
+
+def test_that_names_were_said_to_be_equally_frequent_is_told() -> None:
+    told = card(objective={"kind": "refined", "preset": "balanced"})
+    assert "about equally often (`objective.balance` 1)" in told
+    assert "add `--objective.balance 0`." in told
+    assert "equally" not in card(objective={"kind": "refined"})
+    assert "equally" not in card()
 
 
 def test_without_scores_none_are_claimed() -> None:
