@@ -5,7 +5,7 @@
     L_visual = the same over the visual bank v (VSB): a row is the mean of the teacher's rows nearest to a name (LGKA)
 
 The paper and its released code differ (docs/concepts/method.md lists where). Each difference is a switch here, and a
-preset for each sets them all. A third preset, "sharp", is the one that learns fastest in our comparisons.
+preset for each sets them all. A third preset, "sharp", is the one of the three that learns fastest in our comparisons.
 """
 
 from __future__ import annotations

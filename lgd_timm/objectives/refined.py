@@ -12,8 +12,8 @@
     g_i   = E q + R^T (t_i - m)                         ridge regression of q on t: R = (S + ridge v I)^-1 Cov(t, q)
     p_ik ~ max(g_ik, floor / C)^sharpen u_k             u: brings E p to (E p at u = 1)^(1 - balance)
 
-*Names.* LGD aggregates the teacher's embeddings per name, sum_i q_ik t_i, and reads an image by its cosine to these
-sums. The regression is the same aggregation, Cov(t, q), read in the metric of the images: what the embeddings of all
+*Names.* LGD aggregates the teacher's embeddings per name, softly by sum_i q_ik t_i, and reads an image by its cosine to
+the aggregates. The regression is this sum, Cov(t, q), read in the metric of the images: what the embeddings of all
 images do not bear out is dropped from each answer. `sharpen` restores the confidence that a regression loses.
 `balance` scales the names to a flatter frequency (Sinkhorn's scaling, arXiv 1306.0895), which corrects a teacher that
 prefers some names; it assumes that the names are about equally frequent among the images and hurts where they are not,

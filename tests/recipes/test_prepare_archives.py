@@ -77,6 +77,17 @@ def test_tiny_imagenet_is_read_from_any_archive_without_what_is_learned_from(
     assert (tmp_path / "out" / "names.txt").read_text().startswith(f"name {SYNSETS[0]}\nname {SYNSETS[1]}\n")
 
 
+def test_tiny_imagenet_of_the_first_images_of_each_class(script: Script, tiny: Path, tmp_path: Path) -> None:
+    more = shutil.copytree(tiny, tmp_path / tiny.name)
+    for number in (1, 2, 10):
+        write_jpeg(more / "train" / SYNSETS[0] / "images" / f"{SYNSETS[0]}_{number}.JPEG", 240 + number)
+    for count, found in ((1, 200), (3, 202), (11, 203)):
+        out = tmp_path / str(count)
+        assert script("tiny_imagenet").main([str(more), str(out), "--per-class", str(count)]) == 0
+        assert len(open_shards(out, split="train")) == found
+    assert script("tiny_imagenet").main([str(more), str(tmp_path / "none"), "--per-class", "0"]) == 2
+
+
 @pytest.mark.parametrize("name", ["caltech101", "tiny_imagenet"])
 def test_what_is_no_such_archive_is_one_line(
     name: str, script: Script, caltech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
