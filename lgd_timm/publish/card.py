@@ -162,6 +162,7 @@ def model_card(
     files, repo_id = tuple(files), repo_id or f"{ORGANISATION}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
     linear, open_clip = recipe.student.projector == "linear", "open_clip_model.safetensors" in files
     facts, spec = metrics.get("input", {}), teacher_spec(recipe, metrics)
+    classifier = str(spec.get("classifier", ""))
     size = facts.get("size") or recipe.student.image_size or 224
     front = front_matter(name=name, recipe=recipe, metrics=metrics, open_clip=open_clip)
     texts = [vocabulary.prompts(word)[0] for word in vocabulary.names[:3]]
@@ -177,6 +178,7 @@ def model_card(
         parameters=network.parameters,
         features=network.features,
         teacher=metrics.get("teacher", {}).get("name") or spec.get("model") or spec["kind"],
+        classifier=classifier if classifier.startswith("local-dir:") else "",
         names=vocabulary.names,
         files=files,
         open_clip=open_clip,

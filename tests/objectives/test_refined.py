@@ -129,6 +129,12 @@ def test_autocast_changes_no_moment() -> None:
         lowered = fitted(rows(200), balance=1.0)
     for name, value in fitted(rows(200), balance=1.0).state_dict().items():
         assert torch.equal(lowered.state_dict()[name], value)
+    plain, running = RefinedDistillation(bank(), balance=1.0), RefinedDistillation(bank(), balance=1.0)
+    for step in range(3):
+        plain.update(rows(seed=step))
+        with torch.autocast("cpu", torch.bfloat16):
+            running.update(rows(seed=step))
+    assert all(torch.equal(running.state_dict()[name], value) for name, value in plain.state_dict().items())
 
 
 def test_images_that_are_all_alike_change_no_answer_much() -> None:
@@ -267,6 +273,7 @@ def test_running_balance_comes_near_to_the_exact_one() -> None:
             running.update(batch)
     frequencies = running.target(normalize(teacher, dim=1)).mean(0)
     torch.testing.assert_close(frequencies, torch.full((NAMES,), 1 / NAMES), atol=0.02, rtol=0)
+    torch.testing.assert_close(running.found, fitted(teacher, balance=1.0).found, atol=0.01, rtol=0)
 
 
 def test_a_name_that_no_image_shows_is_no_harm() -> None:
@@ -287,6 +294,7 @@ def test_a_name_that_no_image_shows_takes_images_where_it_is_said_to_be_as_frequ
     p = told.target(normalize(teacher, dim=1))
     assert p.isfinite().all()
     assert p[:, -1].mean() > 0.01
+    assert told.potential.max() <= 1e3
     assert accuracy(p, labels) > 0.8
 
 

@@ -198,6 +198,14 @@ def test_that_names_were_said_to_be_equally_frequent_is_told() -> None:
     assert "equally" not in card()
 
 
+def test_a_classifier_in_a_folder_of_the_maker_is_named() -> None:
+    told = card(teacher={"kind": "conse", "classifier": "local-dir:data/mine", "encoder": "all-MiniLM-L6-v2"})
+    assert "`data/birds` and for its teacher's classifier at `local-dir:data/mine`; say" in told
+    assert "at `data/birds`; say" in card(
+        teacher={"kind": "conse", "classifier": "resnet50", "encoder": "all-MiniLM-L6-v2"}
+    )
+
+
 def test_without_scores_none_are_claimed() -> None:
     text = card(metrics={})
     assert ModelCard(text).data.eval_results is None
