@@ -137,7 +137,7 @@ def test_an_older_published_recipe_reads(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**data, "views": None}))
     recipe = read_recipe(folder)
-    assert recipe.teacher == Stored("data/cifar10/conse_efficientnet_lite0-none-s0-k1-f58c2abd36d1")
+    assert recipe.teacher == Stored("data/cifar10/conse_efficientnet_lite2-none-s0-k1-cf520dbd36d1")
     assert recipe.views is None
 
 
