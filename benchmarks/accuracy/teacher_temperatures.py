@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -45,8 +46,10 @@ def main() -> int:
         for name in arguments.teachers:
             spec = TEACHERS[name].spec
             assert isinstance(spec, Conse)
+            bank = bank_of(spec, names)
             for size in arguments.image_sizes:
-                print(line(f"{name}, {size} px", replace(spec, image_size=size), images, names), flush=True)
+                found = confidences(replace(spec, image_size=size).image(), images.split(BATCH), bank)
+                print(f"| {name}, {size} px | {' | '.join(f'{value:.4f}' for value in found.values())} |", flush=True)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
@@ -59,11 +62,10 @@ def read(shards: str, *, count: int, size: int) -> Tensor:
     return dataset.__getitems__([(position, 0) for position in range(min(count, len(dataset)))]).images
 
 
-def line(title: str, spec: Conse, images: Tensor, names: tuple[str, ...] | list[str]) -> str:
+def bank_of(spec: Conse, names: Sequence[str]) -> Tensor:
+    """Embed the bare names by a teacher's text tower: unit rows [C, D]."""
     text = spec.text()
-    bank = text_bank(Vocabulary(tuple(names), ("{}",)), text_fingerprint=text.fingerprint, text=lambda: text)
-    found = confidences(spec.image(), images.split(BATCH), bank)
-    return f"| {title} | {' | '.join(f'{value:.4f}' for value in found.values())} |"
+    return text_bank(Vocabulary(tuple(names), ("{}",)), text_fingerprint=text.fingerprint, text=lambda: text)
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ class _Sample:
     def add(self, rows: Tensor) -> None:
         self.parts.append(rows[-self._seen % self._every :: self._every])
         self._seen += len(rows)
-        while sum(map(len, self.parts)) > self._room:
+        while -(-self._seen // self._every) > self._room:  # as many are kept
             self.parts = [torch.cat(self.parts)[::2]]
             self._every *= 2
 

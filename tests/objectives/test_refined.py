@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from lgd_timm.errors import LGDError
-from lgd_timm.objectives import RefinedDistillation, refined
+from lgd_timm.objectives import RefinedDistillation
 from lgd_timm.objectives.refined import RefinedConfig, _due, _Sample, balance_names
 
 NAMES, DIM, BATCH = 5, 12, 16
@@ -146,7 +146,7 @@ def test_images_that_are_all_alike_change_no_answer_much() -> None:
 def test_the_balance_is_found_on_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not all have room: shards may be sorted by class."""
     teacher, _ = clusters(1, per_name=400)
-    monkeypatch.setattr(refined, "SAMPLE", 150 * NAMES)
+    monkeypatch.setattr("lgd_timm.objectives.refined.SAMPLE", 150 * NAMES)
     some = fitted(teacher, balance=1.0).target(normalize(teacher, dim=1)).mean(0)
     torch.testing.assert_close(some, torch.full((NAMES,), 1 / NAMES), atol=0.04, rtol=0)
 
