@@ -10,32 +10,25 @@ import argparse
 import logging
 import sys
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from lgd_timm.cli.common import parse_overrides
-from lgd_timm.errors import LGDError, MissingExtra
+from lgd_timm.config.recipe import Recipe
+from lgd_timm.errors import LGDError, MissingExtra, RecipeError
 from lgd_timm.utils.device import keep_memory
 
 from .report import markdown
 from .runs import identity, noted, recipe_of, run_once
-from .tables import TABLES
+from .tables import TABLES, overrides_of
 
 
 def main() -> int:
-    arguments, rest = _parser().parse_known_args()
     keep_memory()
     warnings.filterwarnings("ignore")  # of other libraries, between the bars
     logging.disable(logging.WARNING)
-    rows = {name: row for name, row in TABLES[arguments.table].items() if not arguments.rows or name in arguments.rows}
     try:
-        own = {key: yaml.safe_load(value) for key, value in parse_overrides(rest).items()}
-        recipes = {
-            (row, seed): recipe_of(arguments.recipe, {**rows[row], **own}, seed)
-            for seed in arguments.seeds
-            for row in rows
-        }
+        arguments, recipes = selected(sys.argv[1:])
         if not arguments.show:
             for (row, seed), recipe in recipes.items():
                 print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
@@ -49,18 +42,37 @@ def main() -> int:
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
-    wanted = {identity(recipe): row for (row, _), recipe in recipes.items()}
-    print(
-        markdown(
-            [
-                {**note, "row": wanted[note["identity"]]}
-                for note in noted(arguments.notes)
-                if note["identity"] in wanted
-            ],
-            rows=list(rows),
-        )
-    )
+    print(table(recipes, noted(arguments.notes)))
     return 0
+
+
+Recipes = Mapping[tuple[str, int], Recipe]  # of a row and a seed
+
+
+def selected(words: Sequence[str]) -> tuple[argparse.Namespace, Recipes]:
+    """Read the command line: its arguments, and the recipe of each run. Raises: LGDError."""
+    arguments, rest = _parser().parse_known_args(words)
+    rows = TABLES[arguments.table]
+    unknown = [row for row in arguments.rows or () if row not in rows]
+    if unknown:
+        raise RecipeError(
+            f"No row {unknown[0]!r} in table {arguments.table!r}; its rows are {', '.join(map(repr, rows))}."
+        )
+    own = overrides_of(rest)
+    return arguments, {
+        (row, seed): recipe_of(arguments.recipe, {**rows[row], **own}, seed)
+        for seed in arguments.seeds
+        for row in arguments.rows or rows
+    }
+
+
+def table(recipes: Recipes, notes: Iterable[Mapping[str, Any]]) -> str:
+    """Those of the notes that are of these recipes, as Markdown."""
+    wanted = {identity(recipe): row for (row, _), recipe in recipes.items()}
+    return markdown(
+        [{**note, "row": wanted[note["identity"]]} for note in notes if note["identity"] in wanted],
+        rows=list(dict.fromkeys(wanted.values())),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

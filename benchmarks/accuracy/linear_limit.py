@@ -2,6 +2,7 @@
 
 A linear map of the teacher's own embedding takes the student's place, so that nothing but the objective limits it.
 It is trained on all shards but the last, and scored zero-shot on the last, whose labels no objective sees.
+`--objective.ridge 1` and the like change settings of the chosen rows.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from torch import Tensor, nn
 
 from lgd_timm.data import open_shards
 from lgd_timm.data.stored_embeddings import open_stored
-from lgd_timm.data.vocabulary import Vocabulary
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.objectives import create_objective
+from lgd_timm.objectives.registry import check_objective
 from lgd_timm.teachers import spec_from_dict
-from lgd_timm.teachers.text_bank import text_bank
 
 from .report import spread
-from .tables import CIFAR10, RIVALS
-from .targets import read_embeddings
+from .tables import CIFAR10, RIVALS, objective_settings
+from .teachers import names_bank, read_embeddings
 
 ROWS = [row for row in RIVALS if row not in ("supervised, with labels", "regression, deep head")]
 BATCH = 128
@@ -37,29 +37,30 @@ def main() -> int:
     parser.add_argument("--embeddings", default="data/cifar10/conse_efficientnet_lite0-none-s0-k1-f58c2abd36d1")
     parser.add_argument("--steps", type=int, default=390)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help="these alone")
+    arguments, rest = parser.parse_known_args()
     try:
+        own = objective_settings(rest)
+        settings = {row: check_objective({**RIVALS[row]["objective"], **own}) for row in arguments.rows}
         stored, shards = open_stored(arguments.embeddings), open_shards(arguments.shards, split="train")
         teacher, labels = read_embeddings(shards, stored)
-        text = spec_from_dict(stored.metadata["teacher"]).text()
-        names = text_bank(Vocabulary(tuple(CIFAR10), ("{}",)), text_fingerprint=text.fingerprint, text=lambda: text)
+        names = names_bank(spec_from_dict(stored.metadata["teacher"]).text(), CIFAR10)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
     held = shards.lengths[-1]
-    own = 100 * float(((teacher[-held:] @ names.T).argmax(1) == labels[-held:]).float().mean())
+
+    def top1(rows: Tensor) -> float:
+        return 100 * float(((rows @ names.T).argmax(1) == labels[-held:]).float().mean())
+
     print(f"{len(teacher) - held:,} images to learn from, {held:,} to score; {arguments.steps} steps of {BATCH}\n")
-    print(f"| | zero-shot | n |\n|---|---|---|\n| the teacher itself | {own:.2f} | |")
-    for row in ROWS:
+    print(f"| | zero-shot | n |\n|---|---|---|\n| the teacher itself | {top1(teacher[-held:]):.2f} | |")
+    for row in arguments.rows:
         maps = [
-            train(names, teacher[:-held], seed=seed, steps=arguments.steps, **RIVALS[row]["objective"])
-            for seed in arguments.seeds
+            train(names, teacher[:-held], seed=seed, steps=arguments.steps, **settings[row]) for seed in arguments.seeds
         ]
-        right = [
-            100 * float(((linear(teacher[-held:]) @ names.T).argmax(1) == labels[-held:]).float().mean())
-            for linear in maps
-        ]
-        print(f"| {row} | {spread(right)} | {len(right)} |", flush=True)
+        scores = [top1(linear(teacher[-held:])) for linear in maps]
+        print(f"| {row} | {spread(scores)} | {len(scores)} |", flush=True)
     return 0
 
 

@@ -2,14 +2,14 @@
 
 The plain target (the teacher's own answers) beside that of the objective `refined`, without and with `balance`, for the
 stored embeddings of all images, of long-tailed draws of them, and over a hundred names. Labels score the targets and
-draw the long tails; no objective sees them.
+draw the long tails; no objective sees them. `--objective.ridge 1` and the like change the objective's settings.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,14 @@ from torch.nn.functional import normalize
 
 from lgd_timm.data import open_shards
 from lgd_timm.data.stored_embeddings import open_stored
-from lgd_timm.data.vocabulary import Vocabulary, load_vocabulary
+from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.objectives import RefinedDistillation
 from lgd_timm.teachers import Conse, spec_from_dict
 from lgd_timm.teachers.conse import whitening
-from lgd_timm.teachers.text_bank import text_bank
 
-from .tables import CIFAR10, HUNDRED
-from .targets import read_embeddings
+from .tables import CIFAR10, HUNDRED, objective_settings
+from .teachers import names_bank, read_embeddings
 
 TARGETS: dict[str, dict[str, Any]] = {
     "plain": {"refine": False},
@@ -53,8 +52,9 @@ def main() -> int:
     parser.add_argument(
         "--whiten", action="store_true", help="as if their teacher, a ConSE one, had been told to whiten its texts"
     )
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
     try:
+        own = objective_settings(rest)
         stored = open_stored(arguments.embeddings)
         teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
         names = CIFAR10 if arguments.names is None else load_vocabulary(arguments.names).names
@@ -65,20 +65,18 @@ def main() -> int:
             teacher = normalize(teacher @ whitening(spec.class_embeddings()), dim=1)
         text = spec.text()
 
-        def bank_of(words: Sequence[str]) -> Tensor:
-            return text_bank(Vocabulary(tuple(words), ("{}",)), text_fingerprint=text.fingerprint, text=lambda: text)
-
         draws = {"all images": torch.arange(len(labels)), **long_tails(labels, len(names))}
         print(f"{len(labels):,} images of {arguments.shards} ({arguments.split}), {stored.metadata['name']}\n")
         print(f"| | {' | '.join(TARGETS)} | images |")
         print("|---" * (len(TARGETS) + 2) + "|")
+        bank = names_bank(text, names)
         for title, chosen in draws.items():
-            print(line(title, scores(bank_of(names), teacher[chosen], labels[chosen]), images=len(chosen)))
+            print(line(title, scores(bank, teacher[chosen], labels[chosen], **own), images=len(chosen)))
         if arguments.more_names:
             many = list(load_vocabulary(arguments.more_names).names)
             place = torch.tensor([many.index(name) for name in names])
             title = f"all images, {len(many)} names"
-            print(line(title, scores(bank_of(many), teacher, place[labels]), images=len(labels)))
+            print(line(title, scores(names_bank(text, many), teacher, place[labels], **own), images=len(labels)))
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
@@ -97,11 +95,11 @@ def long_tails(labels: Tensor, classes: int) -> dict[str, Tensor]:
     return draws
 
 
-def scores(bank: Tensor, teacher: Tensor, labels: Tensor) -> Mapping[str, float]:
+def scores(bank: Tensor, teacher: Tensor, labels: Tensor, **settings: Any) -> Mapping[str, float]:
     """Percent of the rows [N, D] whose target's likeliest name is the label's, for each of `TARGETS`."""
     right = {}
     for name, switches in TARGETS.items():
-        objective = RefinedDistillation(bank, **switches)
+        objective = RefinedDistillation(bank, **{**settings, **switches})
         objective.fit(teacher.split(5000))
         right[name] = 100 * float((objective.target(teacher).argmax(1) == labels).float().mean())
     return right

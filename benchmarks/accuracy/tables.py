@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import yaml
+
+from lgd_timm.cli.common import parse_overrides
+from lgd_timm.errors import RecipeError
 
 Overrides = dict[str, Any]
 
@@ -76,6 +82,8 @@ TEXT: dict[str, Overrides] = {
     "the right 10 names": PAPER,
     "10 other names": {**PAPER, "vocabulary.source": OTHER},
     "100 names, the 10 among them": {**PAPER, "vocabulary.source": HUNDRED},
+    "refined: the right 10 names": RIVALS["refined"],
+    "refined: 100 names, the 10 among them": {**RIVALS["refined"], "vocabulary.source": HUNDRED},
 }
 
 # Each part of the objective alone or left out
@@ -92,7 +100,6 @@ PARTS: dict[str, Overrides] = {
     "names weight 2": _refined(names_weight=2.0),
     "balance 0.5": _refined(balance=0.5),
     "balanced": RIVALS["refined, balanced: told that names are about equally frequent"],
-    "a hundred names": {**_refined(), "vocabulary.source": HUNDRED},
 }
 
 # The paper's text control on photographs with hundreds of names: the same images, the names of one set or of the other.
@@ -110,3 +117,17 @@ CONTROL: dict[str, Overrides] = {
 }
 
 TABLES = {"rivals": RIVALS, "parts": PARTS, "control": CONTROL, "ablations": ABLATIONS, "text": TEXT}
+
+
+def overrides_of(words: Sequence[str]) -> Overrides:
+    """Read `--field.sub value ...` as a recipe's overrides. Raises: RecipeError for other words."""
+    return {field: yaml.safe_load(value) for field, value in parse_overrides(words).items()}
+
+
+def objective_settings(words: Sequence[str]) -> Overrides:
+    """Read `--objective.ridge 1 ...` as an objective's settings. Raises: RecipeError for another field."""
+    overrides = overrides_of(words)
+    for field in overrides:
+        if not field.startswith("objective."):
+            raise RecipeError(f"--{field} is not used here; settings of the objective are (--objective.ridge 1).")
+    return {field.removeprefix("objective."): value for field, value in overrides.items()}

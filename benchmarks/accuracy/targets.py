@@ -10,21 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from lgd_timm.data import ShardSet, open_shards
-from lgd_timm.data.stored_embeddings import StoredEmbeddings, open_stored
-from lgd_timm.data.tar import IndexedTar
-from lgd_timm.data.vocabulary import Vocabulary
+from lgd_timm.data import open_shards
+from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.objectives import LGD
 from lgd_timm.teachers import spec_from_dict
-from lgd_timm.teachers.text_bank import text_bank
 
 from .tables import CIFAR10
+from .teachers import names_bank, read_embeddings
 
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -40,12 +36,7 @@ def main() -> int:
     try:
         stored = open_stored(arguments.embeddings)
         teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
-        names = text_bank(
-            Vocabulary(tuple(CIFAR10), ("{}",)),
-            text_fingerprint=stored.metadata["text_fingerprint"],
-            text=spec_from_dict(stored.metadata["teacher"]).text,
-            folders=[stored.root / "text"],
-        )
+        names = names_bank(spec_from_dict(stored.metadata["teacher"]).text(), CIFAR10)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
@@ -76,16 +67,6 @@ def main() -> int:
         cells = [f"{p.max(1).values.mean():.3f} | {perplexity(p):.2f}" for p in (text, bare)]
         print(f"| {temperature:g} | {' | '.join(cells)} | {positive.mean():.4f} |")
     return 0
-
-
-def read_embeddings(shards: ShardSet, stored: StoredEmbeddings) -> tuple[Tensor, Tensor]:
-    """View 0 of every image: unit rows [N, D]; and labels int64 [N], -1 where there is none."""
-    rows, labels = [], []
-    for shard, name in enumerate(shards.filenames):
-        tar = IndexedTar(shards.path(shard))
-        rows.extend(stored.read(name, key, 0) for key in tar.keys)
-        labels.extend(int(tar.read(key, "cls")) if "cls" in tar.samples[key] else -1 for key in tar.keys)
-    return normalize(torch.from_numpy(np.stack(rows)).float(), dim=1), torch.tensor(labels)
 
 
 def aggregated(names: Tensor, teacher: Tensor, *, batch_size: int = 128, epochs: int = 2) -> LGD:

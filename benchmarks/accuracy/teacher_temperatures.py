@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -15,13 +14,13 @@ from torch import Tensor
 from lgd_timm.data import open_shards
 from lgd_timm.data.dataset import ShardDataset
 from lgd_timm.data.views import Views
-from lgd_timm.data.vocabulary import Vocabulary, load_vocabulary
+from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.teachers.catalog import TEACHERS
 from lgd_timm.teachers.conse import TEMPERATURES, Conse, confidences
-from lgd_timm.teachers.text_bank import text_bank
 
 from .tables import CIFAR10
+from .teachers import names_bank
 
 BATCH = 100
 
@@ -46,7 +45,7 @@ def main() -> int:
         for name in arguments.teachers:
             spec = TEACHERS[name].spec
             assert isinstance(spec, Conse)
-            bank = bank_of(spec, names)
+            bank = names_bank(spec.text(), names)
             for size in arguments.image_sizes:
                 found = confidences(replace(spec, image_size=size).image(), images.split(BATCH), bank)
                 print(f"| {name}, {size} px | {' | '.join(f'{value:.4f}' for value in found.values())} |", flush=True)
@@ -60,12 +59,6 @@ def read(shards: str, *, count: int, size: int) -> Tensor:
     """Read the first training images whole, uint8 [count, 3, size, size]."""
     dataset = ShardDataset(open_shards(shards, split="train"), views=Views(size=size, augmentation="none"))
     return dataset.__getitems__([(position, 0) for position in range(min(count, len(dataset)))]).images
-
-
-def bank_of(spec: Conse, names: Sequence[str]) -> Tensor:
-    """Embed the bare names by a teacher's text tower: unit rows [C, D]."""
-    text = spec.text()
-    return text_bank(Vocabulary(tuple(names), ("{}",)), text_fingerprint=text.fingerprint, text=lambda: text)
 
 
 if __name__ == "__main__":

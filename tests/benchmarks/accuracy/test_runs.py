@@ -139,29 +139,10 @@ def test_spread_is_the_sample_deviation_and_needs_two() -> None:
     assert markdown([], rows=["a"]).count("\n") == 1
 
 
-TINY, TAIL = (
-    ("--recipe", "recipes/evidence_tiny_imagenet.yaml"),
-    ("--recipe", "recipes/evidence_cifar10_long_tail.yaml"),
-)
-FOUR_EPOCHS = ("--schedule.epochs", "4", "--schedule.warmup_epochs", "1")
-RECORD = {
-    **{table: (table,) for table in ("rivals", "parts", "ablations", "text")},
-    "rivals, four epochs": ("rivals", *FOUR_EPOCHS),
-    "rivals, long tail": ("rivals", *TAIL),
-    "rivals, Tiny-ImageNet": ("rivals", *TINY),
-    "rivals, Tiny-ImageNet, four epochs": ("rivals", *TINY, *FOUR_EPOCHS),
-    "control": ("control", *TINY),
-    "control, four epochs": ("control", *TINY, *FOUR_EPOCHS),
-}
-
-
-@pytest.mark.parametrize("table", RECORD)
-def test_the_record_shows_what_is_noted(
-    table: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_row_that_is_not_in_the_table_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """docs/results/reproduction.md holds each table as the command prints it from the notes of all runs."""
-    monkeypatch.setattr(sys, "argv", ["evidence", *RECORD[table], "--show"])
-    assert command.main() == 0
-    shown = capsys.readouterr().out.strip()
-    assert len(shown.splitlines()) > 2
-    assert shown in Path("docs/results/reproduction.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["evidence", "rivals", "--show", "--rows", "seed", "clip-kd"])
+    assert command.main() == 1
+    assert "'clip-kd'" in (error := capsys.readouterr().err)
+    assert "'clip_kd'" in error
