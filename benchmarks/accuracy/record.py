@@ -12,6 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from lgd_timm.errors import LGDError
+
 from .__main__ import selected, table
 from .runs import noted
 
@@ -24,8 +26,12 @@ def main() -> int:
         "python -m benchmarks.accuracy.record", description=(__doc__ or "").partition(":")[0]
     )
     parser.add_argument("record", nargs="?", type=Path, default=RECORD)
-    path = parser.parse_args().record
-    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    record = parser.parse_args().record
+    try:
+        record.write_text(renewed(record.read_text(encoding="utf-8")), encoding="utf-8")
+    except (LGDError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
