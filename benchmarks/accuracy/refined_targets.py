@@ -21,7 +21,8 @@ from lgd_timm.data import open_shards
 from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.data.vocabulary import load_vocabulary
 from lgd_timm.errors import LGDError, MissingExtra
-from lgd_timm.objectives import RefinedDistillation
+from lgd_timm.objectives import RefinedDistillation, create_objective
+from lgd_timm.objectives.registry import check_objective
 from lgd_timm.teachers import Conse, spec_from_dict
 from lgd_timm.teachers.conse import whitening
 
@@ -54,7 +55,7 @@ def main() -> int:
     )
     arguments, rest = parser.parse_known_args()
     try:
-        own = objective_settings(rest)
+        own = check_objective({**objective_settings(rest), "kind": "refined"})
         stored = open_stored(arguments.embeddings)
         teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
         names = CIFAR10 if arguments.names is None else load_vocabulary(arguments.names).names
@@ -99,7 +100,8 @@ def scores(bank: Tensor, teacher: Tensor, labels: Tensor, **settings: Any) -> Ma
     """Percent of the rows [N, D] whose target's likeliest name is the label's, for each of `TARGETS`."""
     right = {}
     for name, switches in TARGETS.items():
-        objective = RefinedDistillation(bank, **{**settings, **switches})
+        objective = create_objective(bank, **{"kind": "refined", **settings, **switches})
+        assert isinstance(objective, RefinedDistillation)
         objective.fit(teacher.split(5000))
         right[name] = 100 * float((objective.target(teacher).argmax(1) == labels).float().mean())
     return right

@@ -125,9 +125,9 @@ def overrides_of(words: Sequence[str]) -> Overrides:
 
 
 def objective_settings(words: Sequence[str]) -> Overrides:
-    """Read `--objective.ridge 1 ...` as an objective's settings. Raises: RecipeError for another field."""
+    """Read `--objective.ridge 1 ...` as settings of an objective. Raises: RecipeError for others, and its kind."""
     overrides = overrides_of(words)
     for field in overrides:
-        if not field.startswith("objective."):
+        if not field.startswith("objective.") or field == "objective.kind":
             raise RecipeError(f"--{field} is not used here; settings of the objective are (--objective.ridge 1).")
     return {field.removeprefix("objective."): value for field, value in overrides.items()}

@@ -16,8 +16,9 @@ import yaml
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy.report import markdown, spread
 from benchmarks.accuracy.runs import REVISIONS, identity, recipe_of
-from benchmarks.accuracy.tables import CIFAR10, HUNDRED, OTHER, TABLES
+from benchmarks.accuracy.tables import CIFAR10, HUNDRED, OTHER, TABLES, objective_settings
 from lgd_timm.data.vocabulary import load_vocabulary
+from lgd_timm.errors import RecipeError
 from lgd_timm.objectives import objective_config
 
 BASE = Path("recipes/evidence_cifar10.yaml")
@@ -146,3 +147,11 @@ def test_a_row_that_is_not_in_the_table_is_refused(
     assert command.main() == 1
     assert "'clip-kd'" in (error := capsys.readouterr().err)
     assert "'clip_kd'" in error
+
+
+def test_settings_of_an_objective_are_read_and_nothing_else() -> None:
+    assert objective_settings(["--objective.ridge", "1", "--objective.refine=false"]) == {"ridge": 1, "refine": False}
+    assert objective_settings([]) == {}
+    for field in ("objective.kind", "optimizer.lr"):
+        with pytest.raises(RecipeError, match=field):
+            objective_settings([f"--{field}", "1"])
