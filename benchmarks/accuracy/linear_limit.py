@@ -19,11 +19,10 @@ from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.objectives import create_objective
 from lgd_timm.objectives.registry import check_objective
-from lgd_timm.teachers import spec_from_dict
 
 from .report import spread
 from .tables import CIFAR10, RIVALS, objective_settings
-from .teachers import names_bank, read_embeddings
+from .teachers import read_embeddings, stored_names_bank
 
 ROWS = [row for row in RIVALS if row not in ("supervised, with labels", "regression, deep head")]
 BATCH = 128
@@ -44,7 +43,7 @@ def main() -> int:
         settings = {row: check_objective({**RIVALS[row]["objective"], **own}) for row in arguments.rows}
         stored, shards = open_stored(arguments.embeddings), open_shards(arguments.shards, split="train")
         teacher, labels = read_embeddings(shards, stored)
-        names = names_bank(spec_from_dict(stored.metadata["teacher"]).text(), CIFAR10)
+        names = stored_names_bank(stored, CIFAR10)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1

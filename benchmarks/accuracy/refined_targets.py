@@ -55,7 +55,7 @@ def main() -> int:
     )
     arguments, rest = parser.parse_known_args()
     try:
-        own = check_objective({**objective_settings(rest), "kind": "refined"})
+        own = check_objective({"kind": "refined", **objective_settings(rest)})
         stored = open_stored(arguments.embeddings)
         teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
         names = CIFAR10 if arguments.names is None else load_vocabulary(arguments.names).names
@@ -72,12 +72,12 @@ def main() -> int:
         print("|---" * (len(TARGETS) + 2) + "|")
         bank = names_bank(text, names)
         for title, chosen in draws.items():
-            print(line(title, scores(bank, teacher[chosen], labels[chosen], **own), images=len(chosen)))
+            print(line(title, scores(bank, teacher[chosen], labels[chosen], settings=own), images=len(chosen)))
         if arguments.more_names:
             many = list(load_vocabulary(arguments.more_names).names)
             place = torch.tensor([many.index(name) for name in names])
             title = f"all images, {len(many)} names"
-            print(line(title, scores(names_bank(text, many), teacher, place[labels], **own), images=len(labels)))
+            print(line(title, scores(names_bank(text, many), teacher, place[labels], settings=own), images=len(labels)))
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1
@@ -96,11 +96,11 @@ def long_tails(labels: Tensor, classes: int) -> dict[str, Tensor]:
     return draws
 
 
-def scores(bank: Tensor, teacher: Tensor, labels: Tensor, **settings: Any) -> Mapping[str, float]:
+def scores(bank: Tensor, teacher: Tensor, labels: Tensor, *, settings: Mapping[str, Any]) -> Mapping[str, float]:
     """Percent of the rows [N, D] whose target's likeliest name is the label's, for each of `TARGETS`."""
     right = {}
     for name, switches in TARGETS.items():
-        objective = create_objective(bank, **{"kind": "refined", **settings, **switches})
+        objective = create_objective(bank, **{**settings, **switches})
         assert isinstance(objective, RefinedDistillation)
         objective.fit(teacher.split(5000))
         right[name] = 100 * float((objective.target(teacher).argmax(1) == labels).float().mean())

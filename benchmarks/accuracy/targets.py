@@ -17,10 +17,9 @@ from lgd_timm.data import open_shards
 from lgd_timm.data.stored_embeddings import open_stored
 from lgd_timm.errors import LGDError, MissingExtra
 from lgd_timm.objectives import LGD
-from lgd_timm.teachers import spec_from_dict
 
 from .tables import CIFAR10
-from .teachers import names_bank, read_embeddings
+from .teachers import read_embeddings, stored_names_bank
 
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -36,7 +35,7 @@ def main() -> int:
     try:
         stored = open_stored(arguments.embeddings)
         teacher, labels = read_embeddings(open_shards(arguments.shards, split=arguments.split), stored)
-        names = names_bank(spec_from_dict(stored.metadata["teacher"]).text(), CIFAR10)
+        names = stored_names_bank(stored, CIFAR10)
     except (LGDError, MissingExtra) as error:
         print(error, file=sys.stderr)
         return 1

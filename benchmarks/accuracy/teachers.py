@@ -13,6 +13,7 @@ from lgd_timm.data import ShardSet
 from lgd_timm.data.stored_embeddings import StoredEmbeddings
 from lgd_timm.data.tar import IndexedTar
 from lgd_timm.data.vocabulary import Vocabulary
+from lgd_timm.teachers import spec_from_dict
 from lgd_timm.teachers.base import TextTeacher
 from lgd_timm.teachers.text_bank import text_bank
 
@@ -29,4 +30,18 @@ def read_embeddings(shards: ShardSet, stored: StoredEmbeddings) -> tuple[Tensor,
 
 def names_bank(text: TextTeacher, names: Sequence[str]) -> Tensor:
     """Embed bare names, without templates: unit rows [C, D]."""
-    return text_bank(Vocabulary(tuple(names), ("{}",)), text_fingerprint=text.fingerprint, text=lambda: text)
+    return text_bank(_bare(names), text_fingerprint=text.fingerprint, text=lambda: text)
+
+
+def stored_names_bank(stored: StoredEmbeddings, names: Sequence[str]) -> Tensor:
+    """Embed bare names as the teacher of stored embeddings does, which is loaded for names alone that no file has."""
+    return text_bank(
+        _bare(names),
+        text_fingerprint=stored.metadata["text_fingerprint"],
+        text=spec_from_dict(stored.metadata["teacher"]).text,
+        folders=[stored.root / "text"],
+    )
+
+
+def _bare(names: Sequence[str]) -> Vocabulary:
+    return Vocabulary(tuple(names), ("{}",))
